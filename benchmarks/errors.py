@@ -1,0 +1,34 @@
+"""What a user can get wrong, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A request that cannot be carried out as it stands.
+
+    The message is one line that says what is wrong and what to do; the command line prints it without a
+    traceback and exits with status 2.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The member of ``names`` most like ``name``, or None where none is."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def choose(kind: str, name: str, names: Iterable[str]) -> str:
+    """``name`` if it is one of ``names``.
+
+    Raises UserError naming the nearest match and the whole list: ``unknown data set 'cifar11': did you mean
+    'cifar10'? Known: ...``.
+    """
+    known = sorted(names)
+    if name in known:
+        return name
+    guess = nearest(name, known)
+    hint = f": did you mean {guess!r}?" if guess else "."
+    raise UserError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")

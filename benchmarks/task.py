@@ -1,0 +1,67 @@
+"""The task that a method is given: everything it may see, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.networks import Network
+
+
+@dataclass(frozen=True)
+class Task:
+    """Distil ``images`` into ``ipc`` synthetic images per class.
+
+    Holds no test images and no data set name: a method cannot select on the test set or look up a constant that
+    belongs to its configuration.
+    """
+
+    images: Tensor
+    """(N, channels, height, width), floating point, preprocessed, on the device to work on."""
+    labels: Tensor
+    """(N,) int64 in [0, num_classes), on the same device."""
+    num_classes: int
+    ipc: int
+    """Synthetic images per class."""
+    network: Callable[[torch.Generator], Network]
+    """Builds a freshly initialised network from a CPU generator, on the device and in the dtype of ``images``."""
+    generator: torch.Generator
+    """The cell's CPU generator: every random choice of a method comes from it."""
+    flip: bool
+    """Whether a mirrored image still belongs to its class (false for digits and the like)."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.images.dtype
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """A uniformly drawn batch without repetition: images (count, C, H, W) and labels (count,).
+
+        All images where there are fewer than ``count``.
+        """
+        index = torch.randperm(len(self.labels), generator=self.generator)[:count].to(self.device)
+        return self.images[index], self.labels[index]
+
+    def draw_per_class(self) -> tuple[Tensor, Tensor]:
+        """``ipc`` random real images of every class, class-major: images (num_classes * ipc, C, H, W) and labels."""
+        labels = self.labels.cpu()
+        picked = []
+        for c in range(self.num_classes):
+            members = torch.nonzero(labels == c).flatten()
+            picked.append(members[torch.randperm(len(members), generator=self.generator)[: self.ipc]])
+        index = torch.cat(picked).to(self.device)
+        return self.images[index].clone(), self.labels[index].clone()
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator that depends on ``key`` alone: the same on every machine, different for every key."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

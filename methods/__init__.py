@@ -1,0 +1,60 @@
+"""HOW: one paper, one file. A new file here is a new method; another package adds one by an entry point.
+
+Listing names imports nothing, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+ENTRY_POINTS = "frepo_bench.methods"
+"""Entry-point group for methods of other packages: ``name = "package.module:Class"``."""
+
+
+def names() -> list[str]:
+    """The names of all methods, built-in and installed, sorted."""
+    return sorted(_builtin() | _installed().keys())
+
+
+def get(name: str) -> type[Method]:
+    """The method class called ``name``.
+
+    Raises UserError for an unknown name (with the list and the nearest match), and for a method of another package
+    that cannot be imported or is not a Method.
+    """
+    from methods.base import Method
+
+    choose("method", name, names())
+    if name in _builtin():
+        module = importlib.import_module(f"methods.{name}")
+        return next(
+            member
+            for _, member in inspect.getmembers(module, inspect.isclass)
+            if issubclass(member, Method) and member.__module__ == module.__name__
+        )
+    point = _installed()[name]
+    try:
+        found = point.load()
+    except Exception as error:
+        raise UserError(f"method {name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise UserError(f"method {name!r} ({point.value}) is not a subclass of methods.base.Method")
+    return found
+
+
+def _builtin() -> set[str]:
+    files = Path(__file__).parent.glob("[!_]*.py")
+    return {file.stem for file in files} - {"base"}
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

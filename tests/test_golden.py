@@ -1,0 +1,58 @@
+"""Our code against arrays that the official implementations produced (tests/golden/README.md)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import tests.adapters
+from tests.adapters import Adapter, Case, Mistake
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDER = Path(os.environ.get("GOLDEN_DIR") or GOLDEN)
+FILES = sorted(FOLDER.glob("*.npz"))
+
+ADAPTERS: dict[str, Adapter] = {}
+MISTAKES: list[Mistake] = []
+for _module in pkgutil.iter_modules(tests.adapters.__path__, "tests.adapters."):
+    _loaded = importlib.import_module(_module.name)
+    ADAPTERS.update(_loaded.ADAPTERS)
+    MISTAKES.extend(_loaded.MISTAKES)
+
+
+def adapter_for(path: Path) -> Adapter:
+    """The adapter with the longest prefix that fits; a file that none fits is a failure, never skipped."""
+    fitting = [prefix for prefix in ADAPTERS if path.name.startswith(prefix)]
+    assert fitting, f"{path.name}: no adapter knows this prefix; add one to tests/adapters/"
+    return ADAPTERS[max(fitting, key=len)]
+
+
+def test_there_are_golden_files() -> None:
+    assert FILES, f"no .npz file in {FOLDER}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden(path: Path, dtype: torch.dtype) -> None:
+    case = Case(path, dtype)
+    adapter_for(path)(case)
+    assert case.checked, f"{path.name}: the adapter compared nothing"
+
+
+def test_an_unknown_prefix_fails() -> None:
+    with pytest.raises(AssertionError, match="no adapter knows"):
+        adapter_for(Path("unheard_of.npz"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_planted_mistake_is_seen(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = GOLDEN / mistake.file
+    adapter_for(path)(Case(path, torch.float64))
+    mistake.patch(monkeypatch)
+    with pytest.raises(AssertionError):
+        adapter_for(path)(Case(path, torch.float64))
