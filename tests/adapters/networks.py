@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import networks
-from benchmarks.networks import BatchNorm, Network, NetworkSpec
+from benchmarks.networks import BatchNorm, ConvNetDoubling, Network, NetworkSpec
 from tests.adapters import Adapter, Case, Mistake
 
 NORM = {"none": "none", "identity": "none", "batch": "batch", "instancenorm": "instance", "instance": "instance"}
@@ -33,10 +34,14 @@ def build(case: Case, name: str, norm: str | None = None, seed: int = 0) -> Netw
 
 def load_flax(network: Network, case: Case, params: str = "param.", stats: str = "stats.") -> None:
     """Parameters and running statistics of a flax network into a ``convnet_doubling``."""
-    with torch.no_grad():
-        for name, tensor in flax_names(network).items():
-            array = case[(params if isinstance(tensor, nn.Parameter) else stats) + name]
-            tensor.copy_(to_torch(name, array))
+    for name, tensor in flax_names(network).items():
+        array = case[(params if isinstance(tensor, nn.Parameter) else stats) + name]
+        copy(to_torch(name, array), tensor)
+
+
+def copy(array: Tensor, tensor: Tensor) -> None:
+    assert array.shape == tensor.shape, f"{tuple(tensor.shape)} where the reference has {tuple(array.shape)}"
+    tensor.data.copy_(array)
 
 
 def flax_names(network: Network) -> dict[str, Tensor]:
@@ -67,9 +72,8 @@ def to_flax(name: str, tensor: Tensor) -> Tensor:
 
 def load_vico(network: Network, case: Case, prefix: str = "param.") -> None:
     """Parameters named ``features.<k>.*`` and ``classifier.*`` into a ``convnet``."""
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(case[prefix + vico_name(name)])
+    for name, parameter in network.named_parameters():
+        copy(case[prefix + vico_name(name)], parameter)
 
 
 def vico_name(name: str) -> str:
@@ -108,6 +112,7 @@ def frepo_init_stats(case: Case) -> None:
     for seed in range(case.cfg["n_seeds"]):
         for name, tensor in flax_names(build(case, "convnet_doubling", seed=seed)).items():
             drawn.setdefault(name, []).append(tensor.detach().double().flatten())
+    fan_ins = {name: tensor[0].numel() for name, tensor in flax_names(build(case, "convnet_doubling")).items()}
     for group in ("param", "stats"):
         for name in case.names(f"out.{group}."):
             mean, std, low, high, kurtosis, count = case.arrays[f"out.{group}.{name}"].tolist()
@@ -117,7 +122,7 @@ def frepo_init_stats(case: Case) -> None:
             if std == 0:
                 assert bool((x == mean).all()), f"{name}: not {mean} everywhere"
                 continue
-            fan_in = drawn_fan_in(case, name)
+            fan_in = fan_ins[name.removesuffix(".moments")]
             cut = 2 / 0.87962566 / fan_in**0.5
             assert x.abs().max() <= cut * (1 + 1e-6), f"{name}: a value above the cut"
             assert x.abs().max() >= 0.99 * max(-low, high), f"{name}: cut too early"
@@ -127,13 +132,55 @@ def frepo_init_stats(case: Case) -> None:
             assert abs(float(((x - x.mean()) / x.std()).pow(4).mean()) - kurtosis) < 5 * (20 / count) ** 0.5, name
 
 
-def drawn_fan_in(case: Case, name: str) -> int:
-    network = build(case, "convnet_doubling")
-    return flax_names(network)[name.removesuffix(".moments")][0].numel()
-
-
 ADAPTERS: dict[str, Adapter] = {
     "conv_forward_frepo": conv_forward_frepo,
     "conv_forward_dc": conv_forward_dc,
     "frepo_init_stats": frepo_init_stats,
 }
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def replace(target: object, name: str, value: object) -> Patch:
+    return lambda patch: patch.setattr(target, name, value)
+
+
+def batch_statistics_always(self: BatchNorm, x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def torch_batch_norm(momentum: float) -> Callable[[BatchNorm, Tensor], Tensor]:
+    def forward(self: BatchNorm, x: Tensor) -> Tensor:
+        statistics = (self.running_mean, self.running_var)
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, momentum, self.eps)
+
+    return forward
+
+
+def channels_first(self: ConvNetDoubling, images: Tensor) -> Tensor:
+    return self.body(images).flatten(1)  # type: ignore[no-any-return]
+
+
+class GroupNormOtherEps(nn.GroupNorm):
+    def __init__(self, groups: int, channels: int, eps: float) -> None:
+        super().__init__(groups, channels, eps=eps / 10)
+
+
+FREPO, FREPO_GREY = "conv_forward_frepo_bn_d3_16x16x3.npz", "conv_forward_frepo_bn_d3_28x28x1.npz"
+DC, DC_GREY = "conv_forward_dc_in_d3_16x16x3.npz", "conv_forward_dc_in_d3_28x28x1.npz"
+INIT = "frepo_init_stats.npz"
+MISTAKES: list[Mistake] = [
+    Mistake("batch statistics in evaluation", FREPO, replace(BatchNorm, "forward", batch_statistics_always)),
+    Mistake("unbiased running variance", FREPO, replace(BatchNorm, "forward", torch_batch_norm(0.9))),
+    Mistake("batch norm momentum inverted", FREPO, replace(BatchNorm, "forward", torch_batch_norm(0.1))),
+    Mistake("batch norm eps 1e-3", FREPO, replace(BatchNorm.__init__, "__defaults__", (0.1, 1e-3))),
+    Mistake("flatten as C, H, W", FREPO, replace(ConvNetDoubling, "features", channels_first)),
+    Mistake("padding 1 for grey images, frepo", FREPO_GREY, replace(NetworkSpec, "padding", lambda self, block: 1)),
+    Mistake("padding 1 for grey images, dc", DC_GREY, replace(NetworkSpec, "padding", lambda self, block: 1)),
+    Mistake("instance norm eps 1e-6", DC, replace(nn, "GroupNorm", GroupNormOtherEps)),
+    Mistake("maximum pooling", DC, replace(nn, "AvgPool2d", nn.MaxPool2d)),
+    Mistake("torch's default initialisation", INIT, replace(networks, "_lecun_normal", networks._torch_default)),
+    Mistake("truncation at three sigma", INIT, replace(networks, "_CUT", 3.0)),
+    Mistake("truncation not accounted for", INIT, replace(networks, "_TRUNCATED_STD", 1.0)),
+]
