@@ -4,7 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := results/local/demo
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+define install
+	@echo "installing the versions of constraints.txt into $(VENV); this takes a few minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable $(1)
+endef
 
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
@@ -24,11 +29,9 @@ clean:
 
 # Stamps: a second `make` installs nothing; a changed requirement installs again.
 $(VENV)/.core: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
+	$(call install,.)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[dev]'
+	$(call install,'.[dev]')
 	touch $(VENV)/.core $@

@@ -1,0 +1,219 @@
+"""A distilled set on disk, with everything that is needed to use it.
+
+One ``.safetensors`` file holds the images, the labels, the learned step size and the preprocessing with its matrices;
+what is no tensor stands in one JSON entry of its header. Nothing in it tells time, host, path or command, so that the
+same run gives the same bytes. A PNG beside it shows the images in natural colours.
+
+    from harness.artifact import load
+    distilled = load("frepo.safetensors")
+    train_set, transform = distilled.dataset, distilled.transform
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from benchmarks.datasets import Benchmark
+from benchmarks.errors import UserError
+from benchmarks.networks import NetworkSpec
+from benchmarks.preprocess import Preprocess
+from harness.files import replacing
+from methods.base import Synthetic
+
+SCHEMA = 1
+_HEADER = "frepo_bench"
+"""The one entry of the header: with several, safetensors writes them in an order that changes from run to run."""
+_PREPROCESS = "preprocess."
+"""Prefix of the tensors of the preprocessing."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From an image as one has it to the space of the distilled images.
+
+    Takes a PIL image, or a tensor (C, H, W) or (N, C, H, W), uint8 or floating point in [0, 1]; gives a tensor of the
+    same shape, (C, H, W) for a PIL image, in the dtype of the distilled images. PIL images are converted to the set's
+    number of channels and resized to its image size; a tensor must have both. Fits torchvision's ``transform=`` and
+    survives pickling.
+
+    Raises UserError for an image of another shape, and for floating point values outside [0, 1].
+    """
+
+    preprocess: Preprocess
+    channels: int
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        pixels = image if isinstance(image, Tensor) else self._pixels(image)
+        expected = (self.channels, *self.image_size)
+        if pixels.ndim not in (3, 4) or pixels.shape[-3:] != expected:
+            raise UserError(f"an image of shape {tuple(pixels.shape)} does not fit this set; it takes {expected}")
+        if pixels.is_floating_point() and (pixels.min() < 0 or pixels.max() > 1):
+            raise UserError("floating point images must lie in [0, 1]: divide by 255, and do not normalise them before")
+        batch = pixels if pixels.ndim == 4 else pixels[None]
+        result = self.preprocess.forward(batch)
+        return result if pixels.ndim == 4 else result[0]
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """(C, H, W) uint8."""
+        height, width = self.image_size
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).reshape(height, width, self.channels).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A distilled set as ``load`` gives it, on the CPU."""
+
+    images: Tensor
+    """(num_classes * ipc, C, H, W), class-major, preprocessed: train on them as they are."""
+    labels: Tensor
+    """(num_classes * ipc, num_classes), one-hot, soft or regression targets: see ``label_space``."""
+    label_space: str
+    """``probability``: cross entropy or squared error. ``centred`` (one-hot − 1/C, as FRePo learns): squared error."""
+    lr: Tensor | None
+    """The learned step size of SGD, where the method learns it."""
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    network: NetworkSpec
+    """The network that the harness trains on the set to evaluate it."""
+    cell: Mapping[str, Any]
+    """Method, data set and its fingerprint, ipc, seed, steps and whatever else determined the set."""
+    config: Mapping[str, Any]
+    """The method's hyper-parameters, resolved."""
+
+    @property
+    def dataset(self) -> TensorDataset:
+        """(image, label) pairs for anyone's own DataLoader."""
+        return TensorDataset(self.images, self.labels)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """(num_classes * ipc,) int64: the class with the largest label."""
+        return self.labels.argmax(dim=1)
+
+    @property
+    def transform(self) -> Transform:
+        """What every real image must go through before a network trained on this set sees it."""
+        channels, height, width = self.images.shape[1:]
+        return Transform(self.preprocess, channels, (height, width))
+
+    def natural_images(self) -> Tensor:
+        """The images with the preprocessing undone, clamped to [0, 1]: for eyes, not for training."""
+        return self.preprocess.inverse(self.images).clamp(0, 1)
+
+
+def save(
+    path: Path,
+    synthetic: Synthetic,
+    benchmark: Benchmark,
+    *,
+    network: NetworkSpec,
+    cell: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    """Write ``synthetic`` to ``path`` (``.safetensors``) and a picture of it beside (``.png``), each in one go.
+
+    ``network``: the one it is evaluated with. ``cell`` and ``config``: what determined the set, JSON values only.
+    """
+    preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
+    tensors = {"images": synthetic.images, "labels": synthetic.labels}
+    if synthetic.lr is not None:
+        tensors["lr"] = synthetic.lr
+    tensors |= {_PREPROCESS + name: tensor for name, tensor in preprocess.tensors().items()}
+    header = {
+        "schema": SCHEMA,
+        "label_space": synthetic.label_space,
+        "class_names": list(benchmark.class_names),
+        "preprocess": preprocess.settings(),
+        "network": asdict(network),
+        "cell": dict(cell),
+        "config": dict(config),
+    }
+    content = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={_HEADER: json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)},
+    )
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
+    with replacing(path.with_suffix(".png")) as temporary:
+        picture(natural, ipc=len(natural) // len(benchmark.class_names)).save(temporary, format="PNG")
+
+
+def load(path: str | Path) -> Artifact:
+    """Read a distilled set.
+
+    Raises UserError, one line, for a file that is missing, damaged or not written by ``save``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged or no .safetensors file: {error}") from error
+    if header is None:
+        raise UserError(f"{path} is a .safetensors file, but not a distilled set of this suite")
+    try:
+        return _decode(json.loads(header), tensors)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
+    if header["schema"] != SCHEMA:
+        raise ValueError(f"schema {header['schema']!r}, and this version reads {SCHEMA}")
+    size = header["network"].pop("image_size")
+    return Artifact(
+        images=tensors["images"],
+        labels=tensors["labels"],
+        label_space=header["label_space"],
+        lr=tensors.get("lr"),
+        class_names=tuple(header["class_names"]),
+        preprocess=Preprocess.rebuild(
+            {name.removeprefix(_PREPROCESS): t for name, t in tensors.items() if name.startswith(_PREPROCESS)},
+            header["preprocess"],
+        ),
+        network=NetworkSpec(image_size=(size[0], size[1]), **header["network"]),
+        cell=header["cell"],
+        config=header["config"],
+    )
+
+
+def picture(images: Tensor, *, ipc: int) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1] on a white grid: a row for each class, a column for each of its images.
+
+    With one image per class, the classes in reading order. Small images are enlarged to about 64 pixels.
+    """
+    count, channels, height, width = images.shape
+    columns = ipc if ipc > 1 else math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    scale, gap = max(1, 64 // max(height, width)), 2
+    step_y, step_x = height * scale + gap, width * scale + gap
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    canvas = np.full((rows * step_y + gap, columns * step_x + gap, channels), 255, dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = gap + i // columns * step_y, gap + i % columns * step_x
+        canvas[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
+    return Image.fromarray(cast(Any, canvas.squeeze(2) if channels == 1 else canvas))

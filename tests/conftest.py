@@ -1,0 +1,17 @@
+"""What holds for every test: one thread, and no folder but a temporary one for data and caches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's data, nor reads or fills the user's cache; child processes inherit this."""
+    shared = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("FREPO_BENCH_DATA", str(shared / "data"))
+    monkeypatch.setenv("FREPO_BENCH_CACHE", str(shared / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
