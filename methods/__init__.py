@@ -45,7 +45,8 @@ def get(name: str) -> type[Method]:
     try:
         found = point.load()
     except Exception as error:
-        raise UserError(f"method {name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # messages of many lines exist; ours is one
+        raise UserError(f"method {name!r} ({point.value}) cannot be loaded: {reason}") from error
     if not (inspect.isclass(found) and issubclass(found, Method)):
         raise UserError(f"method {name!r} ({point.value}) is not a subclass of methods.base.Method")
     return found

@@ -1,0 +1,110 @@
+"""The registry: a file is a method, an entry point is a method, and errors help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import methods
+from benchmarks.errors import UserError
+from methods.base import Method
+
+Install = Callable[[str, str, str], None]
+
+METHOD = """
+from methods.base import Method
+
+class Mine(Method):
+    def step(self): ...
+    def synthetic(self): ...
+    def state_dict(self): ...
+    def load_state_dict(self, state): ...
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Installs under a method name a package of one module, given its source; the class is ``Mine``."""
+
+    def installed(name: str, module: str, source: str) -> None:
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{methods.ENTRY_POINTS}]\n{name} = {module}:Mine\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return installed
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        methods.get(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_file_is_a_method() -> None:
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")}
+    expected = sorted(stem for stem in files if not stem.startswith("_") and stem != "base")
+    assert [name for name in methods.names() if name in expected] == expected
+    for name in expected:
+        cls = methods.get(name)
+        assert issubclass(cls, Method)
+        assert cls.__module__ == f"methods.{name}"
+
+
+def test_an_unknown_name_gets_the_list_and_the_nearest_match() -> None:
+    message = refusal("random_rael")
+    assert "did you mean 'random_real'?" in message
+    assert all(name in message for name in methods.names())
+    assert "did you mean" not in refusal("xyzzy")
+
+
+@pytest.mark.parametrize("name", ["base", "_unroll", "__init__", ""])
+def test_what_is_not_a_method_is_unknown(name: str) -> None:
+    assert "unknown method" in refusal(name)
+
+
+def test_an_installed_method_is_found(install: Install) -> None:
+    install("mine", "package_of_mine", METHOD)
+    assert "mine" in methods.names()
+    assert methods.get("mine").__name__ == "Mine"
+    assert "did you mean 'mine'?" in refusal("mime")
+
+
+def test_a_built_in_method_is_not_replaced(install: Install) -> None:
+    install("mtt", "package_of_mtt", METHOD)
+    assert methods.names().count("mtt") == 1
+    assert methods.get("mtt").__module__ == "methods.mtt"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'"),
+        ("def broken(:", "SyntaxError"),
+        ("raise RuntimeError('first line\\nsecond line')", "first line"),
+        ("", "has no attribute 'Mine'"),
+        ("class Mine: ...", "not a subclass"),
+        ("Mine = 3", "not a subclass"),
+    ],
+    ids=["import", "syntax", "multi-line", "attribute", "class", "number"],
+)
+def test_an_installed_method_that_cannot_be_used(install: Install, source: str, reason: str) -> None:
+    install("theirs", "package_of_theirs", source)
+    assert "theirs" in methods.names(), "listing imports nothing"
+    message = refusal("theirs")
+    assert reason in message
+    assert "package_of_theirs:Mine" in message
+
+
+def test_listing_does_not_import_torch() -> None:
+    code = "import sys, methods; methods.names(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
