@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -180,12 +180,12 @@ def fit(name: str, images: Tensor, *, constants: Statistics | None = None) -> Pr
     """
     choose("preprocessing", name, PREPROCESSINGS)
     if name == "zca_kornia":
-        channels = images.shape[1]
-        plain = Preprocess(name, torch.zeros(channels).double(), torch.ones(channels).double())
-        return Preprocess(name, plain.mean, plain.std, zca_kornia(plain, images))
-    mean, std = (torch.tensor(values).double() for values in constants or channel_statistics(images))
-    plain = Preprocess(name, mean, std)
-    return Preprocess(name, mean, std, zca_frepo(plain, images)) if name == "zca_frepo" else plain
+        constants = ((0.0,) * images.shape[1], (1.0,) * images.shape[1])
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in constants or channel_statistics(images))
+    normalise = Preprocess(name, mean, std)
+    if name == "zca_frepo":
+        return replace(normalise, zca=zca_frepo(normalise, images, block=block_side(images.shape[-2:])))
+    return replace(normalise, zca=zca_kornia(normalise, images)) if name == "zca_kornia" else normalise
 
 
 def channel_statistics(images: Tensor) -> Statistics:
@@ -204,17 +204,23 @@ def channel_statistics(images: Tensor) -> Statistics:
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
 
 
-def zca_frepo(normalise: Preprocess, images: Tensor, *, ridge: float = FREPO_RIDGE, block: int | None = None) -> Zca:
+def zca_frepo(
+    normalise: Preprocess,
+    images: Tensor,
+    *,
+    ridge: float = FREPO_RIDGE,
+    block: int | None = None,
+    layout: Layout = "strided",
+    shared: bool = True,
+) -> Zca:
     """FRePo's ZCA: covariance with 1/n, ridge relative to its mean eigenvalue, rank control.
 
-    Images larger than 64² are whitened in strided blocks, by one matrix from the mean covariance of the blocks.
-
-    ``normalise``: the channel normalisation; ``images``: (N, C, H, W) uint8.
+    ``normalise``: the channel normalisation; ``images``: (N, C, H, W) uint8. ``block``, ``layout``: as in `Zca`;
+    ``shared``: one matrix from the mean covariance of all blocks, as for FRePo's 128² sets, or one for each.
     """
-    block = block or _block_side(images.shape[-2:])
-    mean, covariance = pixel_covariance(normalise, images, block=block, shared=True)
+    mean, covariance = pixel_covariance(normalise, images, block=block, layout=layout, shared=shared)
     whiten, restore = whitening(covariance, relative_ridge(covariance, ridge), rank=len(images))
-    return Zca(mean, whiten, restore, block)
+    return Zca(mean, whiten, restore, block, layout)
 
 
 def zca_kornia(scale: Preprocess, images: Tensor, *, eps: float = KORNIA_EPS) -> Zca:
@@ -312,7 +318,7 @@ def _chunks(images: Tensor) -> Iterator[Tensor]:
         yield images[start : start + size]
 
 
-def _block_side(image_size: torch.Size) -> int | None:
+def block_side(image_size: torch.Size) -> int | None:
     """None for an image of at most 64×64; else the largest side of at most 64 that divides both of its sides."""
     if max(image_size) <= ZCA_BLOCK:
         return None
