@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's data, nor reads or fills the user's cache; child processes inherit this."""
-    shared = tmp_path_factory.getbasetemp()
-    monkeypatch.setenv("FREPO_BENCH_DATA", str(shared / "data"))
-    monkeypatch.setenv("FREPO_BENCH_CACHE", str(shared / "cache"))
+    folder = tmp_path_factory.mktemp("user")
+    monkeypatch.setenv("FREPO_BENCH_DATA", str(folder / "data"))
+    monkeypatch.setenv("FREPO_BENCH_CACHE", str(folder / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

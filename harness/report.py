@@ -1,0 +1,472 @@
+"""Records → tables: on screen, ``table.md``, ``table.tex``, ``table.csv``.
+
+A row is a group of records that differ in nothing but the seed. A table holds one device, one budget and one kind of
+protocol; what was measured by different meters, and what was measured and what a paper reports, stand in columns apart.
+
+    python -m harness.report results/local
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from benchmarks.errors import UserError
+from harness.files import replacing
+from harness.record import Record, load_all, summarise
+
+METERS = {
+    "nvml": ("device_bytes", "peak GPU memory, NVML (MiB)"),
+    "torch": ("allocated_bytes", "peak GPU memory, allocated by torch (MiB)"),
+    "host_rss": ("host_rss_bytes", "peak host RSS above baseline (MiB)"),
+}
+"""Meter → the number of the record it gives, and the column that shows it."""
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records of one setting, a seed each."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        return self.records[0]["cell"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that determined the result but the seed, flat."""
+        flat = {**{f"config.{k}": v for k, v in self.records[0]["config"].items()}, **self.cell}
+        flat["data_fingerprint"] = str(flat.get("data_fingerprint"))[:8]
+        if flat.get("seconds") is not None:
+            flat.pop("steps", None)  # found from the time, anew for every seed
+        flat.pop("seed")
+        return flat
+
+    @property
+    def table(self) -> tuple[str, str, str]:
+        """What all rows of a table share: device, budget, native or common protocol."""
+        kind = "common" if self.cell["protocol"] == "common" else "native"
+        return device(self.records[0]), self.cell["budget"], kind
+
+    @property
+    def contest(self) -> tuple[Any, ...]:
+        """What groups must share for one of them to be the best."""
+        return self.cell["dataset"], self.cell.get("data_fingerprint"), self.cell["ipc"]
+
+    @property
+    def counted(self) -> tuple[Record, ...]:
+        """The records that ended well; all, where none did."""
+        return tuple(r for r in self.records if r["status"] == "ok") or self.records
+
+    @property
+    def ok(self) -> int:
+        return sum(r["status"] == "ok" for r in self.records)
+
+    @property
+    def values(self) -> list[float]:
+        """Test accuracies over networks and seeds."""
+        return [value for r in self.counted for value in r["accuracy"]["values"]]
+
+    @property
+    def krr_values(self) -> list[float]:
+        return [value for r in self.counted for value in r["accuracy"]["krr_values"]]
+
+    @property
+    def step_seconds(self) -> list[float]:
+        return [value for r in self.counted for value in r["cost"]["step_seconds"]]
+
+    def costs(self, name: str) -> list[float]:
+        """A number of the cost of every record that has it."""
+        numbers: list[Any] = [dict(r["cost"])[name] for r in self.counted]
+        return [number for number in numbers if number is not None]
+
+    def peak(self, meter: str) -> int | None:
+        """The largest peak in bytes over the seeds, of those records whose headline meter is ``meter``."""
+        memories = [dict(r["cost"]["memory"]) for r in self.counted]
+        peaks: list[Any] = [m[METERS[meter][0]] for m in memories if m["meter"] == meter]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; ``bold`` holds the (row, column) of the best."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]]
+    notes: tuple[str, ...]
+
+
+def write(records: Sequence[Record], folder: Path) -> str:
+    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``; returns what to show on screen.
+
+    Raises UserError where there are no records.
+    """
+    if not records:
+        raise UserError(f"no records in {folder}")
+    groups = grouped(records)
+    tables = [tabulated([group for group in groups if group.table == key]) for key in sorted({g.table for g in groups})]
+    text = "\n\n".join(markdown(table) for table in tables)
+    contents = {
+        "table.md": text + "\n",
+        "table.tex": _TEX_HEAD + "\n".join(latex(table) for table in tables),
+        "table.csv": pd.DataFrame(raw(group) for group in groups).to_csv(index=False),
+    }
+    for name, content in contents.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return text
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Records that differ in nothing but the seed, together; sorted for a table."""
+    together: dict[str, list[Record]] = {}
+    for record in records:
+        key = json.dumps([device(record), Group((record,)).settings], sort_keys=True)
+        together.setdefault(key, []).append(record)
+    groups = [Group(tuple(sorted(same, key=lambda r: r["cell"]["seed"]))) for same in together.values()]
+    return sorted(groups, key=_order)
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    cell = group.cell
+    return (
+        group.table,
+        cell["dataset"],
+        cell["ipc"],
+        cell.get("width") or 0,
+        cell["method"],
+        json.dumps(group.settings, sort_keys=True),
+    )
+
+
+def device(record: Record) -> str:
+    """What the record was measured on."""
+    return record["provenance"].get("device") or record["cell"].get("device_kind") or "unknown device"
+
+
+# --- one group, in numbers and in words -------------------------------------------------------------------------------
+
+
+def raw(group: Group) -> dict[str, Any]:
+    """One row of ``table.csv``: nothing rounded; accuracies are fractions, units stand in the names."""
+    name, budget, kind = group.table
+    mean, std = summarise(group.values)
+    krr_mean, krr_std = summarise(group.krr_values)
+    seconds = group.step_seconds
+    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [None] * 3
+    memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in group.counted]
+    reported = next(iter(reported_for(group)), {})
+    return {
+        "device": name,
+        "protocol_kind": kind,
+        **group.settings,
+        "steps": steps(group),
+        "budget": budget,
+        "seeds": " ".join(str(r["cell"]["seed"]) for r in group.records),
+        "statuses": " ".join(f"{status}:{count}" for status, count in sorted(_statuses(group).items())),
+        "n": len(group.values),
+        "accuracy_mean": mean,
+        "accuracy_std": std,
+        "krr_accuracy_mean": krr_mean,
+        "krr_accuracy_std": krr_std,
+        "step_seconds_median": statistics.median(seconds) if seconds else None,
+        "step_seconds_lower_quartile": quartiles[0],
+        "step_seconds_upper_quartile": quartiles[2],
+        "step_seconds_mean": statistics.fmean(seconds) if seconds else None,
+        **{
+            f"{part}_mean": statistics.fmean(group.costs(part)) if group.costs(part) else None
+            for part in ("prepare_seconds", "distill_seconds", "evaluate_seconds")
+        },
+        **{
+            f"peak_{number}": max((m[number] for m in memories if m[number] is not None), default=None)
+            for number in ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
+        },
+        "headline_meter": " ".join(sorted({m["meter"] for m in memories if m["meter"]})) or None,
+        "parameters": next(iter(group.costs("parameters")), None),
+        "parameters_evaluated": next(iter(group.costs("parameters_evaluated")), None),
+        "torch": _versions(group.records, "torch"),
+        "python": _versions(group.records, "python"),
+        "commit": _versions(group.records, "commit"),
+        "reported_accuracy": reported.get("accuracy"),
+        "reported_std": reported.get("std"),
+        "reported_source": sources()[reported["source"]] if reported else None,
+    }
+
+
+def steps(group: Group) -> str | None:
+    """The number of outer steps, or the range of those that a time budget gave the seeds."""
+    found = sorted({r["cell"]["steps"] for r in group.records if r["cell"].get("steps") is not None})
+    if not found:
+        return None
+    return str(found[0]) if len(found) == 1 else f"{found[0]}–{found[-1]}"
+
+
+def _statuses(group: Group) -> Counter[str]:
+    return Counter(r["status"] for r in group.records)
+
+
+def accuracy(group: Group) -> str:
+    """``93.0 ± 0.4``, with a mark for the seeds that did not end well."""
+    failed = [f"{status} {count} of {len(group.records)}" for status, count in sorted(_statuses(group).items())]
+    if not group.ok:
+        return failed[0] if len(group.records) > 1 else group.records[0]["status"]
+    marks = [mark for mark in failed if not mark.startswith("ok ")]
+    return " ".join([_percent(*summarise(group.values)), *(f"({mark})" for mark in marks)])
+
+
+def _count(group: Group) -> str:
+    """``networks × seeds``."""
+    total = len(group.values) if group.ok else 0
+    return f"{total // group.ok} × {group.ok}" if total and total % group.ok == 0 else str(total)
+
+
+def _percent(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return NONE
+    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _number(values: Sequence[float], summary: Callable[[Sequence[float]], float], form: str) -> str:
+    return format(summary(values), form) if values else NONE
+
+
+# --- what the papers report -------------------------------------------------------------------------------------------
+
+
+@cache
+def _reported() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
+    return content
+
+
+def sources() -> Mapping[str, str]:
+    """The publications of ``reported.json``: key → citation."""
+    found: dict[str, str] = _reported()["sources"]
+    return found
+
+
+def reported_for(group: Group) -> list[dict[str, Any]]:
+    """What papers report for the method, data set and ipc of ``group``."""
+    wanted = tuple(group.cell[key] for key in ("method", "dataset", "ipc"))
+    return [e for e in _reported()["entries"] if (e["method"], e["dataset"], e["ipc"]) == wanted]
+
+
+def _reported_text(group: Group, numbering: Mapping[str, int]) -> str:
+    parts = []
+    for entry in reported_for(group):
+        text = _percent(entry["accuracy"], entry["std"]) + ("†" if entry["rerun"] else "")
+        if "krr_accuracy" in entry:
+            text += f", KRR {_percent(entry['krr_accuracy'], entry['krr_std'])}"
+        parts.append(f"{text} [{numbering[entry['source']]}]")
+    return "; ".join(parts) or NONE
+
+
+# --- a table ----------------------------------------------------------------------------------------------------------
+
+
+def tabulated(groups: Sequence[Group]) -> Table:
+    """The table of groups that share device, budget and kind of protocol; columns that nobody fills are left out."""
+    used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group))
+    numbering = {source: i for i, source in enumerate(used, start=1)}
+    variants = _variants(groups)
+    score = "accuracy (%)"
+    columns: dict[str, list[str]] = {
+        "method": [group.cell["method"] for group in groups],
+        "setting": variants,
+        "data set": [group.cell["dataset"] for group in groups],
+        "ipc": [str(group.cell["ipc"]) for group in groups],
+        "network": [str(group.cell.get("network") or NONE) for group in groups],
+        "width": [str(group.cell.get("width") or NONE) for group in groups],
+        "parameters": [_number(group.costs("parameters"), max, ",.0f") for group in groups],
+        "steps": [steps(group) or NONE for group in groups],
+        score: [accuracy(group) for group in groups],
+        "n": [_count(group) for group in groups],
+        "KRR accuracy (%)": [_percent(*summarise(group.krr_values)) for group in groups],
+        "s/iteration (median)": [_number(group.step_seconds, statistics.median, ".3g") for group in groups],
+        **{title: [_mebibytes(group.peak(meter)) for group in groups] for meter, (_, title) in METERS.items()},
+        "prepare (s)": [_number(group.costs("prepare_seconds"), statistics.fmean, ".1f") for group in groups],
+        "distil (s)": [_number(group.costs("distill_seconds"), statistics.fmean, ".1f") for group in groups],
+        "reported by papers, not measured here (%)": [_reported_text(group, numbering) for group in groups],
+    }
+    filled = {title: cells for title, cells in columns.items() if set(cells) - {NONE}}
+    notes = [f"[{number}] {sources()[source]}." for source, number in numbering.items()]
+    if any(entry["rerun"] for group in groups for entry in reported_for(group)):
+        first = numbering["frepo-table1"]
+        notes.append(f"† run again by the authors of [{first}], better than first published.")
+    notes += [
+        f"{r['status']}: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
+        f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {r['message'] or 'no message'}"
+        for group in groups
+        for r in group.records
+        if r["status"] != "ok"
+    ]
+    return Table(
+        caption=_caption(groups, reported=bool(used)),
+        columns=tuple(filled),
+        rows=tuple(zip(*filled.values(), strict=True)),
+        bold=frozenset((i, list(filled).index(score)) for i in _best(groups)),
+        notes=tuple(notes),
+    )
+
+
+def _best(groups: Sequence[Group]) -> set[int]:
+    """The indices of the groups with the highest mean accuracy among at least two of the same contest."""
+    means = {i: statistics.fmean(group.values) for i, group in enumerate(groups) if group.ok}
+    best = set()
+    for i, mean in means.items():
+        rivals = [means[j] for j in means if groups[j].contest == groups[i].contest]
+        if len(rivals) > 1 and mean == max(rivals):
+            best.add(i)
+    return best
+
+
+def _variants(groups: Sequence[Group]) -> list[str]:
+    """For groups that would look the same, the settings in which they differ."""
+    shown = ("method", "dataset", "ipc", "network", "width", "steps")
+    texts = []
+    for group in groups:
+        twins = [g.settings for g in groups if all(g.cell.get(key) == group.cell.get(key) for key in shown)]
+        differing = [k for k, v in group.settings.items() if any(twin.get(k) != v for twin in twins)]
+        texts.append(", ".join(f"{k.removeprefix('config.')}={group.settings[k]}" for k in differing) or NONE)
+    return texts
+
+
+def _caption(groups: Sequence[Group], *, reported: bool) -> str:
+    name, budget, kind = groups[0].table
+    records = [record for group in groups for record in group.records]
+    cells = [group.cell for group in groups]
+    threads = _listed(r["provenance"].get("threads") for r in records)
+    versions = [f"{package} {found}" for package in ("torch", "python") if (found := _versions(records, package))]
+    natives = sorted({f"{cell['method']}: {cell['protocol']}" for cell in cells})
+    shortened = _listed(cell.get("evaluate_steps") for cell in cells)
+    sentences = [
+        f"Budget {budget}; protocol {kind}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
+        f"Measured on {name}" + (f", {threads} threads" if threads else "") + f"; {', '.join(versions)}",
+        f"Networks: {_listed(cell.get('network') for cell in cells)}; width {_listed(c.get('width') for c in cells)}",
+        "Accuracy: top-1 on the test set after the last step, mean ± sample standard deviation over "
+        "n = evaluated networks × seeds"
+        + (f"; evaluation shortened to at most {shortened} training steps" if shortened else "")
+        + "; the best for each data set and ipc in bold",
+    ]
+    contests = {group.contest: f"{group.cell['dataset']} at ipc {group.cell['ipc']}" for group in groups}
+    with_random = {group.contest for group in groups if group.cell["method"] == "random_real"}
+    if missing := [text for contest, text in contests.items() if contest not in with_random]:
+        sentences.append(f"Not measured here: random_real on {', '.join(missing)}")
+    if reported:
+        sentences.append("The last column is what papers report for their full schedules, not measured here")
+    return ". ".join(sentences) + "."
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(str(v) for v in sorted({v for v in values if v is not None}))
+
+
+def _versions(records: Iterable[Record], package: str) -> str:
+    return _listed(r["provenance"].get(package) for r in records)
+
+
+def _mebibytes(number: int | None) -> str:
+    return NONE if number is None else f"{number / 2**20:,.0f}"
+
+
+# --- renderings -------------------------------------------------------------------------------------------------------
+
+_LEFT = {"method", "setting", "data set", "network"}
+
+
+def markdown(table: Table) -> str:
+    """The caption, the table, and the notes."""
+    rows = [
+        [f"**{cell}**" if (i, j) in table.bold else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    body = tabulate(
+        [[cell.replace("|", "\\|") for cell in row] for row in rows],
+        headers=table.columns,
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left" if column in _LEFT else "right" for column in table.columns],
+    )
+    return "\n\n".join([table.caption, body, *(" ".join(note.split()) for note in table.notes)])
+
+
+_TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+_TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "†": r"$^\dagger$",
+    "–": "--",
+}
+
+
+def latex(table: Table) -> str:
+    """A floating table with the rules of booktabs, as wide as the text."""
+
+    def line(cells: Sequence[str], i: int | None = None) -> str:
+        texts = [_escape(cell) for cell in cells]
+        return " & ".join(rf"\textbf{{{t}}}" if (i, j) in table.bold else t for j, t in enumerate(texts)) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape(' '.join([table.caption, *table.notes]))}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{{''.join('l' if column in _LEFT else 'r' for column in table.columns)}}}",
+            r"\toprule",
+            line(table.columns),
+            r"\midrule",
+            *(line(row, i) for i, row in enumerate(table.rows)),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _escape(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m harness.report FOLDER``: make the tables again from the records. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m harness.report", description="Make the tables of a folder again.")
+    parser.add_argument("folder", type=Path, help="where the records are")
+    folder: Path = parser.parse_args(arguments).folder
+    try:
+        if not folder.is_dir():
+            raise UserError(f"no such folder: {folder}")
+        records, damaged = load_all(folder)
+        for line in damaged:
+            print(line, file=sys.stderr)
+        print(write(records, folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

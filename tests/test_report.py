@@ -1,0 +1,232 @@
+"""Tables from records: what is aggregated, what is kept apart, and that the three files are well formed."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks.errors import UserError
+from harness import record, report
+from harness.record import Record
+
+CELL = {
+    "method": "frepo",
+    "dataset": "mnist",
+    "ipc": 1,
+    "network": "convnet_doubling",
+    "width": 32,
+    "depth": 3,
+    "norm": "batch",
+    "preprocess": "standardise",
+    "seed": 0,
+    "protocol": "frepo",
+    "budget": "quick",
+    "steps": 1000,
+    "device_kind": "cpu",
+    "dtype": "float32",
+    "data_fingerprint": "0123456789abcdef",
+}
+MIB = 2**20
+
+
+def made(
+    values: tuple[float, ...] = (0.90, 0.92),
+    *,
+    krr: tuple[float, ...] = (),
+    status: Any = "ok",
+    message: str | None = None,
+    meter: Any = "host_rss",
+    peak: int | None = 100 * MIB,
+    config: dict[str, Any] | None = None,
+    device: str = "A CPU",
+    **cell: Any,
+) -> Record:
+    """A record as a cell writes it."""
+    found = record.new({**CELL, **cell}, config or {}, {"device": device, "torch": "2.13.0", "python": "3.11.7"})
+    found["status"], found["message"] = status, message
+    mean, std = record.summarise(values)
+    found["accuracy"] = {"values": list(values), "mean": mean, "std": std, "krr_values": list(krr), "curve": []}
+    found["cost"]["step_seconds"] = [0.010, 0.030, 0.011]
+    found["cost"]["prepare_seconds"], found["cost"]["distill_seconds"] = 2.0, 30.0
+    found["cost"]["parameters"] = 123456
+    memory = found["cost"]["memory"]
+    memory["meter"] = meter
+    memory["device_bytes" if meter == "nvml" else "host_rss_bytes"] = peak
+    return found
+
+
+def cells(text: str) -> list[list[str]]:
+    """Header and rows of the first Markdown table in ``text``."""
+    lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+def column(text: str, title: str) -> list[str]:
+    header, *rows = cells(text)
+    return [row[header.index(title)] for row in rows]
+
+
+def test_seeds_are_aggregated_over_all_their_networks(tmp_path: Path) -> None:
+    values = (0.90, 0.92, 0.95, 0.97)
+    text = report.write([made(values[:2], krr=(0.5, 0.7)), made(values[2:], krr=(0.6, 0.6), seed=1)], tmp_path)
+    expected = f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+    assert column(text, "accuracy (%)") == [expected]
+    assert column(text, "n") == ["2 × 2"]
+    assert column(text, "KRR accuracy (%)") == ["60.0 ± 8.2"]
+    assert column(text, "s/iteration (median)") == ["0.011"]
+    row = pd.read_csv(tmp_path / "table.csv").iloc[0]
+    assert row["accuracy_mean"] == statistics.fmean(values)
+    assert row["accuracy_std"] == pytest.approx(statistics.stdev(values), rel=1e-15)
+    assert row["seeds"] == "0 1"
+
+
+def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
+    text = report.write(
+        [
+            made((0.90,)),
+            made((0.80,), method="random_real", protocol="vico"),
+            made((0.85,), ipc=10),
+            made((0.95,), ipc=10, method="random_real", protocol="vico"),
+            made((0.99,), dataset="digits"),
+        ],
+        tmp_path,
+    )
+    places = zip(column(text, "data set"), column(text, "ipc"), column(text, "accuracy (%)"), strict=True)
+    bold = [place for place in places if place[2].startswith("**")]
+    assert bold == [("mnist", "1", "**90.0**"), ("mnist", "10", "**95.0**")]  # no rival on digits
+
+
+def test_the_caption_says_what_was_measured_how_and_what_is_missing(tmp_path: Path) -> None:
+    records = [made(), made(ipc=10), made(ipc=10, method="random_real", protocol="vico", evaluate_steps=1000)]
+    caption = report.write(records, tmp_path).splitlines()[0]
+    for part in ("Budget quick", "native", "frepo: frepo", "random_real: vico", "A CPU", "torch 2.13.0", "width 32"):
+        assert part in caption
+    assert "at most 1000 training steps" in caption
+    assert "Not measured here: random_real on mnist at ipc 1." in caption
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"device": "Another CPU"}, {"budget": "smoke"}, {"protocol": "common"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_must_not_be_compared_stands_in_tables_apart(other: dict[str, Any], tmp_path: Path) -> None:
+    text = report.write([made(), made(**other), made(seed=1)], tmp_path)
+    assert text.count("| method") == 2
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 2
+
+
+def test_another_setting_is_another_row_that_says_so(tmp_path: Path) -> None:
+    records = [made(config={"pool_size": size, "ridge": 1e-6}) for size in (10, 20)]
+    assert column(report.write(records, tmp_path), "setting") == ["pool_size=10", "pool_size=20"]
+    assert "setting" not in cells(report.write(records[:1], tmp_path))[0]
+
+
+def test_steps_that_a_time_budget_gave_do_not_part_the_seeds(tmp_path: Path) -> None:
+    text = report.write([made(seconds=60.0, steps=812), made(seconds=60.0, steps=830, seed=1)], tmp_path)
+    assert column(text, "steps") == ["812–830"]
+
+
+def test_meters_never_share_a_column(tmp_path: Path) -> None:
+    text = report.write(
+        [made(meter="nvml", peak=900 * MIB), made(method="mtt", peak=150 * MIB, protocol="mtt")], tmp_path
+    )
+    assert column(text, "peak GPU memory, NVML (MiB)") == ["900", "–"]
+    assert column(text, "peak host RSS above baseline (MiB)") == ["–", "150"]
+    assert "peak GPU memory, allocated by torch (MiB)" not in cells(text)[0]
+
+
+def test_measured_and_reported_never_share_a_column(tmp_path: Path) -> None:
+    text = report.write([made(), made(method="mtt", protocol="mtt"), made(method="mtt", dataset="digits")], tmp_path)
+    reported = column(text, "reported by papers, not measured here (%)")
+    assert reported == ["–", "93.0 ± 0.4, KRR 92.6 ± 0.4 [1]", "91.4 ± 0.9† [1]"]
+    assert "NeurIPS 2022, table 1" in text
+    assert "† run again by the authors of [1]" in text
+    row = pd.read_csv(tmp_path / "table.csv").query("method == 'frepo'").iloc[0]
+    assert (row["accuracy_mean"], row["reported_accuracy"]) == (0.91, 0.93)
+
+
+@pytest.mark.parametrize("status", ["oom", "timeout", "diverged", "error"])
+def test_what_did_not_end_well_is_a_mark_and_a_note(status: str, tmp_path: Path) -> None:
+    failed = made((), status=status, message="what\nhappened", method="mtt", protocol="mtt")
+    text = report.write([made(), failed], tmp_path)
+    assert column(text, "accuracy (%)")[1] == status
+    assert f"{status}: mtt on mnist, ipc 1, width 32, seed 0: what happened" in text
+    both = report.write([made(), made((), status=status, seed=1)], tmp_path)
+    assert column(both, "accuracy (%)") == [f"91.0 ± 1.4 ({status} 1 of 2)"]
+    assert column(both, "n") == ["2 × 1"]
+
+
+def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
+    report.write([made(dataset="folder:a_b&c%#"), made(method="random_real", protocol="vico")], tmp_path)
+    tex = (tmp_path / "table.tex").read_text()
+    assert r"folder:a\_b\&c\%\#" in tex
+    assert r"random\_real" in tex
+    assert r"$\pm$" in tex
+    assert not re.search(r"(?<!\\)[_#]", tex)
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert tex.count(f"\\{rule}") == 1
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", tex)
+    assert columns
+    rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 3
+    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns[1])}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(tmp_path: Path) -> None:
+    report.write(
+        [made(dataset="folder:a_b&c%#{}~^\\<é>"), made(method="mtt", status="oom"), made(device="Another")], tmp_path
+    )
+    head = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
+    (tmp_path / "whole.tex").write_text(head + r"\input{table.tex}\end{document}")
+    ran = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "whole.tex"], cwd=tmp_path, capture_output=True
+    )
+    assert ran.returncode == 0, ran.stdout.decode(errors="replace")[-2000:]
+
+
+def test_the_command_makes_the_tables_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record.write(made(), tmp_path / "a.json")
+    assert report.main([str(tmp_path)]) == 0
+    assert column(capsys.readouterr().out, "method") == ["frepo"]
+    before = (tmp_path / "table.md").read_bytes()
+    (tmp_path / "b.json").write_text("{")
+    assert report.main([str(tmp_path)]) == 1  # the good record is shown, the damaged one is named
+    shown = capsys.readouterr()
+    assert "b.json" in shown.err
+    assert column(shown.out, "method") == ["frepo"]
+    assert (tmp_path / "table.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["missing", "."])
+def test_no_records_is_a_line_and_status_2(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path / folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(UserError, match="no records"):
+        report.write([], tmp_path)
+
+
+def test_records_are_not_changed(tmp_path: Path) -> None:
+    records = [made(), made(seed=1, seconds=3.0)]
+    before = copy.deepcopy(records)
+    report.write(records, tmp_path)
+    assert records == before
+
+
+def test_reported_numbers_are_fractions_with_a_source() -> None:
+    entries = report._reported()["entries"]
+    assert len({(e["method"], e["dataset"], e["ipc"], e["source"]) for e in entries}) == len(entries)
+    for entry in entries:
+        assert 0 < entry["accuracy"] < 1
+        assert entry["source"] in report.sources()
+        assert not entry["rerun"] or entry["source"] == "frepo-table1"
