@@ -1,8 +1,9 @@
-"""Forward passes and initialisation of the networks."""
+"""Forward passes and initialisation of the networks, augmentations, training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import networks
+from benchmarks import augment, networks, protocols, training
 from benchmarks.networks import BatchNorm, ConvNetDoubling, Network, NetworkSpec
 from tests.adapters import Adapter, Case, Mistake
 
@@ -132,17 +133,75 @@ def frepo_init_stats(case: Case) -> None:
             assert abs(float(((x - x.mean()) / x.std()).pow(4).mean()) - kurtosis) < 5 * (20 / count) ** 0.5, name
 
 
+def dc_evaluate_synset(case: Case) -> None:
+    network = build(case, "convnet", norm="instance" if "param.features.1.weight" in case else "none")
+    load_vico(network, case)
+    recipe = replace(protocols.vico_recipe(case.cfg["epochs"]), lr=case.cfg["lr"], augment="none")
+    generator = torch.Generator().manual_seed(0)
+    training.train(network, case["in.x"], case["in.y"], "probability", recipe, flip=False, generator=generator)
+    for name, parameter in network.named_parameters():
+        case.check(f"out.final.param.{vico_name(name)}", parameter, f64=1e-11, f32=1e-5)
+    case.check("out.logits_test", training.predict(network, case["in.x_test"], batch_size=7), f64=1e-11, f32=1e-5)
+    accuracy = training.accuracy(network, case["in.x_test"], case["in.y_test"])
+    case.check("out.acc_test", torch.tensor(accuracy, dtype=torch.float64), f64=1e-12, f32=1e-12)
+
+
+def frepo_eval_schedule_ema(case: Case) -> None:
+    cfg = case.cfg
+    for steps in cfg["N"]:
+        rates = [
+            training.warmup_cosine(step, steps, cfg["lr"], cfg["warmup"], cfg["alpha"])
+            for step in case[f"in.steps_N{steps}"].tolist()
+        ]
+        case.check(f"out.lr_N{steps}", torch.tensor(rates, dtype=case.dtype), f64=1e-13, f32=1e-5)
+    for decay in sorted({name.split(".hidden")[0] for name in case.names("out.ema") if ".hidden" in name}):
+        names = case.names("in.ema.")
+        values = [case[f"in.ema.{name}"] for name in names]
+        average = training.Average([value[0] for value in values], float(decay))
+        hidden: list[list[Tensor]] = []
+        corrected: list[list[Tensor]] = []
+        for row in zip(*values, strict=True):
+            average.update(row)
+            hidden.append([tensor.clone() for tensor in average.hidden])
+            corrected.append(average.values())
+        for i, name in enumerate(names):
+            case.check(f"out.ema{decay}.hidden.{name}", torch.stack([h[i] for h in hidden]), f64=1e-13, f32=1e-5)
+            case.check(f"out.ema{decay}.average.{name}", torch.stack([c[i] for c in corrected]), f64=1e-13, f32=1e-5)
+
+
+def dsa_augment(case: Case) -> None:
+    """The reference is float32 in every case, and so is the tolerance."""
+    x, cotangent = case["in.x"].requires_grad_(), case["in.cot"]
+    for prefix in sorted({name.rsplit(".y", 1)[0] for name in case.names("out.op.") if name.endswith(".y")}):
+        op, mode = prefix.split(".")
+        draws = torch.stack([case[f"out.op.{prefix}.draw.{name}"] for name in case.names(f"out.op.{prefix}.draw.")])
+        y = augment.apply_dsa(op, x, draws[:, :1] if mode == "siamese" else draws)
+        (grad,) = torch.autograd.grad(y, x, cotangent)
+        case.check(f"out.op.{prefix}.y", y, f64=5e-6, f32=5e-6)
+        case.check(f"out.op.{prefix}.grad_x", grad, f64=5e-6, f32=5e-6)
+    names = case.arrays["out.full.op_names"].tolist()
+    assert sorted(names) == sorted(augment.DSA_STRATEGY.split("_"))
+    for seed in case.cfg["seeds"]:
+        if f"out.full.seed{seed}.y" in case:  # one record per operation and few more: not every seed has one
+            op = names[int(case[f"out.full.seed{seed}.op_index"])]
+            y = augment.apply_dsa(op, x, case[f"out.full.seed{seed}.draws_first"][:, None])
+            case.check(f"out.full.seed{seed}.y", y, f64=5e-6, f32=5e-6)
+
+
 ADAPTERS: dict[str, Adapter] = {
     "conv_forward_frepo": conv_forward_frepo,
     "conv_forward_dc": conv_forward_dc,
     "frepo_init_stats": frepo_init_stats,
+    "dc_evaluate_synset": dc_evaluate_synset,
+    "frepo_eval_schedule_ema": frepo_eval_schedule_ema,
+    "dsa_augment": dsa_augment,
 }
 
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def replace(target: object, name: str, value: object) -> Patch:
+def plant(target: object, name: str, value: object) -> Patch:
     return lambda patch: patch.setattr(target, name, value)
 
 
@@ -167,20 +226,104 @@ class GroupNormOtherEps(nn.GroupNorm):
         super().__init__(groups, channels, eps=eps / 10)
 
 
+def vico_recipe_with(**changes: Any) -> Callable[[int], protocols.Recipe]:
+    """The recipe with every field in ``changes`` raised by its value."""
+    recipe = protocols.vico_recipe
+    return lambda epochs: replace(
+        recipe(epochs), **{name: getattr(recipe(epochs), name) + value for name, value in changes.items()}
+    )
+
+
+def keep_the_optimiser(patch: pytest.MonkeyPatch) -> None:
+    make = training._optimiser
+    made: list[torch.optim.Optimizer] = []
+
+    def optimiser(recipe: protocols.Recipe, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        made.append(made[0] if made else make(recipe, parameters, lr))
+        made[0].param_groups[0]["lr"] = lr
+        return made[0]
+
+    patch.setattr(training, "_optimiser", optimiser)
+
+
+def apply_dsa_with(draws: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    apply = augment.apply_dsa
+    return lambda op, images, given: apply(op, images, draws(given))
+
+
+def contrast_per_channel(images: Tensor, factor: Tensor) -> Tensor:
+    mean = images.mean((2, 3), keepdim=True)
+    return (images - mean) * factor.view(-1, 1, 1, 1) + mean
+
+
+def saturation_of_image_mean(images: Tensor, factor: Tensor) -> Tensor:
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * factor.view(-1, 1, 1, 1) + mean
+
+
+def shift_other_way(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return SHIFT(images, -rows, -columns)
+
+
+def scale_axes_swapped(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return SCALE(images, y, x)
+
+
+def rotate_other_way(images: Tensor, angle: Tensor) -> Tensor:
+    return ROTATE(images, -angle)
+
+
+def flip_vertically(images: Tensor, mirrored: Tensor) -> Tensor:
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(2), images)
+
+
+class GridWithCornersAligned:
+    grid_sample = staticmethod(F.grid_sample)
+
+    def affine_grid(self, theta: Tensor, size: list[int], align_corners: bool) -> Tensor:
+        return F.affine_grid(theta, size, align_corners=True)
+
+
+def uncorrected(self: training.Average) -> list[Tensor]:
+    return [hidden.clone() for hidden in self.hidden]
+
+
+def warmup_from_one(step: int, *rest: Any) -> float:
+    return WARMUP_COSINE(step + 1, *rest)
+
+
+SHIFT, SCALE, ROTATE, WARMUP_COSINE = augment.shift, augment.scale, augment.rotate, training.warmup_cosine
 FREPO, FREPO_GREY = "conv_forward_frepo_bn_d3_16x16x3.npz", "conv_forward_frepo_bn_d3_28x28x1.npz"
 DC, DC_GREY = "conv_forward_dc_in_d3_16x16x3.npz", "conv_forward_dc_in_d3_28x28x1.npz"
-INIT = "frepo_init_stats.npz"
+INIT, EVALUATE = "frepo_init_stats.npz", "dc_evaluate_synset.npz"
+SCHEDULE, DSA = "frepo_eval_schedule_ema.npz", "dsa_augment.npz"
 MISTAKES: list[Mistake] = [
-    Mistake("batch statistics in evaluation", FREPO, replace(BatchNorm, "forward", batch_statistics_always)),
-    Mistake("unbiased running variance", FREPO, replace(BatchNorm, "forward", torch_batch_norm(0.9))),
-    Mistake("batch norm momentum inverted", FREPO, replace(BatchNorm, "forward", torch_batch_norm(0.1))),
-    Mistake("batch norm eps 1e-3", FREPO, replace(BatchNorm.__init__, "__defaults__", (0.1, 1e-3))),
-    Mistake("flatten as C, H, W", FREPO, replace(ConvNetDoubling, "features", channels_first)),
-    Mistake("padding 1 for grey images, frepo", FREPO_GREY, replace(NetworkSpec, "padding", lambda self, block: 1)),
-    Mistake("padding 1 for grey images, dc", DC_GREY, replace(NetworkSpec, "padding", lambda self, block: 1)),
-    Mistake("instance norm eps 1e-6", DC, replace(nn, "GroupNorm", GroupNormOtherEps)),
-    Mistake("maximum pooling", DC, replace(nn, "AvgPool2d", nn.MaxPool2d)),
-    Mistake("torch's default initialisation", INIT, replace(networks, "_lecun_normal", networks._torch_default)),
-    Mistake("truncation at three sigma", INIT, replace(networks, "_CUT", 3.0)),
-    Mistake("truncation not accounted for", INIT, replace(networks, "_TRUNCATED_STD", 1.0)),
+    Mistake("batch statistics in evaluation", FREPO, plant(BatchNorm, "forward", batch_statistics_always)),
+    Mistake("unbiased running variance", FREPO, plant(BatchNorm, "forward", torch_batch_norm(0.9))),
+    Mistake("batch norm momentum inverted", FREPO, plant(BatchNorm, "forward", torch_batch_norm(0.1))),
+    Mistake("batch norm eps 1e-3", FREPO, plant(BatchNorm.__init__, "__defaults__", (0.1, 1e-3))),
+    Mistake("flatten as C, H, W", FREPO, plant(ConvNetDoubling, "features", channels_first)),
+    Mistake("padding 1 for grey images, frepo", FREPO_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
+    Mistake("padding 1 for grey images, dc", DC_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
+    Mistake("instance norm eps 1e-6", DC, plant(nn, "GroupNorm", GroupNormOtherEps)),
+    Mistake("maximum pooling", DC, plant(nn, "AvgPool2d", nn.MaxPool2d)),
+    Mistake("torch's default initialisation", INIT, plant(networks, "_lecun_normal", networks._torch_default)),
+    Mistake("truncation at three sigma", INIT, plant(networks, "_CUT", 3.0)),
+    Mistake("truncation not accounted for", INIT, plant(networks, "_TRUNCATED_STD", 1.0)),
+    Mistake("optimiser not recreated", EVALUATE, keep_the_optimiser),
+    Mistake("rate drops an epoch early", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(drop_after=-1))),
+    Mistake("rate drops an epoch late", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(drop_after=1))),
+    Mistake("E epochs, not E + 1", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(epochs=-1))),
+    Mistake("no weight decay", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(weight_decay=-5e-4))),
+    Mistake("first update of the warm-up not 0", SCHEDULE, plant(training, "warmup_cosine", warmup_from_one)),
+    Mistake("moving average not corrected", SCHEDULE, plant(training.Average, "values", uncorrected)),
+    Mistake("corners aligned in the grid alone", DSA, plant(augment, "F", GridWithCornersAligned())),
+    Mistake("contrast around the channel mean", DSA, plant(augment, "contrast", contrast_per_channel)),
+    Mistake("saturation around the image mean", DSA, plant(augment, "saturation", saturation_of_image_mean)),
+    Mistake("one draw for all images", DSA, plant(augment, "apply_dsa", apply_dsa_with(lambda draws: draws[:, :1]))),
+    Mistake("crop in the other direction", DSA, plant(augment, "shift", shift_other_way)),
+    Mistake("scale axes swapped", DSA, plant(augment, "scale", scale_axes_swapped)),
+    Mistake("rotation in the other direction", DSA, plant(augment, "rotate", rotate_other_way)),
+    Mistake("flip along the height", DSA, plant(augment, "flip_horizontally", flip_vertically)),
+    Mistake("cutout side", DSA, plant(augment, "_cutout_side", lambda size: size // 2 - 1)),
 ]

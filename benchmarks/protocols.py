@@ -1,0 +1,161 @@
+"""Evaluation recipes as data: how a network is trained on a synthetic set, each paper's own way and one common way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one network; carried out by ``benchmarks.training.train``."""
+
+    loss: Literal["cross_entropy", "mse"]
+    """``mse``: the mean over the batch of ½ Σ_c (logit − label)², on centred labels."""
+    optimiser: Literal["sgd", "adam"]
+    lr: float
+    batch_size: int
+    shuffle: bool
+    """False: batches are cut in the order of the set, the same ones every epoch."""
+    epochs: int = 0
+    """Times over the set; 0 where ``steps_by_images`` says the length."""
+    steps_by_images: tuple[tuple[int, int], ...] = ()
+    """(images in the set, optimiser steps), ascending; the first entry with enough images holds, else the last."""
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "drop_once", "warmup_cosine"] = "constant"
+    drop_after: int = 0
+    """``drop_once``: epochs after which the rate is divided by 10 and the optimiser made anew, its momentum lost."""
+    warmup_steps: int = 0
+    """``warmup_cosine``: steps of linear rise from 0."""
+    final_lr: float = 0.0
+    """``warmup_cosine``: where the cosine ends, as a fraction of ``lr``."""
+    augment: Literal["none", "dsa", "frepo"] = "none"
+    learned_lr: bool = False
+    """Take the step size that was learned with the set, where there is one, instead of ``lr``."""
+    ema: float | None = None
+    """Decay of a moving average of the parameters that replaces them at the end; None: the last ones are kept."""
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps for a set of ``images``."""
+        if self.epochs:
+            return self.epochs * self.steps_per_epoch(images)
+        fitting = [steps for size, steps in self.steps_by_images if size >= images]
+        return fitting[0] if fitting else self.steps_by_images[-1][1]
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Batches in a set of ``images``; the last one may be short."""
+        return -(-images // self.batch_size)
+
+    def flip(self, dataset_flip: bool, dataset: str) -> bool:
+        """Whether the augmentation mirrors images: FRePo's leaves Fashion-MNIST alone, which DSA mirrors."""
+        return dataset_flip and not (self.augment == "frepo" and dataset == "fashion_mnist")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Preprocessing, networks and recipe of one way to evaluate."""
+
+    name: str
+    recipe: Recipe
+    preprocess: Callable[[str, int], str]
+    """(data set, ipc) → a name of ``benchmarks.PREPROCESSINGS``."""
+    network: Literal["convnet", "convnet_doubling"]
+    distill_norm: Literal["none", "batch", "instance"]
+    test_norm: Literal["none", "batch", "instance"]
+    krr: bool = False
+    """Report the accuracy of kernel regression on the trained network's features as well."""
+
+
+def vico_recipe(epochs: int = 1000) -> Recipe:
+    """The evaluation of DC, DSA and DM (Zhao and Bilen, 2021) for ``epochs`` as its authors count them: E.
+
+    Epochs 0 to E are run, and after epoch E//2 + 1 the rate drops.
+    """
+    return Recipe(
+        loss="cross_entropy",
+        optimiser="sgd",
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        batch_size=256,
+        shuffle=True,
+        epochs=epochs + 1,
+        schedule="drop_once",
+        drop_after=epochs // 2 + 2,
+        augment="dsa",
+    )
+
+
+FREPO_RECIPE = Recipe(
+    loss="mse",
+    optimiser="adam",
+    lr=3e-4,
+    batch_size=500,
+    shuffle=False,
+    steps_by_images=(
+        (10, 1000),
+        (100, 2000),
+        (200, 20000),
+        (400, 5000),
+        (500, 5000),
+        (1000, 10000),
+        (2000, 40000),
+        (5000, 40000),
+    ),
+    schedule="warmup_cosine",
+    warmup_steps=500,
+    final_lr=0.01,
+    augment="frepo",
+)
+"""The evaluation of FRePo (Zhou et al., 2022)."""
+
+
+def _frepo_preprocess(dataset: str, ipc: int) -> str:
+    return "standardise" if dataset in ("digits", "mnist", "fashion_mnist") else "zca_frepo"
+
+
+def _mtt_preprocess(dataset: str, ipc: int) -> str:
+    whitened = {("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 50)}
+    return "zca_kornia" if (dataset, ipc) in whitened else "standardise_mtt"
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "vico",
+            recipe=vico_recipe(),
+            preprocess=lambda dataset, ipc: "standardise_vico",
+            network="convnet",
+            distill_norm="instance",
+            test_norm="instance",
+        ),
+        Protocol(  # Cazenavette et al., 2022
+            "mtt",
+            recipe=replace(vico_recipe(), learned_lr=True),
+            preprocess=_mtt_preprocess,
+            network="convnet",
+            distill_norm="instance",
+            test_norm="instance",
+        ),
+        Protocol(
+            "frepo",
+            recipe=FREPO_RECIPE,
+            preprocess=_frepo_preprocess,
+            network="convnet_doubling",
+            distill_norm="batch",
+            test_norm="none",
+            krr=True,
+        ),
+        Protocol(  # one for all methods, so that only the distillation differs
+            "common",
+            recipe=FREPO_RECIPE,
+            preprocess=lambda dataset, ipc: "standardise",
+            network="convnet",
+            distill_norm="instance",
+            test_norm="instance",
+        ),
+    )
+}
