@@ -8,20 +8,25 @@ written costs time, never correctness.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import hashlib
 import json
 import os
+import pickle
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -215,6 +220,26 @@ class _Source:
 
 
 @contextlib.contextmanager
+def _damaged(name: str, place: Path) -> Iterator[None]:
+    """Says in one line what a parser could not make sense of."""
+    try:
+        yield
+    except (OSError, MemoryError, UserError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{name}: {place} is damaged ({_first_line(error)}): fetch it again") from error
+
+
+@contextlib.contextmanager
+def _downloading(name: str, root: Path) -> Iterator[None]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} could not be downloaded to {root}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """Turns what the file system refuses into one line, and silences decoders, which warn of files they can read."""
     with warnings.catch_warnings():
@@ -235,7 +260,17 @@ def _find(name: str, root: Path, image_size: int | None, download: bool) -> _Sou
         raise UserError(f"{name} has one image size: leave out --image-size, which is for sets of image files")
     if name == "digits":
         return _Source(name, _digits)
-    return _find_torchvision(name, root, download)
+    if name in _TORCHVISION:
+        return _find_torchvision(name, root, download)
+    if name == "imagenet64":
+        return _find_imagenet64(root)
+    if name == "tiny_imagenet":
+        return _find_tiny_imagenet(root, image_size or 64)
+    if name == "cub200":
+        return _find_cub200(root, image_size or 32)
+    if name in _TEN_CLASSES:
+        return _find_ten_classes(name, root, image_size or 128, download)
+    return _find_folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size)
 
 
 def _read(source: _Source, cache: Path | None) -> RawData:
@@ -340,26 +375,17 @@ def _find_torchvision(name: str, root: Path, download: bool) -> _Source:
     if not all(file.is_file() for file in files):
         if not download:
             raise _missing(name, root / folder, "add --download to fetch it")
-        root.mkdir(parents=True, exist_ok=True)
-        try:
+        with _downloading(name, root):
             for split in splits:
                 getattr(torchvision_datasets(), class_name)(root, download=True, **split)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{name} could not be downloaded to {root}: {_first_line(error)}") from error
 
     def decode() -> Decoded:
-        try:
+        with _damaged(name, root / folder):
             train, test = (getattr(torchvision_datasets(), class_name)(root, **split) for split in splits)
-            images = (torch.as_tensor(part.data) for part in (train, test))
-            labels = (torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in (train, test))
-            (train_images, test_images), (train_labels, test_labels) = images, labels
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # a damaged file may raise anything
-            raise UserError(
-                f"{name}: the files in {root / folder} are damaged; delete them and fetch them again with --download "
-                f"({_first_line(error)})"
-            ) from error
+            train_images, test_images = (torch.as_tensor(part.data) for part in (train, test))
+            train_labels, test_labels = (
+                torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in (train, test)
+            )
         if train_images.ndim == 3:  # MNIST: one channel, left out
             train_images, test_images = train_images.unsqueeze(1), test_images.unsqueeze(1)
         elif name.startswith("cifar"):  # channels last
@@ -376,6 +402,249 @@ def _missing(name: str, place: Path, remedy: str) -> UserError:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+# Sets of image files
+
+
+def _find_folder(name: str, folder: Path, image_size: int | None) -> _Source:
+    """One's own set: ``train/<class>/*``, and ``test/`` or ``val/`` alike; every format that PIL reads."""
+    if not folder.is_dir():
+        raise UserError(f"{name}: there is no folder {folder.absolute()}")
+    test = next((folder / split for split in ("test", "val") if (folder / split).is_dir()), None)
+    if test is None or not (folder / "train").is_dir():
+        raise UserError(f"{name}: {folder} must hold train/ and test/ (or val/), with one folder per class in each")
+    train_files, class_names = _labelled(folder / "train")
+    test_files, test_names = _labelled(test)
+    if test_names != class_names:
+        odd = sorted(set(class_names) ^ set(test_names))[0]
+        raise UserError(f"{name}: class {odd!r} is in only one of train/ and {test.name}/; both must have the same")
+    return _image_source(name, folder, train_files, test_files, class_names, image_size)
+
+
+def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
+    """``train/<wnid>/images/*`` and ``val/images/*`` with their classes in ``val/val_annotations.txt``."""
+    folder = root / "tiny-imagenet-200"
+    if not folder.is_dir():
+        raise _missing("tiny_imagenet", folder, "unzip http://cs231n.stanford.edu/tiny-imagenet-200.zip there")
+    train_files, class_names = _labelled(folder / "train")
+    _expect("tiny_imagenet", class_names, (folder / "wnids.txt").read_text().split())
+    annotations = folder / "val" / "val_annotations.txt"
+    with _damaged("tiny_imagenet", annotations):
+        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+        test_files = [(folder / "val" / "images" / file, class_names.index(wnid)) for file, wnid in rows]
+    return _image_source("tiny_imagenet", folder, train_files, test_files, class_names, image_size, rgb=True)
+
+
+def _find_cub200(root: Path, image_size: int) -> _Source:
+    """``images/`` with the tables ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt``, ``classes.txt``."""
+    folder = root / "CUB_200_2011"
+    if not folder.is_dir():
+        url = "https://data.caltech.edu/records/65de6-vp158"
+        raise _missing("cub200", folder, f"unpack CUB_200_2011.tgz of {url} there")
+
+    def table(file: str) -> dict[str, str]:
+        rows = (line.split(maxsplit=1) for line in (folder / file).read_text().splitlines())
+        return {key: value.strip() for key, value in rows}
+
+    with _damaged("cub200", folder):
+        names = table("classes.txt")
+        classes = sorted(names, key=int)
+        labels, is_train, splits = table("image_class_labels.txt"), table("train_test_split.txt"), ([], [])
+        for image, file in table("images.txt").items():
+            split = splits[0 if is_train[image] == "1" else 1]
+            split.append((folder / "images" / file, classes.index(labels[image])))
+    class_names = [names[number] for number in classes]
+    return _image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
+
+
+_TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "imagenette": {
+        "n01440764": "tench",
+        "n02102040": "English springer",
+        "n02979186": "cassette player",
+        "n03000684": "chain saw",
+        "n03028079": "church",
+        "n03394916": "French horn",
+        "n03417042": "garbage truck",
+        "n03425413": "gas pump",
+        "n03445777": "golf ball",
+        "n03888257": "parachute",
+    },
+    "imagewoof": {
+        "n02086240": "Shih-Tzu",
+        "n02087394": "Rhodesian ridgeback",
+        "n02088364": "beagle",
+        "n02089973": "English foxhound",
+        "n02093754": "Border terrier",
+        "n02096294": "Australian terrier",
+        "n02099601": "golden retriever",
+        "n02105641": "Old English sheepdog",
+        "n02111889": "Samoyed",
+        "n02115641": "dingo",
+    },
+}
+"""Data set → WordNet id → class name."""
+
+
+def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) -> _Source:
+    """``imagenette2-160/{train,val}/<wnid>/*``; else the 320 px or the full-size version; Imagewoof alike."""
+    candidates = [root / f"{name}2{suffix}" for suffix in ("-160", "-320", "")]
+    folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
+    if folder is None and name == "imagenette" and download:
+        with _downloading(name, root):
+            torchvision_datasets().Imagenette(root, size="160px", download=True)
+        folder = candidates[0]
+    if folder is None:
+        url = f"https://s3.amazonaws.com/fast-ai-imageclas/{name}2-160.tgz"
+        remedy = f"unpack {url} there" if name == "imagewoof" else "add --download to fetch it"
+        raise _missing(name, candidates[0], remedy)
+    train_files, wnids = _labelled(folder / "train")
+    test_files, test_wnids = _labelled(folder / "val")
+    for found in (wnids, test_wnids):
+        _expect(name, found, _TEN_CLASSES[name])
+    class_names = [_TEN_CLASSES[name][wnid] for wnid in wnids]
+    return _image_source(name, folder, train_files, test_files, class_names, image_size, rgb=True)
+
+
+def _expect(name: str, found: Sequence[str], published: Iterable[str]) -> None:
+    if odd := sorted(set(found) ^ set(published)):
+        raise UserError(f"{name}: the folder is not the published set: class {odd[0]} is missing or does not belong")
+
+
+def _labelled(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """The image files in the class folders of ``folder``, at any depth, with their classes; class names, sorted."""
+    class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    if not class_names:
+        raise UserError(f"there are no class folders in {folder}")
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files: list[tuple[Path, int]] = []
+    for label, class_name in enumerate(class_names):
+        members = [
+            Path(parent, file)
+            for parent, _, names in os.walk(folder / class_name, followlinks=True, onerror=_fail)
+            for file in names
+            if file[0] != "." and Path(file).suffix.lower() in suffixes
+        ]
+        if not members:
+            raise UserError(f"there is no image in {folder / class_name}")
+        files += [(file, label) for file in sorted(members)]
+    return files, class_names
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _image_source(
+    name: str,
+    folder: Path,
+    train: Labelled,
+    test: Labelled,
+    class_names: Sequence[str],
+    image_size: int | None,
+    rgb: bool = False,
+) -> _Source:
+    def decode() -> Decoded:
+        files = [file for file, _ in (*train, *test)]
+        images = _decode(name, files, image_size, rgb)
+        labels = torch.tensor([label for _, label in (*train, *test)])
+        cut = len(train)
+        return images[:cut], labels[:cut], images[cut:], labels[cut:], class_names
+
+    return _Source(name, decode, folder, [file for file, _ in (*train, *test)], image_size)
+
+
+def _decode(name: str, files: Sequence[Path], image_size: int | None, rgb: bool) -> Tensor:
+    """(N, C, H, W) uint8: three channels, or one where every image is grey and ``rgb`` is not asked for."""
+    read = functools.partial(_read_image, name, image_size=image_size)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        arrays = list(threads.map(read, files))
+    for file, array in zip(files, arrays, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            (h, w), (h0, w0) = array.shape[1:], arrays[0].shape[1:]
+            raise UserError(
+                f"{name}: images differ in size ({files[0]} is {h0}×{w0}, {file} is {h}×{w}): "
+                "give --image-size to bring them to one"
+            )
+    channels = 3 if rgb else max(len(array) for array in arrays)
+    images = torch.empty((len(arrays), channels, *arrays[0].shape[1:]), dtype=torch.uint8)
+    for target, array in zip(images, arrays, strict=True):
+        target.copy_(torch.from_numpy(array))
+    return images
+
+
+def _read_image(name: str, file: Path, image_size: int | None) -> np.ndarray:
+    """(1, H, W) of a grey image and (3, H, W) of any other, uint8."""
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"{name}: {file} has more than 8 bits per pixel: convert it")
+            grey = image.mode in ("1", "L", "LA")
+            pixels = image.convert("L" if grey else "RGB")
+    except UserError:
+        raise
+    except Exception as error:  # a decoder may raise anything
+        raise UserError(f"{name}: {file} cannot be decoded as an image ({_first_line(error)})") from error
+    if image_size is not None:
+        short = min(pixels.size)
+        width, height = (max(image_size, round(side * image_size / short)) for side in pixels.size)
+        if (width, height) != pixels.size:
+            pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        pixels = pixels.crop((left, top, left + image_size, top + image_size))
+    array = np.asarray(pixels)
+    return array[None] if grey else array.transpose(2, 0, 1)
+
+
+# ImageNet at 64×64
+
+
+def _find_imagenet64(root: Path) -> _Source:
+    """The downsampled ImageNet's batches ``train_data_batch_1`` … ``10`` and ``val_data``."""
+    folder = root / "imagenet64"
+    train = [folder / f"train_data_batch_{i}" for i in range(1, 11)]
+    files = [*train, folder / "val_data"]
+    for file in files:
+        if not file.is_file():
+            url = "https://image-net.org/download-images (Downsampled ImageNet, 64×64)"
+            raise _missing("imagenet64", file, f"unzip the batches of {url} there")
+
+    def decode() -> Decoded:
+        names = [str(c) for c in range(1, 1001)]
+        return *_read_batches(train), *_read_batches(files[-1:]), names
+
+    return _Source("imagenet64", decode, folder, files)
+
+
+def _read_batches(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 64, 64) uint8 and labels (N,), from 0."""
+    pixels = 3 * 64 * 64
+    # A file holds its images uncompressed and more; what of this is not used is never touched.
+    images = torch.empty(sum(file.stat().st_size for file in files) // pixels, pixels, dtype=torch.uint8)
+    labels: list[int] = []
+    for file in files:
+        with _damaged("imagenet64", file), file.open("rb") as stream:
+            batch = _ArrayUnpickler(stream, encoding="latin1").load()
+            start = len(labels)
+            labels += (int(label) - 1 for label in batch["labels"])
+            images[start : len(labels)] = torch.from_numpy(batch["data"])
+    return images[: len(labels)].view(-1, 3, 64, 64), torch.tensor(labels)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers, and runs nothing that a file names besides."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        kind = (module.replace("numpy._core", "numpy.core"), name)
+        if kind == ("numpy.core.multiarray", "_reconstruct"):
+            return np.empty(0).__reduce__()[0]
+        if kind in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if kind == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return codecs.encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 # The cache
