@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,16 +121,15 @@ def write(records: Sequence[Record], folder: Path) -> str:
         raise UserError(f"no records in {folder}")
     groups = grouped(records)
     tables = [tabulated([group for group in groups if group.table == key]) for key in sorted({g.table for g in groups})]
-    text = "\n\n".join(markdown(table) for table in tables)
     contents = {
-        "table.md": text + "\n",
+        "table.md": "\n\n".join(markdown(table) for table in tables) + "\n",
         "table.tex": _TEX_HEAD + "\n".join(latex(table) for table in tables),
         "table.csv": pd.DataFrame(raw(group) for group in groups).to_csv(index=False),
     }
     for name, content in contents.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return text
+    return "\n\n".join(screen(table) for table in tables)
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:
@@ -310,7 +310,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
         notes.append(f"† run again by the authors of [{first}], better than first published.")
     notes += [
         f"{r['status']}: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
-        f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {r['message'] or 'no message'}"
+        f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {' '.join((r['message'] or 'no message').split())}"
         for group in groups
         for r in group.records
         if r["status"] != "ok"
@@ -390,19 +390,32 @@ _LEFT = {"method", "setting", "data set", "network"}
 
 
 def markdown(table: Table) -> str:
-    """The caption, the table, and the notes."""
-    rows = [
+    """The caption, the table, and the notes, a paragraph each."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in _marked(table)]
+    return "\n\n".join([table.caption, _grid(table.columns, rows, "pipe"), *table.notes])
+
+
+def screen(table: Table) -> str:
+    """The same for a terminal: narrow columns, wrapped text."""
+    columns = ["\n".join(_narrow(column)) for column in table.columns]
+    texts = [textwrap.fill(text, 100) for text in (table.caption, *table.notes)]
+    return "\n\n".join([texts[0], _grid(columns, _marked(table), "simple"), "\n".join(texts[1:])]).rstrip()
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
+    align = ["left" if column.replace("\n", " ") in _LEFT else "right" for column in columns]
+    return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
+
+
+def _marked(table: Table) -> list[list[str]]:
+    return [
         [f"**{cell}**" if (i, j) in table.bold else cell for j, cell in enumerate(row)]
         for i, row in enumerate(table.rows)
     ]
-    body = tabulate(
-        [[cell.replace("|", "\\|") for cell in row] for row in rows],
-        headers=table.columns,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["left" if column in _LEFT else "right" for column in table.columns],
-    )
-    return "\n\n".join([table.caption, body, *(" ".join(note.split()) for note in table.notes)])
+
+
+def _narrow(title: str) -> list[str]:
+    return textwrap.wrap(title, 10, break_long_words=False)
 
 
 _TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
@@ -423,23 +436,27 @@ _TEX = {
 def latex(table: Table) -> str:
     """A floating table with the rules of booktabs, as wide as the text."""
 
-    def line(cells: Sequence[str], i: int | None = None) -> str:
-        texts = [_escape(cell) for cell in cells]
+    def stack(column: str) -> str:
+        return r"\shortstack{" + r" \\ ".join(_escape(part) for part in _narrow(column)) + "}"
+
+    def line(i: int, row: Sequence[str]) -> str:
+        texts = [_escape(cell) for cell in row]
         return " & ".join(rf"\textbf{{{t}}}" if (i, j) in table.bold else t for j, t in enumerate(texts)) + r" \\"
 
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escape(' '.join([table.caption, *table.notes]))}}}",
+            rf"\caption{{{_escape(table.caption)}}}",
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{''.join('l' if column in _LEFT else 'r' for column in table.columns)}}}",
             r"\toprule",
-            line(table.columns),
+            " & ".join(stack(column) for column in table.columns) + r" \\",
             r"\midrule",
-            *(line(row, i) for i, row in enumerate(table.rows)),
+            *(line(i, row) for i, row in enumerate(table.rows)),
             r"\bottomrule",
             r"\end{tabular}}",
+            *(rf"\par\smallskip{{\footnotesize {_escape(note)}\par}}" for note in table.notes),
             r"\end{table}",
             "",
         ]
@@ -447,7 +464,7 @@ def latex(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(_TEX.get(character, character) for character in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

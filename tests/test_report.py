@@ -63,6 +63,12 @@ def made(
     return found
 
 
+def written(records: list[Record], folder: Path) -> str:
+    """``table.md`` of ``records``."""
+    report.write(records, folder)
+    return (folder / "table.md").read_text()
+
+
 def cells(text: str) -> list[list[str]]:
     """Header and rows of the first Markdown table in ``text``."""
     lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
@@ -77,7 +83,7 @@ def column(text: str, title: str) -> list[str]:
 
 def test_seeds_are_aggregated_over_all_their_networks(tmp_path: Path) -> None:
     values = (0.90, 0.92, 0.95, 0.97)
-    text = report.write([made(values[:2], krr=(0.5, 0.7)), made(values[2:], krr=(0.6, 0.6), seed=1)], tmp_path)
+    text = written([made(values[:2], krr=(0.5, 0.7)), made(values[2:], krr=(0.6, 0.6), seed=1)], tmp_path)
     expected = f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
     assert column(text, "accuracy (%)") == [expected]
     assert column(text, "n") == ["2 × 2"]
@@ -90,7 +96,7 @@ def test_seeds_are_aggregated_over_all_their_networks(tmp_path: Path) -> None:
 
 
 def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
-    text = report.write(
+    text = written(
         [
             made((0.90,)),
             made((0.80,), method="random_real", protocol="vico"),
@@ -107,7 +113,7 @@ def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
 
 def test_the_caption_says_what_was_measured_how_and_what_is_missing(tmp_path: Path) -> None:
     records = [made(), made(ipc=10), made(ipc=10, method="random_real", protocol="vico", evaluate_steps=1000)]
-    caption = report.write(records, tmp_path).splitlines()[0]
+    caption = written(records, tmp_path).splitlines()[0]
     for part in ("Budget quick", "native", "frepo: frepo", "random_real: vico", "A CPU", "torch 2.13.0", "width 32"):
         assert part in caption
     assert "at most 1000 training steps" in caption
@@ -120,33 +126,31 @@ def test_the_caption_says_what_was_measured_how_and_what_is_missing(tmp_path: Pa
     ids=lambda other: next(iter(other)),
 )
 def test_what_must_not_be_compared_stands_in_tables_apart(other: dict[str, Any], tmp_path: Path) -> None:
-    text = report.write([made(), made(**other), made(seed=1)], tmp_path)
+    text = written([made(), made(**other), made(seed=1)], tmp_path)
     assert text.count("| method") == 2
     assert len(pd.read_csv(tmp_path / "table.csv")) == 2
 
 
 def test_another_setting_is_another_row_that_says_so(tmp_path: Path) -> None:
     records = [made(config={"pool_size": size, "ridge": 1e-6}) for size in (10, 20)]
-    assert column(report.write(records, tmp_path), "setting") == ["pool_size=10", "pool_size=20"]
-    assert "setting" not in cells(report.write(records[:1], tmp_path))[0]
+    assert column(written(records, tmp_path), "setting") == ["pool_size=10", "pool_size=20"]
+    assert "setting" not in cells(written(records[:1], tmp_path))[0]
 
 
 def test_steps_that_a_time_budget_gave_do_not_part_the_seeds(tmp_path: Path) -> None:
-    text = report.write([made(seconds=60.0, steps=812), made(seconds=60.0, steps=830, seed=1)], tmp_path)
+    text = written([made(seconds=60.0, steps=812), made(seconds=60.0, steps=830, seed=1)], tmp_path)
     assert column(text, "steps") == ["812–830"]
 
 
 def test_meters_never_share_a_column(tmp_path: Path) -> None:
-    text = report.write(
-        [made(meter="nvml", peak=900 * MIB), made(method="mtt", peak=150 * MIB, protocol="mtt")], tmp_path
-    )
+    text = written([made(meter="nvml", peak=900 * MIB), made(method="mtt", peak=150 * MIB, protocol="mtt")], tmp_path)
     assert column(text, "peak GPU memory, NVML (MiB)") == ["900", "–"]
     assert column(text, "peak host RSS above baseline (MiB)") == ["–", "150"]
     assert "peak GPU memory, allocated by torch (MiB)" not in cells(text)[0]
 
 
 def test_measured_and_reported_never_share_a_column(tmp_path: Path) -> None:
-    text = report.write([made(), made(method="mtt", protocol="mtt"), made(method="mtt", dataset="digits")], tmp_path)
+    text = written([made(), made(method="mtt", protocol="mtt"), made(method="mtt", dataset="digits")], tmp_path)
     reported = column(text, "reported by papers, not measured here (%)")
     assert reported == ["–", "93.0 ± 0.4, KRR 92.6 ± 0.4 [1]", "91.4 ± 0.9† [1]"]
     assert "NeurIPS 2022, table 1" in text
@@ -158,10 +162,10 @@ def test_measured_and_reported_never_share_a_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", ["oom", "timeout", "diverged", "error"])
 def test_what_did_not_end_well_is_a_mark_and_a_note(status: str, tmp_path: Path) -> None:
     failed = made((), status=status, message="what\nhappened", method="mtt", protocol="mtt")
-    text = report.write([made(), failed], tmp_path)
+    text = written([made(), failed], tmp_path)
     assert column(text, "accuracy (%)")[1] == status
     assert f"{status}: mtt on mnist, ipc 1, width 32, seed 0: what happened" in text
-    both = report.write([made(), made((), status=status, seed=1)], tmp_path)
+    both = written([made(), made((), status=status, seed=1)], tmp_path)
     assert column(both, "accuracy (%)") == [f"91.0 ± 1.4 ({status} 1 of 2)"]
     assert column(both, "n") == ["2 × 1"]
 
@@ -198,13 +202,13 @@ def test_latex_compiles(tmp_path: Path) -> None:
 def test_the_command_makes_the_tables_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record.write(made(), tmp_path / "a.json")
     assert report.main([str(tmp_path)]) == 0
-    assert column(capsys.readouterr().out, "method") == ["frepo"]
+    assert "frepo" in capsys.readouterr().out
     before = (tmp_path / "table.md").read_bytes()
     (tmp_path / "b.json").write_text("{")
     assert report.main([str(tmp_path)]) == 1  # the good record is shown, the damaged one is named
     shown = capsys.readouterr()
     assert "b.json" in shown.err
-    assert column(shown.out, "method") == ["frepo"]
+    assert "frepo" in shown.out
     assert (tmp_path / "table.md").read_bytes() == before
 
 
