@@ -1,0 +1,211 @@
+"""MTT: synthetic images that lead a network along the trajectories of networks trained on real data.
+
+Cazenavette, Wang, Torralba, Efros, Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022.
+
+Differs from the authors' code (github.com/GeorgeCazenavette/mtt-distillation):
+- Experts are drawn uniformly with replacement (theirs with ``--load_all``), not in shuffled passes over files.
+- Images start from real ones, as in the paper's algorithm 1; the code's own default is noise (``pix_init``).
+- ZCA is a matter of the data's preprocessing, so it is no option here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.augment import dsa
+from benchmarks.errors import UserError
+from benchmarks.protocols import Recipe
+from benchmarks.task import Task, generator_for
+from benchmarks.training import train
+from methods._unroll import flatten, minibatches, unroll
+from methods.base import Method, Store, Synthetic
+
+
+@dataclass(frozen=True)
+class MTTConfig:
+    """Hyper-parameters, by default those of the authors' two scripts."""
+
+    syn_steps: int = 20
+    """Inner steps N of the student on the synthetic images."""
+    expert_epochs: int = 3
+    """Epochs M that the expert is ahead: the student must reach θ*_{t+M} from θ*_t."""
+    max_start_epoch: int = 25
+    """The start t is uniform in {0, …, max_start_epoch − 1}."""
+    batch_syn: int | None = None
+    """Synthetic images per inner step; None: all of them."""
+    lr_img: float = 1000.0
+    """Step size of the synthetic images."""
+    lr_lr: float = 1e-5
+    """Step size of the student's step size α."""
+    lr_init: float = 0.01
+    """Where α starts."""
+    momentum: float = 0.5
+    """Momentum of the updates of images and α."""
+    pix_init: Literal["real", "noise"] = "real"
+    """Synthetic images start from random real images or from standard normal noise."""
+    num_experts: int = 100
+    """Expert trajectories."""
+    train_epochs: int = 50
+    """Epochs of an expert; a snapshot is kept after each."""
+    lr_expert: float = 0.01
+    """Step size of the experts' SGD, which has neither momentum nor weight decay."""
+    batch_train: int = 256
+    """Real images per step of an expert."""
+
+
+def matching_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """‖θ̂_{t+N} − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖² (equation 2) of parameter vectors (P,), 0-d."""
+    return (student - target).square().sum() / (start - target).square().sum()
+
+
+_COLUMNS = ("syn_steps", "expert_epochs", "max_start_epoch", "batch_syn", "lr_img", "lr_lr", "lr_init")
+_TABLE: dict[tuple[str, int], tuple[float | None, ...]] = {
+    ("cifar10", 1): (50, 2, 2, None, 100.0, 1e-7, 0.01),
+    ("cifar10", 10): (30, 2, 20, None, 100.0, 1e-5, 0.001),
+    ("cifar10", 50): (30, 2, 40, None, 1000.0, 1e-5, 0.001),
+    ("cifar100", 1): (20, 3, 20, None, 1000.0, 1e-5, 0.01),
+    ("cifar100", 10): (20, 2, 20, None, 1000.0, 1e-5, 0.01),
+    ("cifar100", 50): (80, 2, 40, 125, 1000.0, 1e-5, 0.01),
+    ("tiny_imagenet", 1): (10, 2, 10, None, 10000.0, 1e-4, 0.01),
+    ("tiny_imagenet", 10): (20, 2, 40, 200, 10000.0, 1e-4, 0.01),
+}
+
+
+class MTT(Method):
+    """Trajectory matching: algorithm 1 of the paper."""
+
+    Config = MTTConfig
+    PROTOCOL = "mtt"
+    PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {
+        setting: {"steps": 5000, **dict(zip(_COLUMNS, row, strict=True))} for setting, row in _TABLE.items()
+    }
+    BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "smoke": {
+            "steps": 3,
+            "syn_steps": 2,
+            "expert_epochs": 1,
+            "max_start_epoch": 2,
+            "num_experts": 1,
+            "train_epochs": 2,
+        },
+        "quick": {"steps": 100},
+    }
+
+    def __init__(self, task: Task, config: MTTConfig, total_steps: int) -> None:
+        """Raises UserError where the experts' trajectories are too short."""
+        super().__init__(task, config, total_steps)
+        needed = config.max_start_epoch - 1 + config.expert_epochs
+        if needed > config.train_epochs:
+            raise UserError(
+                f"mtt: max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} need "
+                f"experts of {needed} epochs, but train_epochs is {config.train_epochs}; raise it or lower the others"
+            )
+        self.images, self.labels = task.draw_per_class()
+        if config.pix_init == "noise":
+            self.images = torch.randn(self.images.shape, generator=task.generator, dtype=task.dtype).to(task.device)
+        self.lr = torch.tensor(config.lr_init, dtype=task.dtype, device=task.device)
+        self.velocities = [torch.zeros_like(self.images), torch.zeros_like(self.lr)]
+        self.student = task.network(generator_for("mtt student"))  # its structure; the parameters come from experts
+
+    def prepare(self, store: Store) -> None:
+        """Train the experts that ``store`` does not hold: one entry each, ``parameters`` (train_epochs + 1, P).
+
+        An expert depends on the data, the network, the settings in its name and its index: it draws nothing from the
+        task's generator. ``step`` reads two rows of one entry, so a store that maps files into memory keeps the host's
+        memory free of the rest.
+        """
+        for index in range(self.config.num_experts):
+            if self._expert_name(index) not in store:
+                store[self._expert_name(index)] = {"parameters": self._train_expert(index)}
+        self.store = store
+
+    def step(self) -> dict[str, Tensor]:
+        config, task = self.config, self.task
+        expert = self._expert_name(int(torch.randint(config.num_experts, (), generator=task.generator)))
+        epoch = int(torch.randint(config.max_start_epoch, (), generator=task.generator))
+        trajectory = self.store[expert]["parameters"]
+        start, target = (
+            trajectory[at].to(task.device, non_blocking=True) for at in (epoch, epoch + config.expert_epochs)
+        )
+
+        images, lr = self.images.detach().requires_grad_(), self.lr.detach().requires_grad_()
+        indices = minibatches(len(images), config.batch_syn or len(images), config.syn_steps, task.generator)
+        batches = (
+            (dsa(images[index], task.generator, flip=task.flip), self.labels[index])
+            for index in (index.to(task.device, non_blocking=True) for index in indices)
+        )
+        student, _ = unroll(self.student, start, batches, lr)
+        loss = matching_loss(student, start, target)
+
+        gradients = torch.autograd.grad(loss, [images, lr])
+        rates = (config.lr_img, config.lr_lr)
+        for value, velocity, gradient, rate in zip(
+            (self.images, self.lr), self.velocities, gradients, rates, strict=True
+        ):
+            velocity.mul_(config.momentum).add_(gradient)
+            value.sub_(rate * velocity)
+        return {"matching": loss.detach()}
+
+    def synthetic(self) -> Synthetic:
+        labels = F.one_hot(self.labels, self.task.num_classes).to(self.task.dtype)
+        return Synthetic(self.images.clone(), labels, "probability", self.lr.clone())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images": self.images.clone(),
+            "lr": self.lr.clone(),
+            "velocities": [velocity.clone() for velocity in self.velocities],
+            "generator": self.task.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.images.copy_(state["images"])
+        self.lr.copy_(state["lr"])
+        for velocity, saved in zip(self.velocities, state["velocities"], strict=True):
+            velocity.copy_(saved)
+        self.task.generator.set_state(state["generator"])
+
+    def _expert_name(self, index: int) -> str:
+        """All that determines an expert, but the data and the network."""
+        config, task = self.config, self.task
+        settings = f"epochs{config.train_epochs}-lr{config.lr_expert}-batch{config.batch_train}"
+        return f"mtt-expert-{settings}-{str(task.dtype).removeprefix('torch.')}-{task.device.type}-{index}"
+
+    def _train_expert(self, index: int) -> Tensor:
+        """The parameters of expert ``index`` at its start and after every epoch: (train_epochs + 1, P), on the CPU."""
+        config, task = self.config, self.task
+        recipe = Recipe(
+            loss="cross_entropy",
+            optimiser="sgd",
+            lr=config.lr_expert,
+            batch_size=config.batch_train,
+            shuffle=True,
+            epochs=config.train_epochs,
+            augment="dsa",
+        )
+        generator = generator_for("mtt expert", index)
+        network = task.network(generator)
+        start = flatten(network)
+        trajectory = torch.empty(config.train_epochs + 1, len(start), dtype=start.dtype)
+        trajectory[0] = start
+
+        def keep(epoch: int) -> None:
+            trajectory[epoch] = flatten(network)
+
+        train(
+            network,
+            task.images,
+            task.labels,
+            "probability",
+            recipe,
+            flip=task.flip,
+            generator=generator,
+            on_epoch=keep,
+        )
+        return trajectory
