@@ -1,0 +1,379 @@
+"""One cell in its own process: prepare, warm up, distil under clock and meter, evaluate, write down.
+
+``python -m harness.cell`` takes a ``Job`` as one line of JSON on standard input, and ends when that input does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import methods
+from benchmarks.datasets import Benchmark, load
+from benchmarks.errors import UserError
+from benchmarks.protocols import PROTOCOLS, Protocol
+from benchmarks.task import generator_for
+from harness import artifact, record
+from harness.evaluate import evaluate, network_spec
+from harness.experiments import Job
+from harness.measure.clock import Clock
+from harness.measure.memory import MemoryMeter
+from harness.progress import Progress
+from harness.record import Record
+from harness.store import DiskStore, folder_for
+from methods.base import Method, Synthetic
+
+SAMPLES = 1000
+"""About so many timing windows are kept."""
+WARMUP_STEPS = 3
+"""At least; and never less than a whole cycle."""
+GPU_WINDOW_SECONDS = 0.05
+"""A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
+
+
+class Diverged(Exception):
+    """A loss or the synthetic set is no longer finite."""
+
+
+def run(job: Job, now: Callable[[], float] = time.perf_counter) -> Record:
+    """Run the cell and write its record, whatever becomes of it; an artefact as well where it is ``ok``.
+
+    Out of memory and divergence are results. For any other error the record has one line, and a log file beside it the
+    traceback. ``now``: the clock to read.
+    """
+    found = record.new(
+        job.cell.to_dict(),
+        job.config,
+        record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
+    )
+    found["provenance"] |= _versions(job.device)
+    job.log_path.unlink(missing_ok=True)
+    try:
+        _Run(job, found, now).all()
+        found["status"] = "ok"
+    except Diverged as error:
+        found["status"], found["message"] = "diverged", str(error)
+    except UserError as error:
+        found["message"] = str(error)
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        found["message"] = f"{type(error).__name__}: {first}".removesuffix(": ")
+        if _out_of_memory(error):
+            found["status"] = "oom"
+        else:
+            job.log_path.write_text(traceback.format_exc(), encoding="utf-8")
+            found["message"] = f"{found['message']} (traceback in {job.log_path.name})"
+    record.write(found, job.record_path)
+    return found
+
+
+@dataclass
+class _Run:
+    """The phases of a cell, which fill in its record as they go."""
+
+    job: Job
+    found: Record
+    now: Callable[[], float]
+
+    def all(self) -> None:
+        job, cell = self.job, self.job.cell
+        device = torch.device(job.device)
+        _set_precision(tf32=cell.tf32)
+        clock, meter = Clock(device, self.now), MemoryMeter(device)
+        meter.context()
+        protocol = PROTOCOLS[cell.protocol]
+        method_class = methods.get(cell.method)
+        config = method_class.Config(**{name: _tuples(value) for name, value in job.config.items()})
+        benchmark = _benchmark(job)
+        key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.device_kind, cell.tf32)
+        store = DiskStore(folder_for(Path(job.cache), *key), self.now)
+        cost = self.found["cost"]
+        cost["parameters"] = _parameters(benchmark.spec.build(generator_for("count")))
+        cost["parameters_evaluated"] = _parameters(network_spec(benchmark, protocol).build(generator_for("count")))
+
+        if method_class.iterative:
+            cycle, step_seconds = self._warm_up(method_class, config, benchmark, store, clock)
+            steps = cell.steps or self._steps_for(cell.seconds, cycle, step_seconds)
+            self.found["cell"]["steps"] = steps
+            self._estimate(steps, step_seconds)
+            meter.idle()
+            method = method_class(benchmark.task, config, steps)
+            method.prepare(store)
+            with tempfile.TemporaryDirectory() as folder:
+                snapshots = self._distil(method, steps, step_seconds, clock, meter, Path(folder))
+                synthetic = _finite(method.synthetic())
+                del method
+                self._evaluate(synthetic, benchmark, protocol, clock)
+                self._curve(snapshots, steps, benchmark, protocol)
+        else:
+            begin = clock.read()
+            method = method_class(benchmark.task, config, 0)
+            method.prepare(store)
+            self._prepared(clock.read() - begin, store)
+            synthetic = _finite(method.synthetic())
+            del method
+            self._evaluate(synthetic, benchmark, protocol, clock)
+        artifact.save(
+            job.artifact_path,
+            synthetic,
+            benchmark,
+            network=network_spec(benchmark, protocol),
+            cell=self.found["cell"],
+            config=job.config,
+        )
+
+    def _warm_up(
+        self, method_class: type[Method], config: Any, benchmark: Benchmark, store: DiskStore, clock: Clock
+    ) -> tuple[int, float]:
+        """Prepare, timed, and take a few steps with an instance that is thrown away.
+
+        Kernels are chosen, libraries loaded and the store filled afterwards, and no random number of the cell was
+        drawn. Returns the steps per cycle and the seconds per step.
+        """
+        cell = self.job.cell
+        task = dataclasses.replace(benchmark.task, generator=generator_for("warm-up", cell.seed))
+        begin = clock.read()
+        method = method_class(task, config, cell.steps or SAMPLES)
+        method.prepare(store)
+        end = clock.read()
+        self._prepared(end - begin, store)
+        cycle = method.steps_per_cycle
+        untimed = max(0, WARMUP_STEPS - cycle)
+        for _ in range(untimed):
+            method.step()
+        begin = clock.read()
+        for _ in range(cycle):
+            method.step()
+        step_seconds = (clock.read() - begin) / cycle
+        self.found["cost"]["warmup_seconds"] = clock.read() - end
+        return cycle, step_seconds
+
+    def _prepared(self, seconds: float, store: DiskStore) -> None:
+        cost = self.found["cost"]
+        cost["prepare_seconds"] = seconds + sum(store.found.values())
+        cost["prepare_cached"] = len(store.found)
+
+    def _steps_for(self, seconds: float | None, cycle: int, step_seconds: float) -> int:
+        """As many whole cycles as fit into ``seconds``, one at least."""
+        assert seconds is not None
+        if self.job.cell.seconds_include_prepare:
+            seconds -= self.found["cost"]["prepare_seconds"] or 0.0
+        return max(1, int(seconds / (cycle * step_seconds))) * cycle
+
+    def _estimate(self, steps: int, step_seconds: float) -> None:
+        networks = self.job.cell.networks_evaluated
+        _say(
+            f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}, "
+            f"then {networks} network{'s' if networks > 1 else ''}"
+        )
+
+    def _distil(
+        self, method: Method, steps: int, step_seconds: float, clock: Clock, meter: MemoryMeter, folder: Path
+    ) -> dict[int, tuple[float, Path]]:
+        """The measured steps. Returns step → (seconds so far, file of the synthetic set) of the points of the curve."""
+        cost = self.found["cost"]
+        cycle = method.steps_per_cycle
+        cycles = max(1, -(-steps // (cycle * SAMPLES)))
+        if self.job.cell.device_kind != "cpu":
+            cycles = max(cycles, round(GPU_WINDOW_SECONDS / (cycle * step_seconds)))
+        cost["steps_per_sample"] = cycles * cycle
+        wanted = curve_steps(self.job.cell.curve_points, steps)
+        snapshots: dict[int, tuple[float, Path]] = {}
+        progress = Progress("distilling", steps)
+        total = 0.0
+        meter.start()
+        try:
+            for begin, end in windows(steps, cycles * cycle):
+                started = clock.read()
+                for _ in range(end - begin):
+                    losses = method.step()
+                elapsed = clock.read() - started
+                total += elapsed
+                if (end - begin) % cycle == 0:
+                    cost["step_seconds"].append(elapsed / (end - begin))
+                cost["distill_seconds"] = total
+                progress(end, _check(losses, end))
+                if any(begin < step <= end for step in wanted) and end < steps:
+                    # On disk, so that they are no part of the memory that is being measured.
+                    snapshots[end] = (total, folder / f"{end}.pt")
+                    torch.save(vars(method.synthetic()), snapshots[end][1])
+        finally:
+            cost["memory"] = meter.stop()
+            progress.close()
+        return snapshots
+
+    def _evaluate(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol, clock: Clock) -> None:
+        accuracy = self.found["accuracy"]
+        begin = clock.read()
+        accuracy["values"], accuracy["krr_values"] = self._values(synthetic, benchmark, protocol)
+        self.found["cost"]["evaluate_seconds"] = clock.read() - begin
+        accuracy["mean"], accuracy["std"] = record.summarise(accuracy["values"])
+
+    def _curve(
+        self, snapshots: Mapping[int, tuple[float, Path]], steps: int, benchmark: Benchmark, protocol: Protocol
+    ) -> None:
+        """Evaluate what was set aside while distilling; the last point is the distilled set itself."""
+        if not self.job.cell.curve_points:
+            return
+        accuracy, seconds = self.found["accuracy"], self.found["cost"]["distill_seconds"]
+        for step, (elapsed, file) in snapshots.items():
+            synthetic = Synthetic(**torch.load(file, map_location=benchmark.task.device))
+            values, _ = self._values(synthetic, benchmark, protocol)
+            accuracy["curve"].append({"step": step, "seconds": elapsed, "values": values})
+        assert seconds is not None
+        accuracy["curve"].append({"step": steps, "seconds": seconds, "values": accuracy["values"]})
+
+    def _values(
+        self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol
+    ) -> tuple[list[float], list[float]]:
+        cell = self.job.cell
+        recipe_steps = protocol.recipe.steps(len(synthetic.images))
+        progress = Progress(
+            "evaluating", cell.networks_evaluated * min(cell.evaluate_steps or recipe_steps, recipe_steps)
+        )
+        try:
+            return evaluate(
+                synthetic,
+                benchmark,
+                protocol,
+                seed=cell.seed,
+                networks=cell.networks_evaluated,
+                max_steps=cell.evaluate_steps,
+                progress=lambda done, _: progress(done),
+            )
+        finally:
+            progress.close()
+
+
+def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each but for the last."""
+    for begin in range(0, steps, size):
+        yield begin, min(begin + size, steps)
+
+
+def curve_steps(points: int, steps: int) -> list[int]:
+    """``points`` log-spaced steps from 1 to ``steps``, without repetition; fewer where there are fewer steps."""
+    if points < 2:
+        return [steps] * points
+    return sorted({round(steps ** (i / (points - 1))) for i in range(points)})
+
+
+def _benchmark(job: Job) -> Benchmark:
+    cell = job.cell
+    benchmark = load(
+        job.source,
+        ipc=cell.ipc,
+        network=cell.network,
+        width=cell.width,
+        depth=cell.depth,
+        norm=cell.norm,
+        preprocess=cell.preprocess,
+        generator=generator_for("distil", cell.seed),
+        root=Path(job.data_root),
+        cache=Path(job.cache),
+        image_size=cell.image_size,
+        device=job.device,
+        dtype=getattr(torch, cell.dtype),
+    )
+    if benchmark.raw_fingerprint != cell.data_fingerprint:
+        raise UserError(f"{cell.dataset} has changed since the run began; start it again")
+    return dataclasses.replace(benchmark, name=cell.dataset)
+
+
+def _check(losses: Mapping[str, Tensor], step: int) -> str:
+    """The losses in short. Raises Diverged where one is not finite."""
+    values = {name: float(value) for name, value in losses.items()}
+    for name, value in values.items():
+        if not abs(value) < float("inf"):
+            raise Diverged(f"{name} is {value} at step {step}")
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _finite(synthetic: Synthetic) -> Synthetic:
+    for name, tensor in (("images", synthetic.images), ("labels", synthetic.labels), ("lr", synthetic.lr)):
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            raise Diverged(f"the synthetic {name} are not finite after the last step")
+    return synthetic
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Also where torch has only words for it: its CPU allocator, and the libraries on a GPU."""
+    words = ("can't allocate memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _set_precision(*, tf32: bool) -> None:
+    """torch lets convolutions round to TF32 unless told otherwise; kernels that give the same bits every time."""
+    precision = "tf32" if tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def _versions(device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        found["cuda"] = torch.version.cuda
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        except Exception:  # no NVML, no number
+            pass
+    return found
+
+
+def _parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples; frozen configurations have no lists."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def _end_with_input() -> None:
+    """Our parent holds the other end: when it is gone, whatever ended it, we are not wanted any more."""
+    while os.read(0, 1):  # not through sys.stdin, whose lock this thread would hold when the interpreter ends
+        pass
+    os._exit(1)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to deal with
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits every time
+    job = Job.from_json(sys.stdin.buffer.readline().decode())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    run(job)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""What is to be run: budgets, cells, and the grid that a request spans.
+
+A *cell* is everything that determines a result. Its configuration is resolved here, before a method is constructed:
+the defaults of ``Config``, then ``PAPER`` for the data set and ipc, then ``BUDGETS`` for the budget, then the command
+line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import DATASETS, NETWORKS
+from benchmarks.errors import UserError, choose
+from harness.record import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from benchmarks.datasets import RawData
+    from methods.base import Method
+
+PROTOCOLS = ("native", "common")
+DEFAULT_OUTPUT = Path("results/local")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a budget fixes for every method; a method's own ``BUDGETS`` and ``PAPER`` add steps and hyper-parameters."""
+
+    meaning: str
+    seeds: tuple[int, ...]
+    networks_evaluated: int
+    evaluate_steps: int | None
+    """At most so many optimiser steps per evaluated network; the schedule shrinks with them. None: as published."""
+    cpu_width: int | None
+    """Width of the network on a CPU. None: the protocol's, as on a GPU."""
+    steps: int | None
+    """Outer steps for a method whose ``BUDGETS`` name none. None: the published number is needed."""
+
+
+BUDGETS = {
+    "smoke": Budget("seconds: the real path, numbers without meaning", (0,), 1, 20, 8, 5),
+    "quick": Budget("minutes: shortened schedules", (0,), 3, 1000, 32, 200),
+    "paper": Budget("the published schedule", (0,), 5, None, None, None),
+}
+WIDTH = 128
+"""The published width of either network."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that determines a result, the configuration of the method apart."""
+
+    method: str
+    dataset: str
+    """The name; of one's own folder ``folder:`` and its last part. ``data_fingerprint`` tells two of them apart."""
+    ipc: int
+    network: str
+    width: int
+    depth: int
+    norm: str
+    """Of the network that distils; the protocol says what the evaluated network has."""
+    preprocess: str
+    seed: int
+    protocol: str
+    budget: str
+    steps: int | None
+    """Outer steps; None where the method has none, or where ``seconds`` decide and the cell has not run yet."""
+    seconds: float | None
+    """Time budget from which the cell finds ``steps``."""
+    seconds_include_prepare: bool
+    device_kind: str
+    dtype: str
+    tf32: bool
+    memory_limit_bytes: int | None
+    image_size: int | None
+    """Images were resized to this; None: as they come."""
+    networks_evaluated: int
+    evaluate_steps: int | None
+    curve_points: int
+    data_fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def identity(self, config: Mapping[str, Any]) -> str:
+        """8 hex digits of a hash over the cell and the resolved configuration."""
+        fields = self.to_dict()
+        if self.seconds is not None:
+            fields["steps"] = None
+        whole = json.dumps([PROTOCOL_VERSION, fields, config], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:8]
+
+    def stem(self, config: Mapping[str, Any]) -> str:
+        """File name without ending: a readable part, then the identity."""
+        size = f"{self.network}-w{self.width}"
+        readable = f"{self.dataset}-ipc{self.ipc}-{self.method}-{size}-seed{self.seed}-{self.budget}"
+        return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', readable)}-{self.identity(config)}"
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.dataset}, ipc {self.ipc}, width {self.width}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, its configuration, and where the process that runs it finds and leaves things."""
+
+    cell: Cell
+    config: dict[str, Any]
+    source: str
+    """The data set as ``benchmarks.datasets`` takes it: a name or ``folder:PATH``."""
+    device: str
+    data_root: str
+    cache: str
+    output: str
+    command: str
+    """The command line of the run, for the record."""
+
+    @property
+    def stem(self) -> str:
+        return self.cell.stem(self.config)
+
+    @property
+    def record_path(self) -> Path:
+        return Path(self.output) / f"{self.stem}.json"
+
+    @property
+    def artifact_path(self) -> Path:
+        return Path(self.output) / f"{self.stem}.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        return Path(self.output) / f"{self.stem}.log"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        values = json.loads(text)
+        return cls(**{**values, "cell": Cell(**values["cell"])})
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run as asked for: the lists span the grid; None stands for the default of budget or protocol."""
+
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    ipcs: tuple[int, ...] = (1,)
+    network: str | None = None
+    widths: tuple[int, ...] | None = None
+    depth: int | None = None
+    seeds: tuple[int, ...] | None = None
+    budget: str = "quick"
+    steps: int | None = None
+    seconds: float | None = None
+    seconds_include_prepare: bool = False
+    protocol: str = "native"
+    device: str | None = None
+    data_root: Path | None = None
+    cache: Path | None = None
+    image_size: int | None = None
+    download: bool = False
+    networks_evaluated: int | None = None
+    curve_points: int = 0
+    tf32: bool = False
+    output: Path = DEFAULT_OUTPUT
+    options: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Method → its arguments on the command line, as ``--method.field value`` tokens."""
+    command: str = ""
+
+
+def check(request: Request) -> None:
+    """Everything that can be checked without importing torch.
+
+    Raises UserError for unknown names, numbers out of range, and folders that cannot be written.
+    """
+    import methods
+
+    for name in request.methods:
+        choose("method", name, methods.names())
+    for name in request.datasets:
+        if not name.startswith("folder:"):
+            choose("data set", name, [*DATASETS, "folder:PATH"])
+    if request.network is not None:
+        choose("network", request.network, NETWORKS)
+    choose("budget", request.budget, BUDGETS)
+    choose("protocol", request.protocol, PROTOCOLS)
+    _at_least(1, "--ipcs", request.ipcs)
+    _at_least(1, "--widths", request.widths or ())
+    _at_least(0, "--seeds", request.seeds or ())
+    for flag, value in (
+        ("--depth", request.depth),
+        ("--steps", request.steps),
+        ("--image-size", request.image_size),
+        ("--networks-evaluated", request.networks_evaluated),
+    ):
+        _at_least(1, flag, () if value is None else (value,))
+    _at_least(0, "--curve-points", (request.curve_points,))
+    if request.seconds is not None and not 0 < request.seconds < float("inf"):
+        raise UserError(f"--seconds must be a positive number, not {request.seconds:g}")
+    if request.seconds is not None and request.steps is not None:
+        raise UserError("--steps and --seconds exclude each other: give one")
+    if request.seconds_include_prepare and request.seconds is None:
+        raise UserError("--seconds-include-prepare means nothing without --seconds")
+    if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
+        raise UserError(f"--device must be cpu, cuda or cuda:N, not {request.device!r}")
+    for name in request.options:
+        if name not in request.methods:
+            raise UserError(f"--{name}.… is given, but {name} is not among --methods {','.join(request.methods)}")
+    _writable(request.output, "--output")
+    if request.cache is not None:
+        _writable(request.cache, "--cache")
+
+
+def plan(request: Request) -> list[Job]:
+    """The cells of ``request``, each with its configuration; data set by data set, all methods of a seed together.
+
+    Loads the data to check it. Raises UserError for everything ``check`` does, and for missing or unreadable data, an
+    ipc above the smallest class, a depth that the images do not allow, hyper-parameters that do not exist or do not
+    fit, a budget without published settings, and a device that is not there.
+    """
+    check(request)
+    import methods
+    from benchmarks.datasets import default_cache, default_root
+
+    device = find_device(request.device)
+    if request.tf32 and not device.startswith("cuda"):
+        raise UserError("--tf32 needs a CUDA device")
+    cache = request.cache or default_cache()
+    _writable(cache, "cache folder")
+    root = request.data_root or default_root()
+    classes = {name: methods.get(name) for name in request.methods}
+    # Before the data: a mistyped hyper-parameter should not wait for a download.
+    resolved = {
+        (dataset, ipc): resolve(classes, dataset, ipc, request.budget, request.options)
+        for dataset, ipc in itertools.product(request.datasets, request.ipcs)
+    }
+    seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
+    jobs: dict[str, Job] = {}
+    for source in request.datasets:
+        raw = _load(source, root, cache, request)
+        for ipc, width, seed, name in itertools.product(
+            request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
+        ):
+            config, steps = resolved[source, ipc][name]
+            job = Job(
+                cell=_cell(request, classes[name], name, raw, ipc, width, seed, steps, device),
+                config=dataclasses.asdict(config),
+                source=source,
+                device=device,
+                data_root=str(root),
+                cache=str(cache),
+                output=str(request.output),
+                command=request.command,
+            )
+            jobs[job.stem] = job
+    return list(jobs.values())
+
+
+def resolve(
+    classes: Mapping[str, type[Method]], dataset: str, ipc: int, budget: str, options: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Any, int | None]]:
+    """Method → its configuration for this data set, ipc and budget, and the number of outer steps.
+
+    Raises UserError for ``paper`` without a published setting, and for options that do not exist or do not fit.
+    """
+    from harness.options import parse
+
+    defaults, steps = {}, {}
+    for name, method in classes.items():
+        published = method.PAPER.get((dataset, ipc))
+        if budget == "paper" and method.iterative and (published is None or "steps" not in published):
+            known = ", ".join(f"{d} at ipc {i}" for d, i in sorted(method.PAPER)) or "none"
+            raise UserError(
+                f"no published setting for {name} on {dataset} at ipc {ipc}: take --budget quick (published: {known})"
+            )
+        changes = {**(published or {})}
+        if budget != "paper":
+            changes = {**changes, "steps": BUDGETS[budget].steps, **method.BUDGETS.get(budget, {})}
+        number = changes.pop("steps", None)
+        steps[name] = number if method.iterative else None
+        defaults[name] = dataclasses.replace(method.Config(), **changes)
+    configs = parse(defaults, options)
+    return {name: (configs[name], steps[name]) for name in classes}
+
+
+def default_width(budget: str, device: str) -> int:
+    """The published width, but narrower on a CPU under the short budgets."""
+    narrow = BUDGETS[budget].cpu_width
+    return narrow if narrow is not None and device == "cpu" else WIDTH
+
+
+def find_device(wanted: str | None) -> str:
+    """``wanted``, or a GPU where there is one. Raises UserError where CUDA is asked for and not there."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is None:
+        return "cuda" if count else "cpu"
+    if wanted.startswith("cuda"):
+        index = int(wanted.partition(":")[2] or 0)
+        if index >= count:
+            raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
+    return wanted
+
+
+def _cell(
+    request: Request,
+    method: type[Method],
+    name: str,
+    raw: RawData,
+    ipc: int,
+    width: int,
+    seed: int,
+    steps: int | None,
+    device: str,
+) -> Cell:
+    from benchmarks import protocols
+    from benchmarks.networks import NetworkSpec
+
+    budget = BUDGETS[request.budget]
+    protocol = protocols.PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
+    channels, height, breadth = raw.train_images.shape[1:]
+    spec = NetworkSpec(
+        name=request.network or protocol.network,  # type: ignore[arg-type]  # checked on construction
+        in_channels=channels,
+        image_size=(height, breadth),
+        num_classes=len(raw.class_names),
+        width=width,
+        depth=request.depth,
+        norm=protocol.distill_norm,
+    )
+    smallest, count = _smallest_class(raw)
+    if ipc > count:
+        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
+    return Cell(
+        method=name,
+        dataset=raw.name,
+        ipc=ipc,
+        network=spec.name,
+        width=spec.width,
+        depth=spec.blocks,
+        norm=spec.norm,
+        preprocess=protocol.preprocess(raw.name, ipc),
+        seed=seed,
+        protocol=protocol.name,
+        budget=request.budget,
+        steps=None if steps is None or request.seconds is not None else (request.steps or steps),
+        seconds=request.seconds if method.iterative else None,
+        seconds_include_prepare=request.seconds_include_prepare and method.iterative,
+        device_kind=device.partition(":")[0],
+        dtype="float32",
+        tf32=request.tf32,
+        memory_limit_bytes=None,
+        image_size=request.image_size,
+        networks_evaluated=request.networks_evaluated or budget.networks_evaluated,
+        evaluate_steps=budget.evaluate_steps,
+        curve_points=request.curve_points if method.iterative else 0,
+        data_fingerprint=raw.fingerprint,
+    )
+
+
+def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
+    from benchmarks.datasets import load_raw
+
+    raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
+    if source.startswith("folder:"):
+        # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
+        raw = dataclasses.replace(raw, name=f"folder:{Path(source.removeprefix('folder:')).resolve().name}")
+    return raw
+
+
+def _smallest_class(raw: RawData) -> tuple[str, int]:
+    counts = raw.train_labels.bincount(minlength=len(raw.class_names))
+    index = int(counts.argmin())
+    return raw.class_names[index], int(counts[index])
+
+
+def _at_least(minimum: int, flag: str, values: Sequence[int]) -> None:
+    for value in values:
+        if value < minimum:
+            raise UserError(f"{flag} must be at least {minimum}, not {value}")
+
+
+def _writable(folder: Path, what: str) -> None:
+    """Make ``folder`` and try to write into it. Raises UserError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{what} {folder} cannot be written: {error.strerror}") from error

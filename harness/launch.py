@@ -1,0 +1,76 @@
+"""One cell, one fresh process: nothing that an earlier cell allocated, cached or compiled weighs on a later one."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.errors import UserError
+from harness import record
+from harness.experiments import Job
+from harness.record import Record, Status
+
+COMMAND = (sys.executable, "-m", "harness.cell")
+
+
+def launch(job: Job) -> Record:
+    """Run ``job`` in its own process and return the record that it wrote.
+
+    A process that dies (a signal, a crash of a library, the kernel's out-of-memory killer) gets a record too. On any
+    exception here, Ctrl-C among them, the process is stopped before the exception goes on.
+    """
+    kills = _out_of_memory_kills()
+    # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
+    # its standard input does, so that it never outlives us. What it prints goes where our messages go.
+    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=sys.stderr, bufsize=0, start_new_session=True)
+    assert process.stdin is not None
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
+            process.stdin.write(job.to_json().encode() + b"\n")
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        process.stdin.close()
+    if code == 0:
+        try:
+            return record.load(job.record_path)
+        except UserError as error:
+            return _failed(job, "error", str(error))
+    if code == -signal.SIGKILL and _out_of_memory_kills() > kills:
+        return _failed(job, "oom", "the kernel killed the process for want of memory")
+    if code < 0:
+        return _failed(job, "error", f"the process was ended by {signal.Signals(-code).name}")
+    return _failed(job, "error", f"the process ended with status {code}; its messages are above")
+
+
+def _failed(job: Job, status: Status, message: str) -> Record:
+    failed = record.new(
+        job.cell.to_dict(),
+        job.config,
+        record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
+    )
+    failed["status"], failed["message"] = status, message
+    try:
+        record.write(failed, job.record_path)
+    except OSError as error:
+        failed["message"] = f"{message}; nor could the record be written: {error}"
+    return failed
+
+
+def _out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for memory since it started; 0 where it does not say."""
+    count = 0
+    for source in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        try:
+            for line in Path(source).read_text().splitlines():
+                name, _, value = line.partition(" ")
+                count += int(value) if name == "oom_kill" else 0
+        except OSError:
+            continue
+    return count

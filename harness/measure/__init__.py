@@ -1,0 +1,1 @@
+"""The clock and the memory meter: one of each for all methods."""

@@ -1,0 +1,36 @@
+"""How far a cell is: a bar with rate and time left on a terminal, otherwise a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PERIOD = 60.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Progress:
+    """Counts up to ``total``; what it shows goes to standard error and is gone when done."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._started = self._shown = time.monotonic()
+        self._bar = tqdm(total=total, desc=f"  {what}", leave=False, disable=not sys.stderr.isatty())
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """``done`` of the total is done; ``note`` stands at the end of the bar."""
+        if not self._bar.disable:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._shown >= PERIOD and done < self._total:
+            self._shown = now
+            left = (now - self._started) / done * (self._total - done)
+            print(f"  {self._what}: {done} of {self._total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()

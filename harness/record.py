@@ -1,0 +1,276 @@
+"""The record of one cell: what was asked, what came out, what it cost, and on what.
+
+One JSON file per cell; units stand in the names. Raw samples and values are kept, so that every table and figure can be
+computed again from the records alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, TypedDict, cast, get_args
+
+from benchmarks.errors import UserError
+from harness.files import replacing
+
+SCHEMA = 1
+PROTOCOL_VERSION = "1"
+"""Raised when the meaning of a number changes: another evaluation recipe, another way to measure."""
+
+Status = Literal["ok", "oom", "timeout", "diverged", "error"]
+FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
+"""Results: a cell that has one of these is not run again. ``error`` is."""
+
+
+class CurvePoint(TypedDict):
+    """The synthetic set as it stood after ``step`` steps and ``seconds`` of distilling."""
+
+    step: int
+    seconds: float
+    values: list[float]
+
+
+class Accuracy(TypedDict):
+    """Test accuracies as fractions, one per network evaluated; ``std`` is that of a sample (n − 1)."""
+
+    values: list[float]
+    mean: float | None
+    std: float | None
+    krr_values: list[float]
+    curve: list[CurvePoint]
+
+
+class Memory(TypedDict):
+    """Peak memory of the distilling steps *above* the idle level, in bytes; null where not measured.
+
+    The idle level is read after the data is in place and the libraries are warm, before the method exists, so that
+    networks and optimiser states that a method keeps are part of its memory.
+    """
+
+    meter: Literal["nvml", "torch", "host_rss"] | None
+    """Which of the numbers is the headline: ``nvml`` device_bytes, ``torch`` allocated_bytes, else host_rss_bytes."""
+    idle_bytes: int | None
+    """The idle level itself, as the meter reads it."""
+    context_bytes: int | None
+    """What the GPU context and the libraries took before any data."""
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    device_bytes: int | None
+    host_rss_bytes: int | None
+
+
+class Cost(TypedDict):
+    """Seconds of a synchronised clock, and bytes. Null: not measured, or the method has no such phase."""
+
+    prepare_seconds: float | None
+    """One-off work, including what it took when it was done: entries of the cache count with their recorded seconds."""
+    prepare_cached: int | None
+    """How many entries came from the cache of an earlier cell."""
+    warmup_seconds: float | None
+    step_seconds: list[float]
+    """Seconds per step, one sample per window of whole cycles."""
+    steps_per_sample: int | None
+    distill_seconds: float | None
+    evaluate_seconds: float | None
+    memory: Memory
+    joules_per_step: float | None
+    flops_per_step: float | None
+    saved_bytes_per_step: float | None
+    parameters: int | None
+    """Of the network that distils."""
+    parameters_evaluated: int | None
+    """Of the network that is evaluated; the norm may differ."""
+
+
+class Record(TypedDict):
+    schema: int
+    protocol_version: str
+    cell: dict[str, Any]
+    config: dict[str, Any]
+    status: Status
+    message: str | None
+    accuracy: Accuracy
+    cost: Cost
+    provenance: dict[str, Any]
+
+
+def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Record:
+    """A record with nothing measured yet; its status is ``error`` until the cell says otherwise."""
+    return {
+        "schema": SCHEMA,
+        "protocol_version": PROTOCOL_VERSION,
+        "cell": dict(cell),
+        "config": dict(config),
+        "status": "error",
+        "message": None,
+        "accuracy": {"values": [], "mean": None, "std": None, "krr_values": [], "curve": []},
+        "cost": {
+            "prepare_seconds": None,
+            "prepare_cached": None,
+            "warmup_seconds": None,
+            "step_seconds": [],
+            "steps_per_sample": None,
+            "distill_seconds": None,
+            "evaluate_seconds": None,
+            "memory": {
+                "meter": None,
+                "idle_bytes": None,
+                "context_bytes": None,
+                "allocated_bytes": None,
+                "reserved_bytes": None,
+                "device_bytes": None,
+                "host_rss_bytes": None,
+            },
+            "joules_per_step": None,
+            "flops_per_step": None,
+            "saved_bytes_per_step": None,
+            "parameters": None,
+            "parameters_evaluated": None,
+        },
+        "provenance": dict(provenance),
+    }
+
+
+def summarise(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n − 1); None where there are too few values."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def write(record: Record, path: Path) -> None:
+    """Write ``path`` in one go: whoever reads it finds the whole record or none."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Record:
+    """Read and check a record.
+
+    Raises UserError naming the file where it is not a whole record of this schema.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"damaged record {path}: {error}") from error
+    if problem := _problem(found):
+        raise UserError(f"damaged record {path}: {problem}")
+    return cast(Record, found)
+
+
+def load_all(folder: Path) -> tuple[list[Record], list[str]]:
+    """All records of ``folder`` in order of name, and one line for each file that is none."""
+    records, damaged = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(load(path))
+        except UserError as error:
+            damaged.append(str(error))
+    return records, damaged
+
+
+def _problem(found: Any) -> str | None:
+    """What is wrong with ``found`` as a record; None if nothing is."""
+    if not isinstance(found, dict):
+        return "not a JSON object"
+    if found.get("schema") != SCHEMA:
+        return f"schema {found.get('schema')!r}, and this version reads {SCHEMA}"
+    template = new({}, {}, {})
+    for key, expected in template.items():
+        if key not in found:
+            return f"{key!r} is missing"
+        if isinstance(expected, dict) and not isinstance(found[key], dict):
+            return f"{key!r} is not an object"
+    if found["status"] not in get_args(Status):
+        return f"unknown status {found['status']!r}"
+    for key in ("method", "dataset", "ipc", "seed", "budget", "protocol"):
+        if key not in found["cell"]:
+            return f"cell.{key} is missing"
+    accuracy, cost = found["accuracy"], found["cost"]
+    for name, part, expected in (("accuracy", accuracy, template["accuracy"]), ("cost", cost, template["cost"])):
+        if missing := [key for key in expected if key not in part]:
+            return f"{name}.{missing[0]} is missing"
+    for name, values in (
+        ("accuracy.values", accuracy["values"]),
+        ("accuracy.krr_values", accuracy["krr_values"]),
+        ("cost.step_seconds", cost["step_seconds"]),
+    ):
+        if not (isinstance(values, list) and all(_is_number(value) for value in values)):
+            return f"{name} is not a list of numbers"
+    if found["status"] == "ok" and not accuracy["values"]:
+        return "status ok without accuracies"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def provenance(command: str, *, device: str, fingerprint: str | None) -> dict[str, Any]:
+    """What a number was measured with; ``driver`` and ``cuda`` are for the caller to fill in."""
+    return {
+        **_commit(),
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "threads": None,
+        "driver": None,
+        "cuda": None,
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "frepo_bench": _version("frepo-bench"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "data_fingerprint": fingerprint,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as it names itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """The name of the processor or of the GPU ``device`` (``cuda`` or ``cuda:N``)."""
+    if not device.startswith("cuda"):
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of this working tree and whether it differs; nulls where there is no git or no repository."""
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here:
+            return {"commit": None, "dirty": None}  # installed inside somebody else's repository
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}

@@ -1,0 +1,260 @@
+"""The command line: ``python -m harness.run --methods frepo,mtt --dataset cifar100``.
+
+A request spans a grid of cells; those that have a result are skipped, each of the others runs in a process of its own,
+and a table of all of them ends the run. Exit status: 0 all fine, 1 a cell failed, 2 the request is wrong (nothing was
+run), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import methods
+from benchmarks import DATASETS, NETWORKS
+from benchmarks.errors import UserError, nearest
+from harness import record
+from harness.experiments import BUDGETS, DEFAULT_OUTPUT, PROTOCOLS, WIDTH, Job, Request, check, plan, resolve
+from harness.launch import launch
+from harness.options import describe, split
+from harness.record import FINAL, Record
+
+PROGRAM = "python -m harness.run"
+# torch, tyro and pandas are imported where they are used: --help must not wait for them.
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error, and the nearest flag for one that does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            guess = nearest(flag, self._option_string_actions)
+            raise UserError(f"unknown argument {flag!r}" + (f": did you mean {guess}?" if guess else "; see --help"))
+        return known
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError("expected one or more names, comma between")
+    return names
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}") from None
+
+
+def _parser() -> _Parser:
+    budgets = "; ".join(f"{name}: {budget.meaning}" for name, budget in BUDGETS.items())
+    narrow = ", ".join(f"{b.cpu_width} under {name}" for name, b in BUDGETS.items() if b.cpu_width)
+    parser = _Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]",
+        description="Distil data sets, measure what it costs, test what it gives. "
+        "A plural takes a comma list; lists make a grid.",
+        epilog=f"methods     {', '.join(methods.names())}\n"
+        f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
+        f"networks    {', '.join(NETWORKS)}\n\n"
+        "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER.",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-h", "--help", action="store_true", help="this text")
+    add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
+    add("--methods", "--method", type=_names, metavar="NAMES")
+    add("--datasets", "--dataset", type=_names, metavar="NAMES")
+    add("--ipcs", "--ipc", type=_integers, metavar="N,…", help="synthetic images per class (1)")
+    add("--network", metavar="NAME", help="the same network for every method, with its usual norm (the protocol's)")
+    widths = f"channels of the first block ({WIDTH}; on a CPU {narrow})"
+    add("--widths", "--width", type=_integers, metavar="N,…", help=widths)
+    add("--depth", type=int, metavar="N", help="blocks of the network (by image size)")
+    add("--seeds", "--seed", type=_integers, metavar="N,…", help="distillation seeds (0)")
+    add("--budget", default="quick", metavar="NAME", help=f"{budgets} (quick)")
+    add("--steps", type=int, metavar="N", help="updates of the synthetic images (by method and budget)")
+    add("--seconds", type=float, metavar="S", help="as many steps as fit into so many seconds")
+    add("--seconds-include-prepare", action="store_true", help="--seconds pays for one-off preparation too")
+    add("--protocol", default="native", metavar="NAME", help="native: each paper's own evaluation; common: one for all")
+    add("--networks-evaluated", type=int, metavar="N", help="networks trained on each distilled set (by budget)")
+    add("--curve-points", type=int, default=0, metavar="N", help="evaluate at N log-spaced steps too (0)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
+    add("--tf32", action="store_true", help="let a GPU round products to TF32; off, the ridge does not survive it")
+    add("--data-root", type=Path, metavar="DIR", help="where the data sets lie (FREPO_BENCH_DATA or a cache folder)")
+    add("--image-size", type=int, metavar="N", help="resize images to N×N")
+    add("--download", action="store_true", help="fetch data sets that are missing")
+    add("--cache", type=Path, metavar="DIR", help="for preprocessed data and expert trajectories (FREPO_BENCH_CACHE)")
+    add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
+    add("--force", action="store_true", help="run cells again that have a result")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, *, launch: Callable[[Job], Record] = launch) -> int:
+    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _main(arguments, launch)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped before the first cell", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
+    rest, options = split(arguments, methods.names())
+    parser = _parser()
+    given = parser.parse(rest)
+    if given.help:
+        parser.print_help()
+        if given.methods:
+            print(f"\n{_hyperparameters(given)}")
+        return 0
+    if given.list:
+        print(_listing())
+        return 0
+    for flag, value in (("--methods", given.methods), ("--dataset", given.datasets)):
+        if value is None:
+            raise UserError(f"{flag} is missing; for instance: {PROGRAM} --methods frepo,mtt --dataset digits")
+    command = shlex.join([*PROGRAM.split(), *arguments])
+    fields = {name: value for name, value in vars(given).items() if name not in ("help", "list", "force")}
+    request = Request(**{n: v for n, v in fields.items() if v is not None}, options=options, command=command)
+    jobs = plan(request)
+    print(_announcement(request, jobs), file=sys.stderr)
+    records, interrupted = _run(jobs, launch, force=given.force)
+    if records:
+        from harness import report
+
+        print(report.write(records, request.output))
+    if interrupted:
+        print(
+            f"stopped: {len(records)} of {len(jobs)} cells are done and kept in {request.output}; "
+            "the same command goes on with the next",
+            file=sys.stderr,
+        )
+        return 130
+    return 0 if all(found["status"] == "ok" for found in records) else 1
+
+
+def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -> tuple[list[Record], bool]:
+    """The records of ``jobs`` as far as they got, and whether they were interrupted."""
+    records: list[Record] = []
+    for number, job in enumerate(jobs, 1):
+        place = f"[{number}/{len(jobs)}] {job.cell}"
+        found = None if force else _existing(job)
+        if found is not None:
+            _say(f"{place}: {found['status']}, done before ({job.record_path.name})")
+            records.append(found)
+            continue
+        _say(place)
+        started = time.monotonic()
+        try:
+            found = launch(job)
+        except KeyboardInterrupt:
+            return records, True
+        records.append(found)
+        _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
+    return records, False
+
+
+def _existing(job: Job) -> Record | None:
+    """The record of ``job`` if it is a result. A damaged one is put aside, never used and never lost."""
+    if not job.record_path.exists():
+        return None
+    try:
+        found = record.load(job.record_path)
+    except UserError as error:
+        aside = job.record_path.with_suffix(".json.damaged")
+        job.record_path.replace(aside)
+        _say(f"{error}; kept as {aside.name}, the cell is run again")
+        return None
+    return found if found["status"] in FINAL else None
+
+
+def _outcome(found: Record) -> str:
+    if found["status"] != "ok":
+        return f"{found['status']}: {found['message']}"
+    mean, std = found["accuracy"]["mean"], found["accuracy"]["std"]
+    spread = "" if std is None else f" ± {std:.2%}"
+    return f"test accuracy {mean:.2%}{spread} over {len(found['accuracy']['values'])} networks"
+
+
+def _announcement(request: Request, jobs: Sequence[Job]) -> str:
+    """What will run, and on what."""
+    import torch
+
+    count = Counter(job.record_path.exists() for job in jobs)
+    done = f" ({count[True]} have a record)" if count[True] else ""
+    cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}{done}"
+    where = record.device_name(jobs[0].device)
+    if jobs[0].device == "cpu":
+        where += f", {torch.get_num_threads()} threads"
+    lines = [
+        f"{cells}: {', '.join(request.methods)} on {', '.join(request.datasets)}, budget {request.budget}, {where}"
+    ]
+    width = jobs[0].cell.width
+    if request.widths is None and width < WIDTH:
+        lines.append(
+            f"Networks have width {width} instead of {WIDTH}, because this is a CPU (--width {WIDTH} overrides)."
+        )
+    return "\n".join(lines)
+
+
+def _hyperparameters(given: argparse.Namespace) -> str:
+    """The hyper-parameters as they stand for the first data set, ipc and budget asked for."""
+    dataset, ipc = (given.datasets or ("digits",))[0], (given.ipcs or (1,))[0]
+    check(Request(given.methods, (dataset,), (ipc,), budget=given.budget))
+    classes = {name: methods.get(name) for name in given.methods}
+    resolved = resolve(classes, dataset, ipc, given.budget, {})
+    shown = describe({name: config for name, (config, _) in resolved.items()})
+    return f"Hyper-parameters, with the values they have on {dataset}, ipc {ipc}, budget {given.budget}:\n{shown}"
+
+
+def _listing() -> str:
+    """Methods with citation and native protocol, data sets, networks, protocols."""
+    from benchmarks.protocols import PROTOCOLS as RECIPES
+
+    lines = ["methods"]
+    for name in methods.names():
+        method = methods.get(name)
+        lines.append(f"  {name:<12} {_citation(method)} [protocol {method.PROTOCOL}]")
+    lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
+    lines += ["networks", *(f"  {name}" for name in NETWORKS)]
+    lines += [f"protocols ({' or '.join(PROTOCOLS)})", *(f"  {name}" for name in RECIPES)]
+    lines += ["budgets", *(f"  {name:<12} {budget.meaning}" for name, budget in BUDGETS.items())]
+    return "\n".join(lines)
+
+
+def _citation(method: type[Any]) -> str:
+    """The second paragraph of the method's file, which names the paper; else the first."""
+    paragraphs = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").split("\n\n")
+    return " ".join(paragraphs[min(1, len(paragraphs) - 1)].split())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main())
