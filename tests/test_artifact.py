@@ -1,0 +1,262 @@
+"""A distilled set on disk: nothing is lost, nothing foreign is in it, and it is of use in somebody else's hands."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.datasets import Benchmark
+from benchmarks.datasets import load as load_benchmark
+from benchmarks.errors import UserError
+from benchmarks.preprocess import fit
+from benchmarks.task import generator_for
+from harness import artifact
+from methods.base import Synthetic
+
+CELL = {"method": "frepo", "dataset": "digits", "ipc": 10, "seed": 0, "steps": 100, "data_fingerprint": "abc"}
+CONFIG = {"lr": 3e-4, "pool_size": 10, "flip": None}
+
+
+def digits(tmp_path: Path, preprocess: str = "zca_frepo", **settings: Any) -> Benchmark:
+    return load_benchmark(
+        "digits",
+        ipc=10,
+        network="convnet",
+        width=16,
+        depth=None,
+        norm="instance",
+        preprocess=preprocess,
+        generator=generator_for("test"),
+        root=tmp_path,
+        **settings,
+    )
+
+
+def some_set(benchmark: Benchmark, *, lr: Tensor | None = None) -> Synthetic:
+    """Real images with centred labels, in the place of distilled ones."""
+    images, labels = benchmark.task.draw_per_class()
+    targets = (
+        torch.nn.functional.one_hot(labels, benchmark.task.num_classes).to(images) - 1 / benchmark.task.num_classes
+    )
+    return Synthetic(images, targets, "centred", lr)
+
+
+def saved(path: Path, benchmark: Benchmark, synthetic: Synthetic) -> artifact.Artifact:
+    network = replace(benchmark.spec, norm="none")
+    artifact.save(path, synthetic, benchmark, network=network, cell=CELL, config=CONFIG)
+    return artifact.load(path)
+
+
+@pytest.mark.parametrize("preprocess", ["standardise", "zca_frepo", "zca_kornia"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_what_was_saved_is_what_is_loaded(preprocess: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    benchmark = digits(tmp_path, preprocess, dtype=dtype)
+    synthetic = some_set(benchmark, lr=torch.tensor(0.02, dtype=dtype))
+    found = saved(tmp_path / "set.safetensors", benchmark, synthetic)
+    images, labels = found.dataset.tensors
+    assert torch.equal(images, synthetic.images)
+    assert torch.equal(labels, synthetic.labels)
+    assert found.lr is not None and torch.equal(found.lr, torch.tensor(0.02, dtype=dtype))
+    assert torch.equal(found.hard_labels, torch.arange(10).repeat_interleave(10))
+    assert (found.label_space, found.class_names) == ("centred", benchmark.class_names)
+    assert found.network == replace(benchmark.spec, norm="none")
+    assert (found.cell, found.config) == (CELL, CONFIG)
+    test_images = load_raw_digits()
+    assert torch.equal(found.transform(test_images), benchmark.test_images)
+    assert torch.equal(found.preprocess.inverse(images), benchmark.preprocess.inverse(images))
+
+
+def load_raw_digits() -> Tensor:
+    """The held-out test images, uint8."""
+    from benchmarks.datasets import load_raw
+
+    return load_raw("digits", Path()).test_images
+
+
+def test_natural_images_are_the_real_ones(tmp_path: Path) -> None:
+    benchmark = digits(tmp_path)
+    found = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
+    natural = found.natural_images()
+    again = found.transform(natural)
+    assert natural.min() >= 0 and natural.max() <= 1
+    torch.testing.assert_close(again, found.images, rtol=0, atol=1e-4)
+    with Image.open(tmp_path / "set.png") as picture:
+        pixels = torch.from_numpy(np.array(picture))
+    scale, gap = 8, 2
+    assert pixels.shape == (10 * (8 * scale + gap) + gap, 10 * (8 * scale + gap) + gap)
+    corner = pixels[gap : gap + 8 * scale : scale, gap : gap + 8 * scale : scale]
+    assert torch.equal(corner, (natural[0, 0] * 255).round().to(torch.uint8))
+    assert (pixels[:gap] == 255).all() and (pixels[:, -gap:] == 255).all()
+
+
+def test_a_picture_has_a_row_for_every_class() -> None:
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(6, 3, 32, 32)
+    wide = artifact.picture(red, ipc=3)
+    assert (wide.size, wide.mode) == ((3 * 66 + 2, 2 * 66 + 2), "RGB")
+    assert wide.getpixel((2, 2)) == (255, 0, 0)
+    assert artifact.picture(red, ipc=1).size == (3 * 66 + 2, 2 * 66 + 2)  # one per class: in reading order
+
+
+def test_the_same_set_gives_the_same_bytes(tmp_path: Path) -> None:
+    benchmark = digits(tmp_path)
+    synthetic = some_set(benchmark)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        saved(tmp_path / folder / f"{folder}.safetensors", benchmark, synthetic)
+    for ending in ("safetensors", "png"):
+        assert (tmp_path / f"a/a.{ending}").read_bytes() == (tmp_path / f"b/b.{ending}").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["a.png", "a.safetensors"]  # nothing temporary
+    # Another process hashes strings differently: the order of the header must not depend on it.
+    script = "import sys; from tests.test_artifact import resave; resave(*sys.argv[1:])"
+    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "a/a.safetensors"), str(tmp_path / "c")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "a/a.safetensors").read_bytes()
+
+
+def resave(source: str, target: str) -> None:
+    """Write the set in ``source`` to ``target``, as another process would."""
+    found = artifact.load(source)
+    benchmark = digits(Path(target).parent)
+    synthetic = Synthetic(found.images, found.labels, "centred")
+    artifact.save(Path(target), synthetic, benchmark, network=found.network, cell=found.cell, config=found.config)
+
+
+def test_the_header_is_one_sorted_entry_without_time_host_or_path(tmp_path: Path) -> None:
+    benchmark = digits(tmp_path)
+    path = tmp_path / "set.safetensors"
+    saved(path, benchmark, some_set(benchmark))
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == ["frepo_bench"]
+    entry = json.loads(header["__metadata__"]["frepo_bench"])
+    assert header["__metadata__"]["frepo_bench"] == json.dumps(entry, sort_keys=True, ensure_ascii=False)
+    assert set(entry) == {"schema", "label_space", "class_names", "preprocess", "network", "cell", "config"}
+    assert str(tmp_path).encode() not in content
+
+
+def test_the_transform_takes_what_people_have(tmp_path: Path) -> None:
+    benchmark = digits(tmp_path)
+    transform = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark)).transform
+    batch = load_raw_digits()[:4]
+    expected = benchmark.test_images[:4]
+    assert torch.equal(transform(batch), expected)
+    assert torch.equal(transform(batch[0]), transform(batch[:1])[0])
+    torch.testing.assert_close(transform(batch.float() / 255), expected, rtol=0, atol=1e-5)
+    picture = Image.fromarray(batch[0, 0].numpy())
+    assert torch.equal(transform(picture), transform(batch[0]))
+    assert torch.equal(transform(picture.convert("RGB")), transform(batch[0]))
+    assert transform(picture.resize((20, 20))).shape == (1, 8, 8)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(batch), expected)  # workers of a DataLoader
+
+
+def test_colour_images_fit_too(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (20, 3, 8, 6), dtype=torch.uint8, generator=generator_for("colour"))
+    transform = artifact.Transform(fit("zca_frepo", images), 3, (8, 6))
+    assert torch.equal(transform(Image.fromarray(images[0].permute(1, 2, 0).numpy())), transform(images[0]))
+    assert transform(Image.new("L", (6, 8))).shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 28, 28),
+        torch.zeros(8, 8),
+        torch.full((1, 8, 8), 16.0),
+        -torch.ones(1, 8, 8),
+    ],
+    ids=["channels", "size", "axes", "above 1", "below 0"],
+)
+def test_the_transform_refuses_what_does_not_fit(wrong: Tensor, tmp_path: Path) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    transform = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark)).transform
+    with pytest.raises(UserError):
+        transform(wrong)
+
+
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "text":
+        path.write_text("no tensors")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"images": torch.zeros(1)}, path)
+    elif kind == "schema":
+        path.write_bytes(content.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
+    elif kind == "field":
+        path.write_bytes(content.replace(b"label_space", b"label_spice"))
+    assert not path.exists() or path.read_bytes() != content
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "text", "empty", "foreign", "schema", "field"])
+def test_a_damaged_file_is_one_line(kind: str, tmp_path: Path) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    path = tmp_path / "set.safetensors"
+    saved(path, benchmark, some_set(benchmark))
+    damage(path, kind)
+    with pytest.raises(UserError) as error:
+        artifact.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+OWN_LOOP = """
+import sys
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader
+
+from harness.artifact import load
+distilled = load(sys.argv[1])
+train_set, transform = distilled.dataset, distilled.transform
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
+optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+for epoch in range(60):
+    for images, labels in DataLoader(train_set, batch_size=50, shuffle=True):
+        loss = nn.functional.mse_loss(net(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+bunch = load_digits()
+images, labels = torch.tensor(bunch.images / 16).float()[:, None], torch.tensor(bunch.target)
+for batch in (transform(images), images):
+    print((net(batch).argmax(1) == labels).float().mean().item())
+"""
+
+
+def test_it_trains_a_network_in_anyones_own_loop(tmp_path: Path) -> None:
+    """In a process that knows nothing of us but ``load``; images that skip the transform are noise to the network."""
+    benchmark = digits(tmp_path)
+    path = tmp_path / "set.safetensors"
+    saved(path, benchmark, some_set(benchmark))
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", OWN_LOOP, str(path)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    transformed, untransformed = map(float, ran.stdout.split())
+    assert transformed > 0.75
+    assert untransformed < transformed - 0.2
