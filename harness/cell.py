@@ -104,6 +104,7 @@ class _Run:
         cost["parameters"] = _parameters(benchmark.spec.build(generator_for("count")))
         cost["parameters_evaluated"] = _parameters(network_spec(benchmark, protocol).build(generator_for("count")))
 
+        _load_libraries(device)
         if method_class.iterative:
             cycle, step_seconds = self._warm_up(method_class, config, benchmark, store, clock)
             steps = cell.steps or self._steps_for(cell.seconds, cycle, step_seconds)
@@ -324,6 +325,14 @@ def _set_precision(*, tf32: bool) -> None:
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def _load_libraries(device: torch.device) -> None:
+    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that."""
+    images = torch.ones(1, 1, 8, 8, device=device)
+    weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
+    torch.nn.functional.conv2d(images, weight).sum().backward()  # type: ignore[no-untyped-call]
+    torch.optim.Adam([weight]).step()
 
 
 def _versions(device: str) -> dict[str, Any]:

@@ -192,7 +192,8 @@ def _outcome(found: Record) -> str:
         return f"{found['status']}: {found['message']}"
     mean, std = found["accuracy"]["mean"], found["accuracy"]["std"]
     spread = "" if std is None else f" ± {std:.2%}"
-    return f"test accuracy {mean:.2%}{spread} over {len(found['accuracy']['values'])} networks"
+    count = len(found["accuracy"]["values"])
+    return f"test accuracy {mean:.2%}{spread} over {count} network{'s' if count > 1 else ''}"
 
 
 def _announcement(request: Request, jobs: Sequence[Job]) -> str:
