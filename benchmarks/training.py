@@ -45,7 +45,7 @@ def train(
     warmup = recipe.warmup_steps * steps // full
     drop = round(recipe.drop_after * per_epoch * steps / full)
 
-    rate = float(lr.mean()) if recipe.learned_lr and lr is not None else recipe.lr
+    rate = float(lr.detach().mean()) if recipe.learned_lr and lr is not None else recipe.lr
     parameters = list(network.parameters())
     optimiser = _optimiser(recipe, parameters, rate)
     average = None if recipe.ema is None else Average(parameters, recipe.ema)
