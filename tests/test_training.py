@@ -1,0 +1,261 @@
+"""Recipes and the loop that carries them out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
+from benchmarks.networks import Network, NetworkSpec
+from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, vico_recipe
+from benchmarks.training import Average, accuracy, half_squared_error, predict, train, warmup_cosine
+
+SPEC = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
+PLAIN = Recipe(loss="cross_entropy", optimiser="sgd", lr=0.1, batch_size=4, shuffle=True, epochs=2)
+COSINE = replace(FREPO_RECIPE, augment="none")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network() -> Network:
+    return SPEC.build(generator())
+
+
+def examples(count: int = 9) -> tuple[Tensor, Tensor]:
+    """Images of three classes, a bright band each, and their class indices."""
+    labels = torch.arange(count) % 3
+    images = 0.3 * torch.randn(count, 1, 8, 8, generator=generator(1))
+    for i, label in enumerate(labels.tolist()):
+        images[i, 0, 3 * label : 3 * label + 2] += 2
+    return images, labels
+
+
+def fit(recipe: Recipe, **options: Any) -> Network:
+    """A network trained on ``examples`` by ``recipe``."""
+    images, labels = examples()
+    trained = options.pop("network", None) or network()
+    settings: dict[str, Any] = {"flip": True, "generator": generator(), "labels": labels, "label_space": "probability"}
+    train(trained, images, recipe=recipe, **(settings | options))
+    return trained
+
+
+def parameters(trained: Network) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trained.parameters()])
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("images", "steps"),
+    [
+        *[(10, 1000), (100, 2000), (200, 20000), (400, 5000), (500, 5000), (1000, 10000), (2000, 40000), (5000, 40000)],
+        *[(1, 1000), (11, 2000), (101, 20000), (201, 5000), (501, 10000), (1001, 40000), (10000, 40000)],
+    ],
+)
+def test_frepo_steps_by_number_of_images(images: int, steps: int) -> None:
+    assert PROTOCOLS["frepo"].recipe.steps(images) == PROTOCOLS["common"].recipe.steps(images) == steps
+
+
+def test_vico_runs_one_epoch_more_than_it_counts() -> None:
+    recipe = PROTOCOLS["vico"].recipe
+    assert recipe.steps(100) == 1001 and recipe.steps(256) == 1001 and recipe.steps(257) == 2002
+    assert recipe.drop_after == 502
+
+
+def test_flip_rule() -> None:
+    frepo, vico = PROTOCOLS["frepo"].recipe, PROTOCOLS["vico"].recipe
+    assert frepo.flip(True, "cifar10") and vico.flip(True, "cifar10")
+    assert vico.flip(True, "fashion_mnist") and not frepo.flip(True, "fashion_mnist")
+    assert not frepo.flip(False, "digits") and not vico.flip(False, "digits")
+
+
+def test_protocols_name_what_exists() -> None:
+    assert list(PROTOCOLS) == ["vico", "mtt", "frepo", "common"]
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert protocol.network in NETWORKS and protocol.distill_norm in NORMS and protocol.test_norm in NORMS
+        for dataset in ("digits", "cifar10", "folder:somewhere"):
+            assert protocol.preprocess(dataset, 7) in PREPROCESSINGS
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "ipc", "preprocessing"),
+    [
+        ("mtt", "cifar10", 1, "zca_kornia"),
+        ("mtt", "cifar10", 10, "zca_kornia"),
+        ("mtt", "cifar10", 50, "standardise_mtt"),
+        ("mtt", "cifar100", 1, "zca_kornia"),
+        ("mtt", "cifar100", 10, "standardise_mtt"),
+        ("mtt", "cifar100", 50, "zca_kornia"),
+        ("mtt", "tiny_imagenet", 1, "standardise_mtt"),
+        ("frepo", "cifar10", 1, "zca_frepo"),
+        ("frepo", "mnist", 1, "standardise"),
+        ("frepo", "fashion_mnist", 50, "standardise"),
+        ("vico", "cifar100", 1, "standardise_vico"),
+        ("common", "cifar100", 1, "standardise"),
+    ],
+)
+def test_published_preprocessing(protocol: str, dataset: str, ipc: int, preprocessing: str) -> None:
+    assert PROTOCOLS[protocol].preprocess(dataset, ipc) == preprocessing
+
+
+# Labels and losses
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_the_same_labels_in_every_form(loss: Literal["cross_entropy", "mse"]) -> None:
+    _, labels = examples()
+    onehot = F.one_hot(labels, 3).float()
+    recipe = replace(PLAIN, loss=loss)
+    expected = parameters(fit(recipe))
+    torch.testing.assert_close(parameters(fit(recipe, labels=onehot)), expected)
+    centred = parameters(fit(recipe, labels=onehot - 1 / 3, label_space="centred"))
+    torch.testing.assert_close(centred, expected)
+
+
+def test_soft_labels_are_used_as_they_are() -> None:
+    _, labels = examples()
+    soft = 0.7 * F.one_hot(labels, 3) + 0.1
+    for loss in ("cross_entropy", "mse"):
+        recipe = replace(PLAIN, loss=loss)
+        assert not torch.allclose(parameters(fit(recipe, labels=soft)), parameters(fit(recipe)))
+    # Regression targets tell which class is largest, and cross entropy can take no more from them.
+    hard = parameters(fit(PLAIN, labels=0.2 * soft - 0.5, label_space="centred"))
+    assert torch.equal(hard, parameters(fit(PLAIN)))
+
+
+def test_half_squared_error_sums_over_classes_and_averages_over_the_batch() -> None:
+    assert float(half_squared_error(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.zeros(2, 2))) == 1.25
+
+
+# The loop
+
+
+@pytest.mark.parametrize("augment", ["none", "dsa", "frepo"])
+def test_the_generator_decides_everything(augment: Literal["none", "dsa", "frepo"]) -> None:
+    before = torch.get_rng_state()
+    recipe = replace(PLAIN, augment=augment)
+    first = parameters(fit(recipe))
+    assert torch.equal(first, parameters(fit(recipe)))
+    assert not torch.equal(first, parameters(fit(recipe, generator=generator(1))))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_epochs_visit_every_image_once_in_a_new_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
+
+    def spy(logits: Tensor, labels: Tensor) -> Tensor:
+        batches.append(labels.tolist())
+        return logits.sum()
+
+    monkeypatch.setitem(training.LOSSES, "cross_entropy", spy)
+    labels = torch.arange(9)
+    fit(PLAIN, labels=labels)
+    assert [len(batch) for batch in batches] == [4, 4, 1, 4, 4, 1]
+    visited = [i for batch in batches for i in batch]
+    first, second = visited[:9], visited[9:]
+    assert sorted(first) == sorted(second) == list(range(9)) and first != second != list(range(9))
+    batches.clear()
+    fit(replace(PLAIN, shuffle=False), labels=labels)
+    assert batches == 2 * [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def test_callbacks() -> None:
+    steps: list[tuple[int, int]] = []
+    epochs: list[int] = []
+    fit(PLAIN, progress=lambda done, total: steps.append((done, total)), on_epoch=epochs.append)
+    assert steps == [(i, 6) for i in range(1, 7)] and epochs == [1, 2]
+
+
+def learning_rates(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, **options: Any) -> tuple[list[float], int]:
+    """The rate of every update, and how many optimisers were made."""
+    made: list[torch.optim.Optimizer] = []
+    rates: list[float] = []
+    make = training._optimiser
+
+    def optimiser(*arguments: Any) -> torch.optim.Optimizer:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(training, "_optimiser", optimiser)
+    fit(recipe, progress=lambda done, total: rates.append(made[-1].param_groups[0]["lr"]), **options)
+    return rates, len(made)
+
+
+def test_the_rate_drops_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(vico_recipe(10), augment="none")
+    rates, made = learning_rates(monkeypatch, recipe)
+    assert rates == pytest.approx(7 * [0.01] + 4 * [0.001]) and made == 2
+
+
+def test_a_shortened_recipe_keeps_the_shape_of_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, _ = learning_rates(monkeypatch, replace(vico_recipe(1000), augment="none"), max_steps=10)
+    assert rates == pytest.approx(5 * [0.01] + 5 * [0.001])
+    rates, made = learning_rates(monkeypatch, COSINE, max_steps=20)  # of 1000, 500 of them warm-up
+    assert rates == pytest.approx([warmup_cosine(step, 20, 3e-4, 10, 0.01) for step in range(20)]) and made == 1
+    assert rates[0] == 0 and rates[10] == max(rates) == 3e-4 and rates[-1] < 0.05 * 3e-4
+    for steps in (1, 2, 3):
+        assert len(learning_rates(monkeypatch, COSINE, max_steps=steps)[0]) == steps
+
+
+def test_max_steps_never_lengthens() -> None:
+    assert torch.equal(parameters(fit(PLAIN, max_steps=100)), parameters(fit(PLAIN)))
+
+
+def test_the_learned_rate_is_taken_where_the_recipe_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = torch.tensor(0.05, requires_grad=True)
+    for recipe, expected in ((replace(PLAIN, learned_lr=True), 0.05), (PLAIN, 0.1)):
+        assert learning_rates(monkeypatch, recipe, lr=lr)[0] == pytest.approx(6 * [expected])
+    assert learning_rates(monkeypatch, replace(PLAIN, learned_lr=True))[0] == pytest.approx(6 * [0.1])
+
+
+def test_moving_average_of_the_weights() -> None:
+    visited: list[Tensor] = []
+    trained = network()
+    fit(replace(PLAIN, ema=0.5), network=trained, progress=lambda done, total: visited.append(parameters(trained)))
+    weights = 0.5 ** torch.arange(6, 0, -1.0)
+    expected = (torch.stack(visited) * weights[:, None]).sum(0) / weights.sum()
+    torch.testing.assert_close(parameters(trained), expected)
+    torch.testing.assert_close(visited[-1], parameters(fit(PLAIN)))
+
+
+def test_average_of_a_constant_is_the_constant() -> None:
+    average = Average([torch.ones(2)], 0.9)
+    for _ in range(3):
+        average.update([torch.ones(2)])
+        torch.testing.assert_close(average.values(), [torch.ones(2)])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_learns(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    spec = NetworkSpec(protocol.network, 1, (8, 8), 3, width=16, norm=protocol.test_norm)
+    images, labels = examples(30)
+    trained = spec.build(generator())
+    recipe = replace(protocol.recipe, lr=10 * protocol.recipe.lr)  # so that few steps are enough
+    before = accuracy(trained, images, labels)
+    train(trained, images, labels, "probability", recipe, flip=False, generator=generator(), max_steps=80)
+    assert accuracy(trained, images, labels) > max(0.9, before)
+
+
+# Predictions
+
+
+def test_predictions_do_not_depend_on_the_batch_and_leave_the_network_alone() -> None:
+    spec = replace(SPEC, norm="batch")
+    trained = spec.build(generator())
+    images, labels = examples()
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    logits = predict(trained, images)
+    torch.testing.assert_close(predict(trained, images, batch_size=2), logits)
+    assert logits.shape == (9, 3) and not logits.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert accuracy(trained, images, labels) == pytest.approx(float((logits.argmax(1) == labels).sum()) / 9)
