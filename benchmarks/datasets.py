@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -193,8 +194,8 @@ def load(
 
 Decoded = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[str]]
 """Training images and labels, test images and labels (as in `RawData`), class names."""
-Labelled = Sequence[tuple[Path, int]]
-"""Image files with their classes."""
+Labelled = Sequence[tuple[str, int]]
+"""Image files with their classes. Paths are strings here: there may be a million."""
 State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors, and what JSON can hold."""
 
@@ -206,7 +207,7 @@ class _Source:
     name: str
     decode: Callable[[], Decoded]
     root: Path = Path()
-    files: Sequence[Path] = ()
+    files: Sequence[str | Path] = ()
     """Every file that ``decode`` reads, under ``root``; none: nothing worth caching."""
     image_size: int | None = None
 
@@ -214,8 +215,9 @@ class _Source:
         """A hash that changes when the files do, by their relative paths, sizes and times of change."""
         digest = hashlib.sha256(repr((self.name, self.image_size)).encode())
         for file in self.files:
-            stat = file.stat()
-            digest.update(repr((str(file.relative_to(self.root)), stat.st_size, stat.st_mtime_ns)).encode())
+            stat = os.stat(file)
+            relative = str(file).removeprefix(str(self.root))
+            digest.update(repr((relative, stat.st_size, stat.st_mtime_ns)).encode())
         return digest.hexdigest()
 
 
@@ -227,7 +229,7 @@ def _damaged(name: str, place: Path) -> Iterator[None]:
     except (OSError, MemoryError, UserError):
         raise
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{name}: {place} is damaged ({_first_line(error)}): fetch it again") from error
+        raise UserError(f"{name}: {place} is damaged ({_first_line(error)}): delete it and fetch it again") from error
 
 
 @contextlib.contextmanager
@@ -375,13 +377,15 @@ def _find_torchvision(name: str, root: Path, download: bool) -> _Source:
     if not all(file.is_file() for file in files):
         if not download:
             raise _missing(name, root / folder, "add --download to fetch it")
+        loader = getattr(torchvision_datasets(), class_name)
         with _downloading(name, root):
             for split in splits:
-                getattr(torchvision_datasets(), class_name)(root, download=True, **split)
+                loader(root, download=True, **split)
 
     def decode() -> Decoded:
+        loader = getattr(torchvision_datasets(), class_name)
         with _damaged(name, root / folder):
-            train, test = (getattr(torchvision_datasets(), class_name)(root, **split) for split in splits)
+            train, test = (loader(root, **split) for split in splits)
             train_images, test_images = (torch.as_tensor(part.data) for part in (train, test))
             train_labels, test_labels = (
                 torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in (train, test)
@@ -428,16 +432,16 @@ def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
     if not folder.is_dir():
         raise _missing("tiny_imagenet", folder, "unzip http://cs231n.stanford.edu/tiny-imagenet-200.zip there")
     train_files, class_names = _labelled(folder / "train")
-    _expect("tiny_imagenet", class_names, (folder / "wnids.txt").read_text().split())
     annotations = folder / "val" / "val_annotations.txt"
-    with _damaged("tiny_imagenet", annotations):
+    with _damaged("tiny_imagenet", folder):
+        _expect("tiny_imagenet", class_names, (folder / "wnids.txt").read_text().split())
         rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-        test_files = [(folder / "val" / "images" / file, class_names.index(wnid)) for file, wnid in rows]
+        test_files = [(str(folder / "val" / "images" / file), class_names.index(wnid)) for file, wnid in rows]
     return _image_source("tiny_imagenet", folder, train_files, test_files, class_names, image_size, rgb=True)
 
 
 def _find_cub200(root: Path, image_size: int) -> _Source:
-    """``images/`` with the tables ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt``, ``classes.txt``."""
+    """``images/`` with the tables classes.txt, images.txt, image_class_labels.txt and train_test_split.txt."""
     folder = root / "CUB_200_2011"
     if not folder.is_dir():
         url = "https://data.caltech.edu/records/65de6-vp158"
@@ -450,10 +454,11 @@ def _find_cub200(root: Path, image_size: int) -> _Source:
     with _damaged("cub200", folder):
         names = table("classes.txt")
         classes = sorted(names, key=int)
-        labels, is_train, splits = table("image_class_labels.txt"), table("train_test_split.txt"), ([], [])
+        labels, is_train = table("image_class_labels.txt"), table("train_test_split.txt")
+        splits: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
         for image, file in table("images.txt").items():
             split = splits[0 if is_train[image] == "1" else 1]
-            split.append((folder / "images" / file, classes.index(labels[image])))
+            split.append((str(folder / "images" / file), classes.index(labels[image])))
     class_names = [names[number] for number in classes]
     return _image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
 
@@ -492,8 +497,9 @@ def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) ->
     candidates = [root / f"{name}2{suffix}" for suffix in ("-160", "-320", "")]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None and name == "imagenette" and download:
+        loader = torchvision_datasets().Imagenette
         with _downloading(name, root):
-            torchvision_datasets().Imagenette(root, size="160px", download=True)
+            loader(root, size="160px", download=True)
         folder = candidates[0]
     if folder is None:
         url = f"https://s3.amazonaws.com/fast-ai-imageclas/{name}2-160.tgz"
@@ -512,20 +518,20 @@ def _expect(name: str, found: Sequence[str], published: Iterable[str]) -> None:
         raise UserError(f"{name}: the folder is not the published set: class {odd[0]} is missing or does not belong")
 
 
-def _labelled(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+def _labelled(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     """The image files in the class folders of ``folder``, at any depth, with their classes; class names, sorted."""
     class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if not class_names:
         raise UserError(f"there are no class folders in {folder}")
-    Image.init()
+    Image.preinit()  # first, so that the common formats are tried first
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files: list[tuple[Path, int]] = []
+    files: list[tuple[str, int]] = []
     for label, class_name in enumerate(class_names):
         members = [
-            Path(parent, file)
+            os.path.join(parent, file)
             for parent, _, names in os.walk(folder / class_name, followlinks=True, onerror=_fail)
             for file in names
-            if file[0] != "." and Path(file).suffix.lower() in suffixes
+            if file[0] != "." and os.path.splitext(file)[1].lower() in suffixes
         ]
         if not members:
             raise UserError(f"there is no image in {folder / class_name}")
@@ -556,7 +562,7 @@ def _image_source(
     return _Source(name, decode, folder, [file for file, _ in (*train, *test)], image_size)
 
 
-def _decode(name: str, files: Sequence[Path], image_size: int | None, rgb: bool) -> Tensor:
+def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) -> Tensor:
     """(N, C, H, W) uint8: three channels, or one where every image is grey and ``rgb`` is not asked for."""
     read = functools.partial(_read_image, name, image_size=image_size)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -569,30 +575,30 @@ def _decode(name: str, files: Sequence[Path], image_size: int | None, rgb: bool)
                 "give --image-size to bring them to one"
             )
     channels = 3 if rgb else max(len(array) for array in arrays)
-    images = torch.empty((len(arrays), channels, *arrays[0].shape[1:]), dtype=torch.uint8)
+    images = np.empty((len(arrays), channels, *arrays[0].shape[1:]), dtype=np.uint8)
     for target, array in zip(images, arrays, strict=True):
-        target.copy_(torch.from_numpy(array))
-    return images
+        target[:] = array
+    return torch.from_numpy(images)
 
 
-def _read_image(name: str, file: Path, image_size: int | None) -> np.ndarray:
-    """(1, H, W) of a grey image and (3, H, W) of any other, uint8."""
+def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint8]:
+    """(1, H, W) of a grey image and (3, H, W) of any other."""
     try:
         with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{name}: {file} has more than 8 bits per pixel: convert it")
-            grey = image.mode in ("1", "L", "LA")
-            pixels = image.convert("L" if grey else "RGB")
-    except UserError:
+            image.load()
+    except PermissionError:
         raise
     except Exception as error:  # a decoder may raise anything
         raise UserError(f"{name}: {file} cannot be decoded as an image ({_first_line(error)})") from error
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{name}: {file} has more than 8 bits per pixel: convert it")
+    grey = image.mode in ("1", "L", "LA")
+    pixels = image.convert("L" if grey else "RGB")
     if image_size is not None:
         short = min(pixels.size)
-        width, height = (max(image_size, round(side * image_size / short)) for side in pixels.size)
-        if (width, height) != pixels.size:
-            pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        width, height = (round(side * image_size / short) for side in pixels.size)
         left, top = (width - image_size) // 2, (height - image_size) // 2
+        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
         pixels = pixels.crop((left, top, left + image_size, top + image_size))
     array = np.asarray(pixels)
     return array[None] if grey else array.transpose(2, 0, 1)
