@@ -295,12 +295,12 @@ def _benchmark(job: Job) -> Benchmark:
 
 
 def _check(losses: Mapping[str, Tensor], step: int) -> str:
-    """The losses in short. Raises Diverged where one is not finite."""
+    """The first loss in words. Raises Diverged where one is not finite."""
     values = {name: float(value) for name, value in losses.items()}
     for name, value in values.items():
         if not abs(value) < float("inf"):
             raise Diverged(f"{name} is {value} at step {step}")
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return next((f"{name} {value:.4g}" for name, value in values.items()), "")
 
 
 def _finite(synthetic: Synthetic) -> Synthetic:

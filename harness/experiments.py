@@ -279,9 +279,12 @@ def resolve(
     for name, method in classes.items():
         published = method.PAPER.get((dataset, ipc))
         if budget == "paper" and method.iterative and (published is None or "steps" not in published):
-            known = ", ".join(f"{d} at ipc {i}" for d, i in sorted(method.PAPER)) or "none"
+            known: dict[str, list[str]] = {}
+            for other, number in method.PAPER:
+                known.setdefault(other, []).append(str(number))
+            listed = ", ".join(f"{other} {'/'.join(numbers)}" for other, numbers in known.items()) or "nothing"
             raise UserError(
-                f"no published setting for {name} on {dataset} at ipc {ipc}: take --budget quick (published: {known})"
+                f"no published setting for {name} on {dataset} at ipc {ipc}: take --budget quick (published: {listed})"
             )
         changes = {**(published or {})}
         if budget != "paper":

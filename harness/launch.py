@@ -25,7 +25,7 @@ def launch(job: Job) -> Record:
     kills = _out_of_memory_kills()
     # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
     # its standard input does, so that it never outlives us. What it prints goes where our messages go.
-    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=sys.stderr, bufsize=0, start_new_session=True)
+    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True)
     assert process.stdin is not None
     try:
         with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how

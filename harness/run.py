@@ -8,6 +8,7 @@ run), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import signal
 import sys
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None, *, launch: Callable[[Job], Reco
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped before the first cell", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
 
 
@@ -144,7 +145,7 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
         print(report.write(records, request.output))
     if interrupted:
         print(
-            f"stopped: {len(records)} of {len(jobs)} cells are done and kept in {request.output}; "
+            f"\nstopped: {len(records)} of {len(jobs)} cells are done and kept in {request.output}; "
             "the same command goes on with the next",
             file=sys.stderr,
         )
@@ -155,21 +156,20 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
 def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -> tuple[list[Record], bool]:
     """The records of ``jobs`` as far as they got, and whether they were interrupted."""
     records: list[Record] = []
-    for number, job in enumerate(jobs, 1):
-        place = f"[{number}/{len(jobs)}] {job.cell}"
-        found = None if force else _existing(job)
-        if found is not None:
-            _say(f"{place}: {found['status']}, done before ({job.record_path.name})")
+    try:
+        for number, job in enumerate(jobs, 1):
+            place = f"[{number}/{len(jobs)}] {job.cell}"
+            found = None if force else _existing(job)
+            if found is not None:
+                _say(f"{place}: {found['status']}, done before ({job.record_path.name})")
+            else:
+                _say(place)
+                started = time.monotonic()
+                found = launch(job)
+                _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
             records.append(found)
-            continue
-        _say(place)
-        started = time.monotonic()
-        try:
-            found = launch(job)
-        except KeyboardInterrupt:
-            return records, True
-        records.append(found)
-        _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
+    except KeyboardInterrupt:
+        return records, True
     return records, False
 
 
@@ -243,9 +243,10 @@ def _listing() -> str:
 
 
 def _citation(method: type[Any]) -> str:
-    """The second paragraph of the method's file, which names the paper; else the first."""
+    """The first paragraph about the method that has a year in it, which is the paper; else the first."""
     paragraphs = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").split("\n\n")
-    return " ".join(paragraphs[min(1, len(paragraphs) - 1)].split())
+    cited = next((text for text in paragraphs if re.search(r"\b(19|20)\d\d\b", text)), paragraphs[0])
+    return " ".join(cited.split())
 
 
 def _say(line: str) -> None:
