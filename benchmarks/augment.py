@@ -1,8 +1,8 @@
 """Differentiable augmentations: DSA's and FRePo's. Both draw one operation for a batch, then its parameters.
 
 The operations take images (B, C, H, W) and one parameter per image (B,), or one for all (1,). All are affine in the
-images, and differentiable; those that resample can be differentiated twice on torch 2.13, but not on every older one (no
-method asks for it: the gradient of a network's weights, differentiated again, passes through here once).
+images, and differentiable; those that resample can be differentiated twice on torch 2.13, but not on every older one.
+No method asks for it: the gradient of a network's weights, differentiated again, passes through here once.
 Nothing is clamped: the images are preprocessed, not in [0, 1].
 """
 
