@@ -1,0 +1,169 @@
+"""The README does what it says: its commands parse, its code runs, its links and its tree are those of the project."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import methods
+from harness import run
+from harness.experiments import BUDGETS, WIDTH, Request, check, resolve
+from methods.base import Method
+from tests.test_artifact import digits, saved, some_set
+from tests.test_conformance import CHECKS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", "CHANGELOG.md")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, and the demo of the Makefile."""
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+    return [
+        *lines,
+        *re.findall(r"^\t\$\(BIN\)/(python -m harness.*)$", MAKEFILE.replace("$(DEMO)", "results/local/demo"), re.M),
+    ]
+
+
+def test_there_are_commands() -> None:
+    assert "make demo" in commands()
+    assert "make test" in commands()
+    assert sum("harness.run" in command for command in commands()) >= 5
+
+
+class Parsed(Exception):
+    """Carries the request of a command line that was understood."""
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", MAKEFILE, re.M)
+        return
+    assert program in ("python", ".venv/bin/python")
+    if arguments[1] == "harness.report":
+        return
+    assert arguments[:2] == ["-m", "harness.run"]
+
+    def stop(request: Request) -> None:
+        raise Parsed(request)
+
+    monkeypatch.setattr(run, "plan", stop)
+    with pytest.raises(Parsed) as caught:
+        run.main(arguments[2:])
+    request: Request = caught.value.args[0]
+    check(dataclasses.replace(request, output=tmp_path))
+    classes = {name: methods.get(name) for name in request.methods}
+    for dataset in request.datasets:
+        for ipc in request.ipcs:
+            resolve(classes, dataset, ipc, request.budget, request.options)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def tree() -> set[str]:
+    """The paths of the README's tree, folders without a slash."""
+    (block,) = [block for block in blocks("") if block.startswith("benchmarks/")]
+    found, above = set(), [""]
+    for line in block.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        above[depth + 1 :] = [f"{above[depth]}{name}"]
+        found.add(above[-1].rstrip("/"))
+    return found
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs the repository")
+def test_the_tree_is_the_real_one() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = {Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()}
+    folders = {file.parts[0] for file in files if len(file.parts) > 1}
+    modules = {str(f) for f in files if f.parts[0] in ("benchmarks", "methods", "harness") and f.suffix == ".py"}
+    shown = tree()
+    assert {path for path in modules if not path.endswith("__init__.py")} <= shown
+    assert folders <= shown
+    assert {path for path in shown if not (ROOT / path).exists() and path not in folders} == set()
+
+
+def test_every_method_and_data_set_is_named() -> None:
+    from benchmarks import DATASETS
+
+    section = README[README.index("## Data sets") : README.index("## Budgets")]
+    for name in DATASETS:
+        assert f"`{name}`" in section
+
+
+def test_the_budgets_are_the_real_ones() -> None:
+    for name, budget in BUDGETS.items():
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        steps = "as published" if budget.evaluate_steps is None else str(budget.evaluate_steps)
+        width = WIDTH if budget.cpu_width is None else budget.cpu_width
+        assert cells[1:] == [budget.meaning, str(len(budget.seeds)), str(budget.networks_evaluated), steps, str(width)]
+
+
+def test_the_code_that_uses_a_distilled_set_runs(tmp_path: Path) -> None:
+    """The README's own lines, in a fresh process, on a set of this test."""
+    three_lines, own_loop = (block for block in blocks("python") if "PixelMean" not in block)
+    assert len(three_lines.splitlines()) == 3
+    benchmark = digits(tmp_path)
+    saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
+    path = re.search(r'load\("(.*)"\)', three_lines)
+    assert path
+    shown = three_lines.replace(path[1], str(tmp_path / "set.safetensors"))
+    script = f"import torch\ntorch.manual_seed(0)\n{shown}{own_loop}"
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout.removeprefix("accuracy")) > 0.75
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Method]]:
+    """The README's method, installed by the README's entry point."""
+    (source,) = (block for block in blocks("python") if "PixelMean" in block)
+    (entry_points,) = blocks("toml")
+    module = re.search(r'= "(\w+)\.(\w+):PixelMean"', entry_points)
+    assert module
+    package = tmp_path / module[1]
+    info = tmp_path / f"{module[1]}-1.0.dist-info"
+    package.mkdir()
+    info.mkdir()
+    (package / f"{module[2]}.py").write_text(source, encoding="utf-8")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module[1]}\nVersion: 1.0\n")
+    group = re.sub(r'project\.entry-points\."(.*)"', r"\1", entry_points).replace('"', "")
+    (info / "entry_points.txt").write_text(group)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield methods.get("pixel_mean")
+    for name in (module[1], f"{module[1]}.{module[2]}"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_example_method_conforms(example: type[Method], check: Callable[[type[Method]], None]) -> None:
+    check(example)
