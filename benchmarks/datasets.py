@@ -229,7 +229,7 @@ def _damaged(name: str, place: Path) -> Iterator[None]:
     except (OSError, MemoryError, UserError):
         raise
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{name}: {place} is damaged ({_first_line(error)}): delete it and fetch it again") from error
+        raise UserError(f"{name}: {place} is damaged ({_said(error)}): delete it and fetch it again") from error
 
 
 @contextlib.contextmanager
@@ -238,7 +238,7 @@ def _downloading(name: str, root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{name} could not be downloaded to {root}: {_first_line(error)}") from error
+        raise UserError(f"{name} could not be downloaded to {root}: {_said(error)}") from error
 
 
 @contextlib.contextmanager
@@ -404,8 +404,9 @@ def _missing(name: str, place: Path, remedy: str) -> UserError:
     return UserError(f"{name} is not in {place}: name its folder with --data-root, or {remedy}")
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+def _said(error: BaseException) -> str:
+    """What ``error`` says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # Sets of image files
@@ -589,7 +590,7 @@ def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint
     except PermissionError:
         raise
     except Exception as error:  # a decoder may raise anything
-        raise UserError(f"{name}: {file} cannot be decoded as an image ({_first_line(error)})") from error
+        raise UserError(f"{name}: {file} cannot be decoded as an image ({_said(error)})") from error
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{name}: {file} has more than 8 bits per pixel: convert it")
     grey = image.mode in ("1", "L", "LA")
@@ -633,9 +634,11 @@ def _read_batches(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
     for file in files:
         with _damaged("imagenet64", file), file.open("rb") as stream:
             batch = _ArrayUnpickler(stream, encoding="latin1").load()
-            start = len(labels)
+            data, start = batch["data"], len(labels)
+            if data.dtype != np.uint8 or data.shape != (len(batch["labels"]), pixels):
+                raise ValueError(f"{len(batch['labels'])} labels and {data.dtype} images of shape {data.shape}")
             labels += (int(label) - 1 for label in batch["labels"])
-            images[start : len(labels)] = torch.from_numpy(batch["data"])
+            images[start : len(labels)] = torch.from_numpy(data)
     return images[: len(labels)].view(-1, 3, 64, 64), torch.tensor(labels)
 
 
@@ -674,9 +677,9 @@ def _read_state(path: Path) -> State | None:
     """The state in ``path``; None where it is missing, unreadable or not what was written."""
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata()
+            header = json.loads(file.metadata()["header"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        about = json.loads(header["about"])
+        about = header["about"]
         return (tensors, about) if header["checksum"] == _checksum(tensors, about) else None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
@@ -685,11 +688,11 @@ def _read_state(path: Path) -> State | None:
 def _write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Complete or not at all; a cache that cannot be written is gone without."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    header = {"about": json.dumps(about), "checksum": _checksum(tensors, about)}
+    header = json.dumps({"about": about, "checksum": _checksum(tensors, about)})
     with contextlib.suppress(OSError, SafetensorError):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(tensors), temporary, header)
+            save_file(dict(tensors), temporary, {"header": header})
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,0 +1,679 @@
+"""Every loader on small files in the published layout."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import DATASETS, datasets
+from benchmarks._torchvision import datasets as torchvision_datasets
+from benchmarks.datasets import Benchmark, RawData, load, load_raw
+from benchmarks.errors import UserError
+
+RNG = np.random.default_rng(0)
+COLOURS = ("red", "green", "blue")
+WNIDS = sorted(datasets._TEN_CLASSES["imagenette"])
+
+
+def benchmark(name: str, root: Path, **settings: Any) -> Benchmark:
+    defaults: dict[str, Any] = {
+        "ipc": 1,
+        "network": "convnet",
+        "width": 4,
+        "depth": 1,
+        "norm": "instance",
+        "preprocess": "standardise",
+        "generator": torch.Generator(),
+    }
+    return load(name, root=root, **{**defaults, **settings})
+
+
+def fails(message: str, action: Callable[[], object]) -> None:
+    """``action`` raises a UserError of one line that matches ``message``."""
+    with pytest.raises(UserError, match=message) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+
+
+def save_image(path: Path, colour: Any, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def image_folder(root: Path, *, test: str = "test", per_class: int = 3, **settings: Any) -> Path:
+    """Classes blue, green and red: each image is its class's colour."""
+    for split in ("train", test):
+        for colour in COLOURS:
+            for i in range(per_class):
+                save_image(root / split / colour / f"{i}.png", colour, **settings)
+    return root
+
+
+def colours(images: Tensor) -> list[str]:
+    """Which channel each image is brightest in."""
+    return [COLOURS[int(image.float().mean((1, 2)).argmax())] for image in images]
+
+
+def named(raw: RawData, labels: Tensor) -> list[str]:
+    return [raw.class_names[int(label)] for label in labels]
+
+
+# digits
+
+
+def test_digits_is_the_real_set_with_a_fixed_stratified_split(tmp_path: Path) -> None:
+    raw = load_raw("digits", tmp_path, cache=tmp_path / "cache")
+    assert raw.train_images.shape == (1438, 1, 8, 8)
+    assert raw.test_images.shape == (359, 1, 8, 8)
+    assert torch.bincount(raw.train_labels).tolist() == [142, 146, 142, 146, 145, 146, 145, 143, 139, 144]
+    assert torch.bincount(raw.test_labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    assert raw.train_images.dtype == torch.uint8
+    assert int(raw.train_images.max()) == 255
+    assert not raw.flip
+    assert raw.fingerprint.startswith("a1c48ca7")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_digits_needs_no_torchvision() -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.datasets import load_raw;"
+        "load_raw('digits', Path('.')); sys.exit('torchvision' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+# torchvision's
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def mnist(root: Path, folder: str = "MNIST") -> tuple[np.ndarray, np.ndarray]:
+    """30 training and 10 test images with the labels 0 … 9 in turn; returns the training images and labels."""
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("t10k", 10), ("train", 30)):
+        images = RNG.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "flip"), [("mnist", "MNIST", False), ("fashion_mnist", "FashionMNIST", True)]
+)
+def test_mnist_and_fashion_mnist(name: str, folder: str, flip: bool, tmp_path: Path) -> None:
+    images, labels = mnist(tmp_path, folder)
+    raw = load_raw(name, tmp_path)
+    assert np.array_equal(raw.train_images[:, 0].numpy(), images)
+    assert np.array_equal(raw.train_labels.numpy(), labels)
+    assert raw.test_images.shape == (10, 1, 28, 28)
+    assert raw.flip == flip
+    assert raw.class_names[0] == ("T-shirt/top" if flip else "0")
+
+
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("keep", [0, 3, 12, -1])
+def test_a_truncated_idx_file_is_damaged(file: str, keep: int, tmp_path: Path) -> None:
+    mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / file
+    path.write_bytes(path.read_bytes()[:keep])
+    fails("mnist: .*MNIST/raw is damaged", lambda: load_raw("mnist", tmp_path))
+
+
+def test_labels_that_do_not_go_with_the_images_are_refused(tmp_path: Path) -> None:
+    mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    write_idx(path, np.zeros(29, dtype=np.uint8))
+    fails("the train split has 30 images and 29 labels", lambda: load_raw("mnist", tmp_path))
+    write_idx(path, np.full(30, 10, dtype=np.uint8))
+    fails("labels that are not among its 10 classes", lambda: load_raw("mnist", tmp_path))
+
+
+class OldDtype:
+    """Pickles as the dtype of arrays in files of NumPy 1: `align` as a number, of which NumPy 2.4 warns."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, ("u1", 0, 1)
+
+
+def cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Batches of four images with torchvision's checksums for them; returns what is in the training batches."""
+    loader = getattr(torchvision_datasets(), name.upper())
+    folder = root / loader.base_folder
+    folder.mkdir(parents=True)
+    count = len(loader.meta and loader.train_list) and (10 if name == "cifar10" else 100)
+    label_key = "labels" if name == "cifar10" else "fine_labels"
+
+    def write(file: str, content: dict[str, Any]) -> str:
+        data = pickle.dumps({**content, "dtype": OldDtype()}, protocol=2)
+        (folder / file).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    batches: list[dict[str, Any]] = []
+    lists: dict[str, list[list[str]]] = {"train_list": [], "test_list": []}
+    for kind, entries in lists.items():
+        for i, (file, _) in enumerate(getattr(loader, kind)):
+            data = RNG.integers(0, 256, (4, 3072), dtype=np.uint8)
+            batch = {"data": data, label_key: [i, 1, 2, count - 1]}
+            entries.append([file, write(file, batch)])
+            if kind == "train_list":
+                batches.append(batch)
+        monkeypatch.setattr(loader, kind, entries)
+    key = loader.meta["key"]
+    md5 = write(loader.meta["filename"], {key: [f"class {c}" for c in range(count)]})
+    monkeypatch.setattr(loader, "meta", {**loader.meta, "md5": md5})
+    return batches
+
+
+@pytest.mark.parametrize(("name", "batches", "label_key"), [("cifar10", 5, "labels"), ("cifar100", 1, "fine_labels")])
+def test_cifar(name: str, batches: int, label_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = cifar(tmp_path, name, monkeypatch)
+    raw = load_raw(name, tmp_path)
+    images = np.concatenate([batch["data"] for batch in written]).reshape(-1, 3, 32, 32)
+    assert len(written) == batches
+    assert np.array_equal(raw.train_images.numpy(), images)
+    assert raw.train_labels.tolist() == [label for batch in written for label in batch[label_key]]
+    assert raw.test_images.shape == (4, 3, 32, 32)
+    assert raw.class_names[3] == "class 3"
+    assert raw.flip
+
+
+def test_cifar_is_checked_against_its_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(tmp_path, "cifar10", monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    fails("cifar10: .*cifar-10-batches-py is damaged", lambda: load_raw("cifar10", tmp_path))
+
+
+def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.io import savemat  # type: ignore[import-untyped]
+
+    loader = torchvision_datasets().SVHN
+    images = RNG.integers(0, 256, (32, 32, 3, 10), dtype=np.uint8)
+    labels = np.arange(1, 11, dtype=np.uint8)[:, None]  # 10 stands for the digit 0
+    splits = dict(loader.split_list)
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
+        savemat(path, {"X": images, "y": labels})
+        splits[split] = [*splits[split][:2], hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(loader, "split_list", splits)
+    raw = load_raw("svhn", tmp_path)
+    assert np.array_equal(raw.train_images.numpy(), images.transpose(3, 2, 0, 1))
+    assert raw.test_labels.tolist() == [*range(1, 10), 0]
+    assert not raw.flip
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits"}))
+def test_missing_data_say_where_they_were_looked_for_and_how_to_get_them(name: str, tmp_path: Path) -> None:
+    fails(f"{name} is not in {tmp_path}.*: name its folder with --data-root, or ", lambda: load_raw(name, tmp_path))
+
+
+def test_download_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torchvision, checksums included; a stand-in for the network serves the archives."""
+    mnist(tmp_path / "served")
+    archives = {
+        f"{file.name}.gz": gzip.compress(file.read_bytes())
+        for file in (tmp_path / "served" / "MNIST" / "raw").iterdir()
+    }
+
+    def fetch(url: str, filename: Path | str, *_: object) -> None:
+        Path(filename).write_bytes(archives[url.rpartition("/")[2]])
+
+    resources = [(file, hashlib.md5(data).hexdigest()) for file, data in archives.items()]
+    monkeypatch.setattr(torchvision_datasets().MNIST, "resources", resources)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    root = tmp_path / "root"
+    fails("add --download to fetch it", lambda: load_raw("mnist", root))
+    assert not root.exists()
+    raw = load_raw("mnist", root, download=True)
+    assert raw.fingerprint == load_raw("mnist", tmp_path / "served").fingerprint
+
+
+def test_a_download_that_fails_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_datasets().MNIST, "mirrors", [f"{(tmp_path / 'nowhere').as_uri()}/"])
+    fails("mnist could not be downloaded to", lambda: load_raw("mnist", tmp_path, download=True))
+
+
+# Image folders
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_an_image_folder(test: str, tmp_path: Path) -> None:
+    image_folder(tmp_path, test=test)
+    raw = load_raw(f"folder:{tmp_path}", Path("unused"))
+    assert raw.class_names == ("blue", "green", "red")
+    assert raw.train_images.shape == (9, 3, 8, 8)
+    assert named(raw, raw.train_labels) == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3 == colours(raw.train_images)
+    assert named(raw, raw.test_labels) == colours(raw.test_images)
+    assert raw.flip
+
+
+def test_every_format_and_mode_becomes_rgb_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    image_folder(tmp_path, per_class=1)
+    train = tmp_path / "train" / "red"
+    save_image(train / "deeper" / "a.JPEG", "red")
+    save_image(train / "b.bmp", "red")
+    save_image(train / "c.webp", "red")
+    save_image(train / "d.png", (255, 0, 0, 128), mode="RGBA")
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(train / "e.png", transparency=b"\x80\xff")
+    save_image(train / "f.png", 200, mode="L")
+    (train / "notes.txt").write_text("not an image")
+    (train / ".hidden.png").write_text("not an image")
+    (tmp_path / "train" / ".cache").mkdir()
+    raw = load_raw(f"folder:{tmp_path}", tmp_path)
+    assert torch.bincount(raw.train_labels).tolist() == [1, 1, 7]
+    images = raw.train_images[raw.train_labels == 2]
+    grey = [image for image in images if bool((image == 200).all())]
+    assert len(grey) == 1
+    assert colours(images) == ["red"] * 7
+
+
+def test_grey_images_keep_one_channel(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for level in (10, 200):
+            save_image(tmp_path / split / str(level) / "a.png", level, mode="L")
+    raw = load_raw(f"folder:{tmp_path}", tmp_path)
+    assert raw.train_images.shape == (2, 1, 8, 8)
+    assert raw.train_images[:, 0, 0, 0].tolist() == [10, 200]
+
+
+def test_image_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    wide = np.zeros((12, 36, 3), dtype=np.uint8)
+    wide[:, 12:24, 0] = 255  # the centre is red, the sides are black
+    for side in ("train", "test"):
+        Image.fromarray(wide).save(tmp_path / side / "red" / "wide.png")
+        Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / side / "red" / "tall.png")
+    raw = load_raw(f"folder:{tmp_path}", tmp_path, image_size=6)
+    assert raw.train_images.shape == (11, 3, 6, 6)
+    centre = raw.train_images[-5:, 0, :, 1:-1].min(-1).values[:, 1:-1]
+    assert int(centre.min()) > 240
+    fails(
+        r"images differ in size \(.*0.png is 8×8, .*tall.png is 36×12\): give --image-size",
+        lambda: load_raw(f"folder:{tmp_path}", tmp_path),
+    )
+
+
+def test_what_is_wrong_with_an_image_folder_is_said_in_one_line(tmp_path: Path) -> None:
+    def read(folder: Path) -> None:
+        fails(message, lambda: load_raw(f"folder:{folder}", tmp_path))
+
+    message = "there is no folder .*/nowhere"
+    read(tmp_path / "nowhere")
+    message = r"must hold train/ and test/ \(or val/\)"
+    read(tmp_path)
+    (tmp_path / "train").mkdir()
+    read(tmp_path)
+    (tmp_path / "test").mkdir()
+    message = "there are no class folders in .*train"
+    read(tmp_path)
+    image_folder(tmp_path)
+    (tmp_path / "train" / "white").mkdir()
+    message = "there is no image in .*train/white"
+    read(tmp_path)
+    save_image(tmp_path / "train" / "white" / "a.png", "white")
+    message = "class 'white' is in only one of train/ and test/"
+    read(tmp_path)
+    save_image(tmp_path / "test" / "white" / "a.png", "white")
+    load_raw(f"folder:{tmp_path}", tmp_path)
+    broken = tmp_path / "test" / "white" / "b.jpg"
+    message = f"{broken} cannot be decoded as an image"
+    for content in (b"", b"not an image", Path(save_jpeg(tmp_path / "whole.jpg")).read_bytes()[:200]):
+        broken.write_bytes(content)
+        read(tmp_path)
+    broken.unlink()
+    deep = tmp_path / "test" / "white" / "deep.png"
+    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(deep)
+    message = f"{deep} has more than 8 bits per pixel"
+    read(tmp_path)
+
+
+def save_jpeg(path: Path) -> Path:
+    Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_an_unreadable_file_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path)
+    secret = str(tmp_path / "train" / "green" / "1.png")
+    opened = builtins.open
+
+    def guarded(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file) == secret:
+            raise PermissionError(13, "Permission denied", secret)
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", guarded)
+    fails(f"{secret} cannot be read: Permission denied", lambda: load_raw(f"folder:{tmp_path}", tmp_path))
+
+
+def test_an_unreadable_folder_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path)
+    secret = str(tmp_path / "train" / "green")
+    scan = os.scandir
+
+    def guarded(path: Any) -> Any:
+        if str(path) == secret:
+            raise PermissionError(13, "Permission denied", secret)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    fails(f"{secret} cannot be read: Permission denied", lambda: load_raw(f"folder:{tmp_path}", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "imagenet64"])
+def test_image_size_is_for_sets_of_image_files(name: str, tmp_path: Path) -> None:
+    fails("leave out --image-size", lambda: load_raw(name, tmp_path, image_size=16))
+    fails("image size is 0", lambda: load_raw(f"folder:{tmp_path}", tmp_path, image_size=0))
+
+
+# Published sets of image files
+
+
+def tiny_imagenet(root: Path) -> Path:
+    folder = root / "tiny-imagenet-200"
+    for wnid, colour in (("n2", "red"), ("n1", "green")):
+        for i in range(2):
+            save_image(folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", colour, (64, 64))
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t62\t62\n")
+    save_image(folder / "val" / "images" / "val_0.JPEG", "red", (64, 64))
+    save_image(folder / "val" / "images" / "val_1.JPEG", "green", (64, 64))
+    (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t9\t9\nval_1.JPEG\tn1\t0\t0\t9\t9\n")
+    (folder / "wnids.txt").write_text("n2\nn1\n")
+    return folder
+
+
+def test_tiny_imagenet(tmp_path: Path) -> None:
+    tiny_imagenet(tmp_path)
+    raw = load_raw("tiny_imagenet", tmp_path)
+    assert raw.class_names == ("n1", "n2")
+    assert raw.train_images.shape == (4, 3, 64, 64)
+    assert raw.train_labels.tolist() == [0, 0, 1, 1]
+    assert colours(raw.train_images) == ["green", "green", "red", "red"]
+    assert raw.test_labels.tolist() == [1, 0]
+    assert colours(raw.test_images) == ["red", "green"]
+
+
+def test_a_damaged_tiny_imagenet(tmp_path: Path) -> None:
+    folder = tiny_imagenet(tmp_path)
+    annotations = folder / "val" / "val_annotations.txt"
+    whole = annotations.read_text()
+
+    def read() -> RawData:
+        return load_raw("tiny_imagenet", tmp_path)
+
+    for table in (whole.replace("n2", "n3"), "val_0.JPEG\n"):
+        annotations.write_text(table)
+        fails("tiny_imagenet: .*tiny-imagenet-200 is damaged", read)
+    annotations.write_text(whole)
+    (folder / "val" / "images" / "val_1.JPEG").unlink()
+    fails("val_1.JPEG cannot be read: No such file", read)
+    (folder / "wnids.txt").write_text("n1\nn2\nn3\n")
+    fails("not the published set: class n3", read)
+
+
+def cub(root: Path) -> Path:
+    folder = root / "CUB_200_2011"
+    for name in ("001.Red_bird/b", "001.Red_bird/a", "002.Blue_bird/a", "002.Blue_bird/b"):
+        save_image(folder / "images" / f"{name}.jpg", "red" if "Red" in name else "blue", (40, 50))
+    (folder / "classes.txt").write_text("1 001.Red_bird\n2 002.Blue_bird\n")
+    (folder / "images.txt").write_text(
+        "1 001.Red_bird/a.jpg\n2 001.Red_bird/b.jpg\n3 002.Blue_bird/a.jpg\n4 002.Blue_bird/b.jpg\n"
+    )
+    (folder / "image_class_labels.txt").write_text("1 1\n2 1\n3 2\n4 2\n")
+    (folder / "train_test_split.txt").write_text("1 1\n2 0\n3 0\n4 1\n")
+    return folder
+
+
+def test_cub200(tmp_path: Path) -> None:
+    folder = cub(tmp_path)
+    raw = load_raw("cub200", tmp_path)
+    assert raw.class_names == ("001.Red_bird", "002.Blue_bird")
+    assert raw.train_images.shape == (2, 3, 32, 32)
+    assert colours(raw.train_images) == colours(raw.test_images) == ["red", "blue"]
+    assert raw.train_labels.tolist() == raw.test_labels.tolist() == [0, 1]
+    (folder / "image_class_labels.txt").write_text("1 1\n2 1\n3 2\n")
+    fails("cub200: .*CUB_200_2011 is damaged", lambda: load_raw("cub200", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["imagenette", "imagewoof"])
+@pytest.mark.parametrize("suffix", ["", "-320", "-160"])
+def test_imagenette_and_imagewoof(name: str, suffix: str, tmp_path: Path) -> None:
+    classes = datasets._TEN_CLASSES[name]
+    assert len(classes) == 10
+    folder = tmp_path / f"{name}2{suffix}"
+    for split in ("train", "val"):
+        for i, wnid in enumerate(classes):
+            save_image(folder / split / wnid / "a.JPEG", (20 * i, 0, 0), (20, 16))
+    raw = load_raw(name, tmp_path)
+    assert raw.train_images.shape == raw.test_images.shape == (10, 3, 128, 128)
+    assert raw.train_images[:, 0].amax((1, 2)).sub(torch.arange(10) * 20).abs().max() < 5
+    assert raw.class_names == tuple(classes[wnid] for wnid in sorted(classes))
+    assert load_raw(name, tmp_path, image_size=8).train_images.shape == (10, 3, 8, 8)
+    save_image(folder / "train" / "n00000000" / "a.JPEG", "red")
+    fails("not the published set: class n00000000", lambda: load_raw(name, tmp_path))
+
+
+def imagenet64(root: Path) -> list[np.ndarray]:
+    """Batches of two images each, with the labels i and 1000; returns the images of the training batches."""
+    folder = root / "imagenet64"
+    folder.mkdir()
+    batches = []
+    for i, file in enumerate([*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"]):
+        data = RNG.integers(0, 256, (2, 12288), dtype=np.uint8)
+        batches.append(data)
+        batch = {"data": data, "labels": [i + 1, 1000], "mean": data.mean(0), "dtype": OldDtype()}
+        (folder / file).write_bytes(pickle.dumps(batch, protocol=2 + i % 3))
+    return batches[:10]
+
+
+def test_imagenet64(tmp_path: Path) -> None:
+    batches = imagenet64(tmp_path)
+    raw = load_raw("imagenet64", tmp_path)
+    assert np.array_equal(raw.train_images.numpy(), np.concatenate(batches).reshape(20, 3, 64, 64))
+    assert raw.train_labels.tolist() == [label for i in range(10) for label in (i, 999)]
+    assert raw.test_labels.tolist() == [10, 999]
+    assert len(raw.class_names) == 1000
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Ran out of input"),
+        (pickle.dumps({"data": np.zeros((2, 12288), dtype=np.uint8)}), "labels"),
+        (pickle.dumps({"data": np.zeros((1, 12288), dtype=np.uint8), "labels": [1, 2]}), "2 labels and uint8 images"),
+        (pickle.dumps(Malicious()), "it asks for posix.system"),
+    ],
+)
+def test_a_batch_of_imagenet64_that_is_not_one(content: bytes, reason: str, tmp_path: Path) -> None:
+    imagenet64(tmp_path)
+    (tmp_path / "imagenet64" / "train_data_batch_3").write_bytes(content)
+    fails(f"train_data_batch_3 is damaged .*{reason}", lambda: load_raw("imagenet64", tmp_path))
+
+
+# The cache
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(datasets, "_decode", decode)
+
+
+def cached_files(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+def same(a: RawData, b: RawData) -> bool:
+    tensors = all(torch.equal(getattr(a, name), getattr(b, name)) for name in datasets.TENSORS)
+    return tensors and (a.class_names, a.flip, a.fingerprint) == (b.class_names, b.flip, b.fingerprint)
+
+
+def test_decoded_images_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, cache = f"folder:{image_folder(tmp_path / 'images')}", tmp_path / "cache"
+    first = load_raw(name, tmp_path, cache=cache)
+    assert len(cached_files(cache)) == 1
+    forbid_decoding(monkeypatch)
+    assert same(load_raw(name, tmp_path, cache=cache), first)
+    with pytest.raises(AssertionError, match="decoded"):
+        load_raw(name, tmp_path, cache=cache, image_size=4)
+    save_image(tmp_path / "images" / "train" / "red" / "0.png", "red", mode="RGB", size=(8, 8))
+    os.utime(tmp_path / "images" / "train" / "red" / "0.png", ns=(1, 1))
+    with pytest.raises(AssertionError, match="decoded"):
+        load_raw(name, tmp_path, cache=cache)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])
+def test_a_damaged_cache_is_made_anew(place: float, tmp_path: Path) -> None:
+    name, cache = f"folder:{image_folder(tmp_path / 'images')}", tmp_path / "cache"
+    whole = load_raw(name, tmp_path, cache=cache)
+    [path] = cached_files(cache)
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[int(place * len(content))] ^= 0x10
+    path.write_bytes(damaged)
+    assert same(load_raw(name, tmp_path, cache=cache), whole)
+    assert path.read_bytes() == content
+    path.write_bytes(content[: int(place * len(content))])
+    assert same(load_raw(name, tmp_path, cache=cache), whole)
+    assert path.read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
+    name, cache = f"folder:{image_folder(tmp_path / 'images')}", tmp_path / "cache"
+    cache.write_text("a file where the folder should be")
+    assert same(load_raw(name, tmp_path, cache=cache), load_raw(name, tmp_path))
+    cache.unlink()
+    (cache / "datasets").mkdir(parents=True)
+    load_raw(name, tmp_path, cache=cache)
+    [path] = cached_files(cache)
+    path.unlink()
+    path.mkdir()  # cannot be replaced by a file
+    assert same(load_raw(name, tmp_path, cache=cache), load_raw(name, tmp_path))
+    assert cached_files(cache) == []
+
+
+@pytest.mark.parametrize("preprocess", ["zca_frepo", "zca_kornia"])
+def test_whitened_images_come_from_the_cache(preprocess: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"preprocess": preprocess, "cache": tmp_path / "cache"}
+    first = benchmark("digits", tmp_path, **settings)
+    [path] = cached_files(tmp_path / "cache")
+    content = path.read_bytes()
+
+    def check() -> None:
+        again = benchmark("digits", tmp_path, **settings)
+        assert torch.equal(again.task.images, first.task.images)
+        assert torch.equal(again.test_images, first.test_images)
+        assert torch.equal(again.preprocess.inverse(again.test_images), first.preprocess.inverse(first.test_images))
+        assert again.raw_fingerprint == first.raw_fingerprint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_digits", lambda: pytest.fail("read again"))
+        check()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    check()
+    assert path.read_bytes() == content
+
+
+def test_without_a_cache_nothing_is_written(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images")
+    before = cached_files(tmp_path)
+    benchmark(f"folder:{tmp_path / 'images'}", tmp_path, preprocess="zca_frepo")
+    assert cached_files(tmp_path) == before
+
+
+def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("FREPO_BENCH_DATA", "FREPO_BENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert datasets.default_cache() == Path.home() / ".cache" / "frepo-bench"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
+    assert datasets.default_cache() == Path.home() / ".cache" / "frepo-bench"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert datasets.default_cache() == tmp_path / "frepo-bench"
+    assert datasets.default_root() == tmp_path / "frepo-bench" / "data"
+    monkeypatch.setenv("FREPO_BENCH_CACHE", str(tmp_path / "c"))
+    monkeypatch.setenv("FREPO_BENCH_DATA", str(tmp_path / "d"))
+    assert datasets.default_cache() == tmp_path / "c"
+    assert datasets.default_root() == tmp_path / "d"
+
+
+# The benchmark
+
+
+def test_a_benchmark(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    found = benchmark("digits", tmp_path, ipc=2, generator=generator, dtype=torch.float64, depth=None)
+    raw, task = load_raw("digits", tmp_path), found.task
+    assert torch.equal(task.images, found.preprocess.forward(raw.train_images))
+    assert torch.equal(found.test_images, found.preprocess.forward(raw.test_images))
+    assert torch.equal(task.labels, raw.train_labels)
+    assert torch.equal(found.test_labels, raw.test_labels)
+    assert (task.dtype, found.test_images.dtype, found.preprocess.mean.dtype) == (torch.float64,) * 3
+    assert (task.num_classes, task.ipc, task.flip, found.flip) == (10, 2, False, False)
+    assert (found.name, found.raw_fingerprint) == ("digits", raw.fingerprint)
+    assert (found.spec.in_channels, found.spec.image_size, found.spec.num_classes) == (1, (8, 8), 10)
+    assert task.generator is generator
+    assert torch.equal(generator.get_state(), state)
+    network = task.network(generator)
+    assert network(task.images[:2]).shape == (2, 10)
+    assert network.head.weight.dtype == torch.float64
+
+
+def test_published_constants_go_with_the_name(tmp_path: Path) -> None:
+    mnist(tmp_path)
+    assert benchmark("mnist", tmp_path).preprocess.mean.tolist() == pytest.approx([0.1307])
+    assert benchmark("digits", tmp_path).task.images.double().mean().abs() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ipc": 0}, "ipc is 0"),
+        ({"ipc": -1}, "ipc is -1"),
+        ({"ipc": 140}, "ipc 140 is above the 139 training images of class '8'"),
+        ({"width": 0}, "width is 0"),
+        ({"depth": 0}, "depth is 0"),
+        ({"network": "convnett"}, "unknown network 'convnett': did you mean 'convnet'"),
+        ({"norm": "layer"}, "unknown norm 'layer'"),
+        ({"preprocess": "zca_frep"}, "unknown preprocessing 'zca_frep': did you mean 'zca_frepo'"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_said_in_one_line(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    fails(message, lambda: benchmark("digits", tmp_path, **settings))
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    fails("unknown data set 'cifar11': did you mean 'cifar10", lambda: load_raw("cifar11", tmp_path))
+    fails("folder:PATH", lambda: load_raw("/some/path", tmp_path))
