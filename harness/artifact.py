@@ -46,8 +46,8 @@ class Transform:
 
     Takes a PIL image, or a tensor (C, H, W) or (N, C, H, W), uint8 or floating point in [0, 1]; gives a tensor of the
     same shape, (C, H, W) for a PIL image, in the dtype of the distilled images. PIL images are converted to the set's
-    number of channels and resized to its image size; a tensor must have both. Fits torchvision's ``transform=`` and
-    survives pickling.
+    number of channels, resized to cover its image size and cut from the centre; a tensor must have both. Fits
+    torchvision's ``transform=`` and survives pickling.
 
     Raises UserError for an image of another shape, and for floating point values outside [0, 1].
     """
@@ -73,7 +73,13 @@ class Transform:
         height, width = self.image_size
         image = image.convert("L" if self.channels == 1 else "RGB")
         if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            # As image folders are read: to the smallest size that covers the set's, then cut from the centre.
+            target, side = max((height, image.height), (width, image.width), key=lambda pair: pair[0] / pair[1])
+            image = image.resize(
+                (round(image.width * target / side), round(image.height * target / side)), Image.Resampling.BILINEAR
+            )
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
         return torch.from_numpy(np.array(image)).reshape(height, width, self.channels).permute(2, 0, 1)
 
 

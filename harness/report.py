@@ -24,6 +24,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from benchmarks.errors import UserError
+from harness.experiments import BUDGETS
 from harness.files import replacing
 from harness.record import Record, load_all, summarise
 
@@ -355,7 +356,8 @@ def _caption(groups: Sequence[Group], *, reported: bool) -> str:
     natives = sorted({f"{cell['method']}: {cell['protocol']}" for cell in cells})
     shortened = _listed(cell.get("evaluate_steps") for cell in cells)
     sentences = [
-        f"Budget {budget}; protocol {kind}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
+        f"Budget {budget}{f' ({BUDGETS[budget].meaning})' if budget in BUDGETS else ''}; protocol {kind}"
+        + (f" ({', '.join(natives)})" if kind == "native" else ""),
         f"Measured on {name}" + (f", {threads} threads" if threads else "") + f"; {', '.join(versions)}",
         f"Networks: {_listed(cell.get('network') for cell in cells)}; width {_listed(c.get('width') for c in cells)}",
         "Accuracy: top-1 on the test set after the last step, mean ± sample standard deviation over "

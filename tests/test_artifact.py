@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.datasets import Benchmark
+from benchmarks.datasets import Benchmark, load_raw
 from benchmarks.datasets import load as load_benchmark
 from benchmarks.errors import UserError
 from benchmarks.preprocess import fit
@@ -72,16 +72,9 @@ def test_what_was_saved_is_what_is_loaded(preprocess: str, dtype: torch.dtype, t
     assert (found.label_space, found.class_names) == ("centred", benchmark.class_names)
     assert found.network == replace(benchmark.spec, norm="none")
     assert (found.cell, found.config) == (CELL, CONFIG)
-    test_images = load_raw_digits()
+    test_images = load_raw("digits", tmp_path).test_images
     assert torch.equal(found.transform(test_images), benchmark.test_images)
     assert torch.equal(found.preprocess.inverse(images), benchmark.preprocess.inverse(images))
-
-
-def load_raw_digits() -> Tensor:
-    """The held-out test images, uint8."""
-    from benchmarks.datasets import load_raw
-
-    return load_raw("digits", Path()).test_images
 
 
 def test_natural_images_are_the_real_ones(tmp_path: Path) -> None:
@@ -148,7 +141,7 @@ def test_the_header_is_one_sorted_entry_without_time_host_or_path(tmp_path: Path
 def test_the_transform_takes_what_people_have(tmp_path: Path) -> None:
     benchmark = digits(tmp_path)
     transform = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark)).transform
-    batch = load_raw_digits()[:4]
+    batch = load_raw("digits", tmp_path).test_images[:4]
     expected = benchmark.test_images[:4]
     assert torch.equal(transform(batch), expected)
     assert torch.equal(transform(batch[0]), transform(batch[:1])[0])
@@ -165,6 +158,19 @@ def test_colour_images_fit_too(tmp_path: Path) -> None:
     transform = artifact.Transform(fit("zca_frepo", images), 3, (8, 6))
     assert torch.equal(transform(Image.fromarray(images[0].permute(1, 2, 0).numpy())), transform(images[0]))
     assert transform(Image.new("L", (6, 8))).shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize("size", [(40, 31), (9, 30), (12, 12), (5, 7)])
+def test_pictures_are_resized_as_the_data_set_was(size: tuple[int, int], tmp_path: Path) -> None:
+    width, height = size
+    pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator_for("picture"))
+    picture = Image.fromarray(pixels.numpy())
+    for split in ("train", "test"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        picture.save(tmp_path / split / "only" / "picture.png")
+    raw = load_raw(f"folder:{tmp_path}", tmp_path, image_size=12)
+    transform = artifact.Transform(fit("standardise", raw.train_images), 3, (12, 12))
+    assert torch.equal(transform(picture), transform(raw.test_images[0]))
 
 
 @pytest.mark.parametrize(
