@@ -596,13 +596,17 @@ def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint
     grey = image.mode in ("1", "L", "LA")
     pixels = image.convert("L" if grey else "RGB")
     if image_size is not None:
-        short = min(pixels.size)
-        width, height = (round(side * image_size / short) for side in pixels.size)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = pixels.crop((left, top, left + image_size, top + image_size))
+        pixels = cover(pixels, image_size, image_size)
     array = np.asarray(pixels)
     return array[None] if grey else array.transpose(2, 0, 1)
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """``image`` resized to just cover ``height`` × ``width`` pixels, and cut to them from the centre."""
+    target, side = max((height, image.height), (width, image.width), key=lambda pair: pair[0] / pair[1])
+    whole = (round(image.width * target / side), round(image.height * target / side))
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    return image.resize(whole, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
 
 
 # ImageNet at 64×64

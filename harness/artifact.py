@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from benchmarks.datasets import Benchmark
+from benchmarks.datasets import Benchmark, cover
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
 from benchmarks.preprocess import Preprocess
@@ -73,13 +73,7 @@ class Transform:
         height, width = self.image_size
         image = image.convert("L" if self.channels == 1 else "RGB")
         if image.size != (width, height):
-            # As image folders are read: to the smallest size that covers the set's, then cut from the centre.
-            target, side = max((height, image.height), (width, image.width), key=lambda pair: pair[0] / pair[1])
-            image = image.resize(
-                (round(image.width * target / side), round(image.height * target / side)), Image.Resampling.BILINEAR
-            )
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
+            image = cover(image, height, width)
         return torch.from_numpy(np.array(image)).reshape(height, width, self.channels).permute(2, 0, 1)
 
 
