@@ -114,6 +114,7 @@ class Job:
 
     cell: Cell
     config: dict[str, Any]
+    """Every field, resolved, as JSON has it: lists for tuples."""
     source: str
     """The data set as ``benchmarks.datasets`` takes it: a name or ``folder:PATH``."""
     device: str
@@ -254,7 +255,7 @@ def plan(request: Request) -> list[Job]:
             config, steps = resolved[source, ipc][name]
             job = Job(
                 cell=_cell(request, classes[name], name, raw, ipc, width, seed, steps, device),
-                config=dataclasses.asdict(config),
+                config=json.loads(json.dumps(dataclasses.asdict(config))),
                 source=source,
                 device=device,
                 data_root=str(root),

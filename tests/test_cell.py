@@ -1,0 +1,273 @@
+"""One cell: its phases, its numbers under a clock set by hand, its failures, and its process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.datasets import default_cache, load_raw
+from harness import artifact, cell, launch, record
+from harness.cell import curve_steps, run, windows
+from harness.experiments import Cell, Job, Request, plan
+from harness.measure import memory
+from tests.dummies import Dummy, dummy
+
+__all__ = ["dummy"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting the garbage of the whole test session for every cell takes longer than the cell."""
+    monkeypatch.setattr(memory, "release", lambda: None)
+
+
+def job(output: Path, method: str = "dummy", config: dict[str, Any] | None = None, **changes: Any) -> Job:
+    request = Request(
+        (method,), ("digits",), budget="smoke", widths=(4,), device="cpu", output=output, command="a test"
+    )
+    (made,) = plan(request)
+    made = dataclasses.replace(made, cell=dataclasses.replace(made.cell, evaluate_steps=3, **changes))
+    return dataclasses.replace(made, config={**made.config, **(config or {})})
+
+
+class Ticks:
+    """A clock that moves one second every time it is read."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        self.time += 1.0
+        return self.time
+
+
+def test_a_cell_fills_in_its_record_and_leaves_an_artefact(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path, steps=5, networks_evaluated=2)
+    before = torch.get_rng_state()
+    found = run(made, Ticks())
+    assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
+    assert found["status"] == "ok" and found["message"] is None
+    assert found == record.load(made.record_path)
+    assert found["cell"] == made.cell.to_dict() and found["config"] == made.config
+    assert len(found["accuracy"]["values"]) == 2 and found["accuracy"]["krr_values"] == []
+    assert found["accuracy"]["mean"] == pytest.approx(sum(found["accuracy"]["values"]) / 2)
+    cost = found["cost"]
+    # Cycles of two steps and one left over, which is no whole cycle and hence no sample.
+    assert cost["step_seconds"] == [0.5, 0.5] and cost["steps_per_sample"] == 2 and cost["distill_seconds"] == 3.0
+    assert cost["prepare_seconds"] == 1.0 and cost["prepare_cached"] == 0
+    assert cost["memory"]["meter"] == "host_rss" and cost["memory"]["device_bytes"] is None
+    assert cost["parameters"] == 4 * 9 + 4 + 2 * 4 + 4 * 4 * 9 + 4 + 2 * 4 + 4 * 9 * 10 + 10
+    assert found["provenance"]["threads"] == torch.get_num_threads()
+    distilled = artifact.load(made.artifact_path)
+    assert len(distilled.images) == 10 and distilled.cell["steps"] == 5
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png", ".safetensors"]
+
+
+@pytest.mark.parametrize("method", ["frepo", "random_real", "dummy"])
+def test_the_same_cell_gives_the_same_bytes(tmp_path: Path, dummy: type[Dummy], method: str) -> None:
+    jobs = [job(tmp_path / name, method, **({} if method == "random_real" else {"steps": 3})) for name in "ab"]
+    found = [run(made) for made in jobs]
+    assert [one["status"] for one in found] == ["ok", "ok"]
+    assert jobs[0].artifact_path.read_bytes() == jobs[1].artifact_path.read_bytes()
+    assert found[0]["accuracy"] == found[1]["accuracy"]
+    other = job(tmp_path / "c", method, seed=1, **({} if method == "random_real" else {"steps": 3}))
+    run(other)
+    assert other.artifact_path.read_bytes() != jobs[0].artifact_path.read_bytes()
+
+
+def test_the_artefact_tells_nothing_of_time_host_or_path(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path)
+    found = run(made)
+    content = made.artifact_path.read_bytes()
+    for secret in (str(tmp_path), str(default_cache()), "a test", found["provenance"]["started"]):
+        assert secret.encode() not in content
+
+
+def test_a_method_without_steps_has_no_cost_per_step(tmp_path: Path) -> None:
+    found = run(job(tmp_path, "random_real"), Ticks())
+    cost = found["cost"]
+    assert found["status"] == "ok" and found["cell"]["steps"] is None
+    assert cost["step_seconds"] == [] and cost["distill_seconds"] is None and cost["warmup_seconds"] is None
+    assert cost["memory"]["meter"] is None and cost["prepare_seconds"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "message"),
+    [
+        ("nan", "diverged", "loss is nan at step 4"),
+        ("late", "diverged", "images"),
+        ("oom", "oom", "MemoryError"),
+        ("error", "error", "RuntimeError: the first line (traceback in "),
+        ("user", "error", "try another way"),
+    ],
+)
+def test_failures_are_one_line_in_the_record(
+    tmp_path: Path, dummy: type[Dummy], fail: str, status: str, message: str
+) -> None:
+    made = job(tmp_path, config={"fail": fail})
+    found = run(made)
+    assert found == record.load(made.record_path)
+    assert found["status"] == status and message in str(found["message"]) and "\n" not in str(found["message"])
+    assert not made.artifact_path.exists() and found["accuracy"]["values"] == []
+    assert made.log_path.exists() == (fail == "error")
+    if fail == "error":
+        assert "Traceback" in made.log_path.read_text() and "and more" in made.log_path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, memory: bool) -> None:
+    assert cell._out_of_memory(error) is memory
+
+
+def test_data_that_changed_after_planning_are_not_used(tmp_path: Path, dummy: type[Dummy]) -> None:
+    found = run(job(tmp_path, data_fingerprint="another"))
+    assert found["status"] == "error" and "has changed" in str(found["message"])
+
+
+def test_seconds_become_whole_cycles_and_the_identity_stays(tmp_path: Path, dummy: type[Dummy]) -> None:
+    """Every reading of the clock takes a second: a cycle of two steps is timed at one second, 0.5 s a step."""
+    made = job(tmp_path, steps=None, seconds=6.5)
+    found = run(made, Ticks())
+    assert found["status"] == "ok" and found["cell"]["steps"] == 12
+    again = Cell(**found["cell"])
+    assert again.stem(made.config) == made.stem
+    with_prepare = run(job(tmp_path, steps=None, seconds=6.5, seconds_include_prepare=True), Ticks())
+    assert with_prepare["cell"]["steps"] == 10
+    short = run(job(tmp_path, steps=None, seconds=0.1), Ticks())
+    assert short["cell"]["steps"] == 2
+
+
+def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: type[Dummy]) -> None:
+    first = run(job(tmp_path / "a", config={"entry": True}), Ticks())["cost"]
+    second = run(job(tmp_path / "b", config={"entry": True}), Ticks())["cost"]
+    assert (first["prepare_cached"], second["prepare_cached"]) == (0, 1)
+    made = next(path for path in default_cache().glob("store/*/entry-*"))
+    assert made.exists() and first["prepare_seconds"] is not None and second["prepare_seconds"] is not None
+    # The second run spent one tick looking, and adds the one tick that making the entry took.
+    assert second["prepare_seconds"] == 2.0
+
+
+def test_the_warm_up_changes_nothing(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(made := job(tmp_path / "a"))
+    monkeypatch.setattr(cell, "WARMUP_STEPS", 11)
+    run(more := job(tmp_path / "b"))
+    assert made.artifact_path.read_bytes() == more.artifact_path.read_bytes()
+
+
+def test_curves_are_of_the_steps_on_the_way(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path, steps=8, curve_points=3)
+    curve = (found := run(made, Ticks()))["accuracy"]["curve"]
+    assert [point["step"] for point in curve] == [2, 4, 8]  # 1, 3 and 8, at the end of their cycles
+    assert [point["seconds"] for point in curve] == [1.0, 2.0, 4.0]
+    assert curve[-1]["values"] == found["accuracy"]["values"]
+    short = run(job(tmp_path, steps=4))
+    assert curve[1]["values"] == short["accuracy"]["values"]
+
+
+def test_windows_are_whole_and_samples_few(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(windows(7, 3)) == [(0, 3), (3, 6), (6, 7)]
+    monkeypatch.setattr(cell, "SAMPLES", 3)
+    cost = run(job(tmp_path, steps=16), Ticks())["cost"]
+    assert cost["steps_per_sample"] == 6 and cost["step_seconds"] == [1 / 6, 1 / 6, 1 / 4]
+
+
+@pytest.mark.parametrize(
+    ("points", "steps", "expected"),
+    [(0, 100, []), (1, 100, [100]), (3, 100, [1, 10, 100]), (5, 3, [1, 2, 3]), (4, 1, [1])],
+)
+def test_curve_steps(points: int, steps: int, expected: list[int]) -> None:
+    assert curve_steps(points, steps) == expected
+
+
+def test_jobs_travel_as_json(tmp_path: Path) -> None:
+    made = job(tmp_path, "frepo")
+    assert Job.from_json(made.to_json()) == made and "\n" not in made.to_json()
+
+
+# The process
+
+
+def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Lets ``text`` run in place of the cell."""
+    monkeypatch.setattr(launch, "COMMAND", (sys.executable, "-c", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("raise SystemExit(3)", "status 3"),
+        ("pass", "damaged record"),
+    ],
+)
+def test_a_process_that_dies_has_a_record(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    script(monkeypatch, text)
+    made = job(tmp_path)
+    found = launch.launch(made)
+    assert found["status"] == "error" and message in str(found["message"])
+    assert record.load(made.record_path)["message"] == found["message"]
+
+
+def test_the_kernel_killing_for_memory_is_out_of_memory(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    kills = iter([4, 5])
+    monkeypatch.setattr(launch, "_out_of_memory_kills", lambda: next(kills))
+    assert launch.launch(job(tmp_path))["status"] == "oom"
+
+
+def test_an_interrupt_ends_the_process(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, "import time; time.sleep(600)")
+    started = []
+    popen = subprocess.Popen
+
+    class Interrupted(popen):  # type: ignore[type-arg, valid-type, misc]
+        def wait(self, timeout: float | None = None) -> int:
+            if not started:
+                started.append(self)
+                raise KeyboardInterrupt
+            return int(super().wait(timeout))
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(made := job(tmp_path))
+    assert started[0].returncode == -signal.SIGKILL and not made.record_path.exists()
+
+
+def test_a_cell_killed_midway_leaves_nothing_and_ends_with_its_parent(tmp_path: Path) -> None:
+    """Its own process, for real: it ends when its input does, without a record, and the next try is the first."""
+    made = job(tmp_path, "frepo", steps=100_000)
+    process = subprocess.Popen(launch.COMMAND, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write(made.to_json().encode() + b"\n")
+    assert b"100000 steps at" in process.stderr.readline()
+    process.stdin.close()  # as when the parent is killed
+    assert process.wait(60) == 1 and process.stderr.read() == b""
+    process.stderr.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_share_the_data_of_their_plan(tmp_path: Path) -> None:
+    raw = load_raw("digits", Path(os.devnull))
+    assert job(tmp_path, "frepo").cell.data_fingerprint == raw.fingerprint

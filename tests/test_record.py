@@ -1,0 +1,101 @@
+"""Records: whole or not there, and damage told apart from results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.errors import UserError
+from harness import record
+from harness.files import replacing
+from harness.record import Record
+
+
+def example(**changes: Any) -> Record:
+    cell = {"method": "m", "dataset": "d", "ipc": 1, "seed": 0, "budget": "smoke", "protocol": "vico"}
+    made = record.new(cell, {"lr": 0.1}, record.provenance("a command", device="cpu", fingerprint="abc"))
+    made["status"] = "ok"
+    made["accuracy"]["values"] = [0.5, 0.25]
+    made.update(changes)  # type: ignore[typeddict-item]
+    return made
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    record.write(example(), tmp_path / "r.json")
+    assert record.load(tmp_path / "r.json") == example() | {
+        "provenance": record.load(tmp_path / "r.json")["provenance"]
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_the_schema_has_the_documented_parts() -> None:
+    made = example()
+    assert set(made) == {
+        "schema", "protocol_version", "cell", "config", "status", "message", "accuracy", "cost", "provenance"
+    }  # fmt: skip
+    assert {"commit", "dirty", "command", "started", "device", "driver", "cuda", "torch", "python"} <= set(
+        made["provenance"]
+    )
+    assert {"meter", "idle_bytes", "context_bytes", "allocated_bytes", "reserved_bytes", "device_bytes"} <= set(
+        made["cost"]["memory"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("[]", "not a JSON object"),
+        ('{"schema": 7}', "schema 7"),
+        ('{"schema": 1}', "is missing"),
+        (json.dumps(example(status="fine")), "unknown status 'fine'"),
+        (json.dumps(example(accuracy=None)), "'accuracy' is not an object"),
+        (json.dumps(example(cell={"method": "m"})), "cell.dataset is missing"),
+        (json.dumps(example(accuracy={**example()["accuracy"], "values": []})), "ok without accuracies"),
+        (json.dumps(example(accuracy={**example()["accuracy"], "values": ["x"]})), "not a list of numbers"),
+        (json.dumps(example(accuracy={**example()["accuracy"], "values": [float("nan")]})), "not a list of numbers"),
+        (json.dumps(example())[:-40], "damaged record"),
+    ],
+)
+def test_damage_is_one_line_with_the_file(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    record.write(example(), tmp_path / "good.json")
+    with pytest.raises(UserError, match="damaged record") as caught:
+        record.load(tmp_path / "bad.json")
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+    records, damaged = record.load_all(tmp_path)
+    assert len(records) == 1 and damaged == [str(caught.value)]
+
+
+def test_a_missing_record_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.json", "bad.json"):
+        with pytest.raises(UserError, match=name):
+            record.load(tmp_path / name)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_no_record_and_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / ".r.json.tmp").write_text("half")
+    assert record.load_all(tmp_path) == ([], [])
+    record.write(example(), tmp_path / "r.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_the_spread_is_that_of_a_sample() -> None:
+    mean, std = record.summarise([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2) and std == pytest.approx(0.1)
+    assert record.summarise([0.4]) == (0.4, None)
+    assert record.summarise([]) == (None, None)

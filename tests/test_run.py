@@ -1,0 +1,369 @@
+"""The command line: what it refuses, what it runs, what it skips, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.errors import UserError
+from harness import cell, record
+from harness.experiments import BUDGETS, Job, Request, plan, resolve
+from harness.measure import memory
+from harness.options import describe, parse, split
+from harness.record import Record
+from harness.run import main
+from tests.dummies import Dummy, DummyConfig, dummy
+
+__all__ = ["dummy"]  # a fixture
+ROOT = Path(__file__).parents[1]
+SMOKE = "--methods dummy,random_real --dataset digits --budget smoke --width 4 --device cpu --seeds 0,1"
+
+
+def request(**changes: object) -> Request:
+    given: dict[str, object] = {"methods": ("dummy",), "datasets": ("digits",), "device": "cpu", **changes}
+    return Request(**given)  # type: ignore[arg-type]
+
+
+class Launcher:
+    """Runs cells in this process, or pretends to; ``after`` lets something happen once so many have been run."""
+
+    def __init__(self, status: str = "ok", after: dict[int, Callable[[], None]] | None = None) -> None:
+        self.status, self.after, self.jobs = status, after or {}, list[Job]()
+
+    def __call__(self, job: Job) -> Record:
+        self.after.get(len(self.jobs), lambda: None)()
+        self.jobs.append(job)
+        made = record.new(job.cell.to_dict(), job.config, record.provenance("", device="a cpu", fingerprint=None))
+        made["status"], made["accuracy"]["values"], made["accuracy"]["mean"] = self.status, [0.5], 0.5  # type: ignore[typeddict-item]
+        made["message"] = None if self.status == "ok" else "a reason"
+        record.write(made, job.record_path)
+        return made
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def command(output: Path, extra: str = "", base: str = SMOKE) -> list[str]:
+    return [*base.split(), *extra.split(), "--output", str(output)]
+
+
+# What it runs
+
+
+def test_a_comma_list_is_a_grid(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = Launcher()
+    assert main(command(tmp_path, "--ipcs 1,3 --widths 4,8"), launch=launcher) == 0
+    ran = [(job.cell.ipc, job.cell.width, job.cell.seed, job.cell.method) for job in launcher.jobs]
+    assert ran == [
+        (ipc, width, seed, method)
+        for ipc in (1, 3)
+        for width in (4, 8)
+        for seed in (0, 1)
+        for method in ("dummy", "random_real")
+    ]
+    shown = capsys.readouterr()
+    assert "16 cells: dummy, random_real on digits, budget smoke" in shown.err and "[16/16]" in shown.err
+    assert "random_real" in shown.out and "random_real" in (tmp_path / "table.md").read_text()
+    assert {path.name for path in tmp_path.glob("table.*")} == {"table.md", "table.tex", "table.csv"}
+
+
+def test_singular_and_plural_flags_are_the_same(tmp_path: Path, dummy: type[Dummy]) -> None:
+    plural, singular = Launcher(), Launcher()
+    rest = f"--budget smoke --device cpu --output {tmp_path} --force"
+    many = f"--methods dummy --datasets digits --ipcs 2 --widths 4 --seeds 1 {rest}"
+    one = f"--method dummy --dataset digits --ipc 2 --width 4 --seed 1 {rest}"
+    assert main(many.split(), launch=plural) == main(one.split(), launch=singular) == 0
+    assert [job.stem for job in plural.jobs] == [job.stem for job in singular.jobs]
+
+
+def test_results_are_skipped_errors_tried_again_and_force_does_all(tmp_path: Path, dummy: type[Dummy]) -> None:
+    assert main(command(tmp_path), launch=Launcher()) == 0
+    for status, runs, code in (("oom", 0, 0), ("error", 0, 0)):
+        assert main(command(tmp_path), launch=(again := Launcher(status))) == code and len(again.jobs) == runs
+    for status, runs in (("oom", 0), ("timeout", 0), ("diverged", 0), ("error", 4)):
+        folder = tmp_path / status
+        assert main(command(folder), launch=Launcher(status)) == 1
+        assert main(command(folder), launch=(again := Launcher())) == (0 if runs else 1)
+        assert len(again.jobs) == runs
+    assert main(command(tmp_path, "--force"), launch=(forced := Launcher())) == 0 and len(forced.jobs) == 4
+
+
+def test_a_damaged_record_is_put_aside_and_its_cell_run_again(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command(tmp_path), launch=(first := Launcher()))
+    damaged = first.jobs[2].record_path
+    damaged.write_text('{"schema": 1')
+    capsys.readouterr()
+    assert main(command(tmp_path), launch=(again := Launcher())) == 0
+    assert [job.record_path for job in again.jobs] == [damaged]
+    assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert str(damaged) in line
+
+
+def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path), launch=Launcher(after={2: interrupt})) == 130
+    shown = capsys.readouterr()
+    assert "2 of 4 cells are done and kept" in shown.err and "dummy" in shown.out
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert main(command(tmp_path), launch=(again := Launcher())) == 0
+    assert [(job.cell.seed, job.cell.method) for job in again.jobs] == [(1, "dummy"), (1, "random_real")]
+
+
+def test_interrupted_and_uninterrupted_runs_give_the_same_bytes(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "release", lambda: None)
+
+    def for_real(stop_at: int | None = None) -> Callable[[Job], Record]:
+        count = iter(range(100))
+        return lambda job: interrupt() if next(count) == stop_at else cell.run(job)  # type: ignore[func-returns-value, return-value]
+
+    assert main(command(tmp_path / "a"), launch=for_real()) == 0
+    assert main(command(tmp_path / "b"), launch=for_real(stop_at=2)) == 130
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").glob("*-*.*")}
+    assert len(before) == 6
+    assert main(command(tmp_path / "b"), launch=for_real()) == 0
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    for folder in ("a", "b"):
+        assert len(list((tmp_path / folder).glob("*.safetensors"))) == 4
+    for path in (tmp_path / "a").glob("*-*.*"):
+        if path.suffix != ".json":
+            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        else:
+            ours, theirs = record.load(path), record.load(tmp_path / "b" / path.name)
+            assert (ours["cell"], ours["accuracy"]) == (theirs["cell"], theirs["accuracy"])
+
+
+def test_a_failed_cell_does_not_stop_the_others(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "release", lambda: None)
+    assert main(command(tmp_path, "--dummy.fail error"), launch=cell.run) == 1
+    statuses = [found["status"] for found in record.load_all(tmp_path)[0]]
+    assert sorted(statuses) == ["error", "error", "ok", "ok"]
+    assert "error: RuntimeError: the first line" in capsys.readouterr().err
+
+
+def test_a_narrow_network_is_said_once(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
+    base = "--methods random_real --dataset digits --device cpu"
+    for extra, said in (("--budget smoke", "width 8 instead of 128"), ("", "width 32 instead of 128")):
+        main(command(tmp_path, extra, base), launch=(launcher := Launcher()))
+        assert capsys.readouterr().err.count(said) == 1
+        assert f"width {launcher.jobs[0].cell.width} " in said
+    main(command(tmp_path, "--width 16", base), launch=Launcher())
+    assert "instead of" not in capsys.readouterr().err
+
+
+# What determines a cell
+
+
+def test_hyper_parameters_are_resolved_in_order() -> None:
+    def lr(ipc: int, budget: str, *options: str) -> tuple[float, int | None]:
+        config, steps = resolve({"dummy": Dummy}, "digits", ipc, budget, {"dummy": list(options)})["dummy"]
+        return config.lr, steps
+
+    assert lr(1, "smoke") == (0.1, 4)  # the default; steps of the budget
+    assert lr(2, "smoke") == (0.2, 4)  # what the paper says, but not its steps
+    assert lr(2, "quick") == (0.3, BUDGETS["quick"].steps)  # the budget has the last word, but for the command line
+    assert lr(2, "quick", "--dummy.lr", "0.4") == (0.4, BUDGETS["quick"].steps)
+    assert lr(2, "paper") == (0.2, 9)
+    with pytest.raises(UserError, match=r"no published setting for dummy on digits at ipc 1.*digits 2"):
+        lr(1, "paper")
+
+
+def test_selection_needs_no_published_setting_and_has_no_steps(tmp_path: Path) -> None:
+    for changes in ({"budget": "paper"}, {"steps": 7}, {"seconds": 3.0, "seconds_include_prepare": True}):
+        (job,) = plan(request(methods=("random_real",), output=tmp_path, **changes))
+        assert job.cell.steps is None and job.cell.seconds is None and not job.cell.seconds_include_prepare
+    assert job.cell.protocol == "vico"
+
+
+def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[Dummy]) -> None:
+    cells = {b: plan(request(budget=b, ipcs=(2,), output=tmp_path))[0].cell for b in BUDGETS}
+    assert [(c.networks_evaluated, c.evaluate_steps, c.width) for c in cells.values()] == [
+        (1, 20, 8),
+        (3, 1000, 32),
+        (5, None, 128),
+    ]
+
+
+def test_protocols_and_networks(tmp_path: Path) -> None:
+    def shape(**changes: object) -> tuple[str, str, str, str]:
+        (job,) = plan(request(methods=("frepo",), output=tmp_path, **changes))
+        return job.cell.protocol, job.cell.network, job.cell.norm, job.cell.preprocess
+
+    assert shape() == ("frepo", "convnet_doubling", "batch", "standardise")
+    assert shape(network="convnet") == ("frepo", "convnet", "batch", "standardise")
+    assert shape(protocol="common") == ("common", "convnet", "instance", "standardise")
+
+
+def test_everything_that_determines_a_result_is_in_the_identity(tmp_path: Path, dummy: type[Dummy]) -> None:
+    (job,) = plan(request(output=tmp_path))
+    seen = {job.stem}
+    for field in dataclasses.fields(job.cell):
+        value = getattr(job.cell, field.name)
+        other = not value if isinstance(value, bool) else 7 if isinstance(value, int | float) or value is None else "x"
+        seen.add(dataclasses.replace(job, cell=dataclasses.replace(job.cell, **{field.name: other})).stem)
+    for name in job.config:
+        seen.add(dataclasses.replace(job, config={**job.config, name: "other"}).stem)
+    assert len(seen) == 1 + len(dataclasses.fields(job.cell)) + len(job.config)
+    elsewhere = dataclasses.replace(job, output="o", cache="c", data_root="d", command="e", source="f")
+    assert elsewhere.stem == job.stem
+
+
+def test_own_folders_are_known_by_name_and_content(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split_name in ("train", "test"):
+        for index, label in enumerate(("cat", "dog")):
+            (tmp_path / "my pets" / split_name / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (90 * index, 9, 9)).save(tmp_path / "my pets" / split_name / label / "1.png")
+    (job,) = plan(
+        request(
+            methods=("random_real",),
+            datasets=(f"folder:{tmp_path / 'my pets'}",),
+            output=tmp_path / "out",
+            image_size=8,
+        )
+    )
+    assert job.cell.dataset == "folder:my pets" and str(tmp_path) not in str(job.cell)
+    assert job.stem.startswith("folder_my_pets-ipc1-random_real-convnet-w32-seed0-quick-")
+    assert cell.run(dataclasses.replace(job, cell=dataclasses.replace(job.cell, evaluate_steps=1)))["status"] == "ok"
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--methods is missing"),
+        ("--methods frepo", "--dataset is missing"),
+        ("--methods , --dataset digits", "expected one or more names"),
+        ("--methods fripo --dataset digits", "did you mean 'frepo'"),
+        ("--methods frepo --dataset digit", "did you mean 'digits'"),
+        ("--methods frepo --dataset digits --network convnt", "did you mean 'convnet'"),
+        ("--methods frepo --dataset digits --budget quik", "did you mean 'quick'"),
+        ("--methods frepo --dataset digits --protocol nativ", "did you mean 'native'"),
+        ("--methods frepo --dataset digits --widht 4", "did you mean --width"),
+        ("--methods frepo --dataset digits stray", "unknown argument 'stray'"),
+        ("--methods frepo --dataset digits --ipc 0", "--ipcs must be at least 1, not 0"),
+        ("--methods frepo --dataset digits --ipc -1", "--ipcs must be at least 1, not -1"),
+        ("--methods frepo --dataset digits --ipc one", "expected whole numbers"),
+        ("--methods frepo --dataset digits --ipc 5000", "class '8' has 139 training images"),
+        ("--methods frepo --dataset digits --width 0", "--widths must be at least 1"),
+        ("--methods frepo --dataset digits --seed -1", "--seeds must be at least 0"),
+        ("--methods frepo --dataset digits --depth 0", "--depth must be at least 1"),
+        ("--methods frepo --dataset digits --depth 9", "depth 9 leaves nothing of 8×8 images"),
+        ("--methods frepo --dataset digits --steps 0", "--steps must be at least 1"),
+        ("--methods frepo --dataset digits --seconds 0", "--seconds must be a positive number"),
+        ("--methods frepo --dataset digits --seconds nan", "--seconds must be a positive number"),
+        ("--methods frepo --dataset digits --seconds 3 --steps 3", "exclude each other"),
+        ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
+        ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
+        ("--methods frepo --dataset digits --curve-points -1", "--curve-points must be at least 0"),
+        ("--methods frepo --dataset digits --device tpu", "--device must be cpu, cuda or cuda:N"),
+        ("--methods frepo --dataset digits --device cuda:99", "--device cuda:99"),
+        ("--methods frepo --dataset digits --device cpu --tf32", "--tf32 needs a CUDA device"),
+        ("--methods frepo --dataset digits --budget paper", "no published setting for frepo on digits"),
+        ("--methods frepo --dataset cifar100", "cifar100 is not in"),
+        ("--methods frepo --dataset folder:/not/there", "/not/there"),
+        ("--methods frepo --dataset digits --frepo.pool-sise 3", "did you mean --frepo.pool-size? Those of frepo: lr"),
+        ("--methods frepo --dataset digits --frepo.pool-size many", "Error parsing --frepo.pool-size"),
+        ("--methods frepo --dataset digits --frepo.pool-size 0", "pool_size is 0"),
+        ("--methods frepo --dataset digits --frepo.pool-size", "Missing value"),
+        ("--methods frepo --dataset digits --fripo.pool-size 3", "did you mean 'frepo'"),
+        ("--methods frepo --dataset digits --mtt.syn-steps 3", "mtt is not among --methods frepo"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_nothing_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    launcher = Launcher()
+    assert main([*arguments.split(), "--output", str(tmp_path)], launch=launcher) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    assert message in shown.err and launcher.jobs == []
+
+
+@pytest.mark.parametrize("flag", ["--output", "--cache"])
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_folders_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, below: str
+) -> None:
+    (tmp_path / "file").write_text("a file is no folder, not even for root")
+    folder = f"{tmp_path / 'file'}{below}"
+    others = "" if flag == "--output" else f"--output {tmp_path / 'out'}"
+    arguments = f"--methods random_real --dataset digits {flag} {folder} {others}".split()
+    assert main(arguments, launch=Launcher()) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and folder in shown and "cannot be written" in shown
+
+
+# Help
+
+
+def test_help_and_its_names_import_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom harness.run import main\nassert main(['--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'tyro', 'tqdm', 'sklearn', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for name in ("frepo", "random_real", "cifar100", "convnet_doubling", "--budget", "--image-size"):
+        assert name in shown
+
+
+def test_help_on_methods_shows_their_hyper_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--methods", "frepo,random_real", "--budget", "smoke", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--frepo.pool-size INT" in shown and "networks in the pool" in " ".join(shown.split())
+    assert "random_real: no hyper-parameters" in shown and "(default: 10)" in shown
+
+
+def test_list_names_papers_and_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "NeurIPS 2022" in shown and "[protocol mtt]" in shown and "common" in shown and "folder:PATH" in shown
+
+
+# Hyper-parameters
+
+
+def test_hyper_parameters_are_told_from_other_flags() -> None:
+    rest, options = split(
+        ["--methods", "a", "--dummy.betas", ".5", "-1e-3", "--ipc", "3", "--dummy.lr=4", "--random-real.x"],
+        ["dummy", "random_real"],
+    )
+    assert rest == ["--methods", "a", "--ipc", "3"]
+    assert options == {
+        "dummy": ["--dummy.betas", ".5", "-1e-3", "--dummy.lr=4"],
+        "random_real": ["--random_real.x"],
+    }
+
+
+def test_hyper_parameters_are_typed() -> None:
+    tokens = ["--dummy.betas", ".5", ".6", "--dummy.lr=4", "--dummy.fail", "nan", "--dummy.entry", "True"]
+    assert parse({"dummy": DummyConfig()}, {"dummy": tokens}) == {
+        "dummy": DummyConfig(lr=4.0, betas=(0.5, 0.6), fail="nan", entry=True)
+    }
+    assert parse({"dummy": DummyConfig(lr=7.0)}, {}) == {"dummy": DummyConfig(lr=7.0)}
+    for tokens in (["--dummy.lr", "-1"], ["--dummy.fail", "maybe"], ["--dummy.betas", "1"], ["--dummy.entry", "maybe"]):
+        with pytest.raises(UserError) as caught:
+            parse({"dummy": DummyConfig()}, {"dummy": tokens})
+        assert "\n" not in str(caught.value) and "│" not in str(caught.value)
+
+
+def test_hyper_parameters_are_documented() -> None:
+    shown = describe({"dummy": DummyConfig(lr=0.7)})
+    assert "--dummy.lr FLOAT" in shown and "How far. (default: 0.7)" in shown
