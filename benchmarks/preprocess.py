@@ -247,21 +247,29 @@ def pixel_covariance(
 ) -> tuple[Tensor, Tensor]:
     """Mean image (C, H, W) and covariance XᵀX/n of the centred pixels, in float64, of the normalised images.
 
-    The covariance is (d, d), the mean over all blocks, or with ``shared=False`` (blocks, d, d).
+    ``images``: (N, C, H, W) uint8. The covariance is (d, d), the mean over all blocks, or with ``shared=False``
+    (blocks, d, d). Sums and products are taken of whole numbers, in float32 at twice the speed of float64: at most
+    1024 products of at most 2⁷·2⁷ at a time, so none is rounded.
     """
-    mean = torch.zeros(images.shape[1:], dtype=torch.float64)
-    for chunk in _chunks(images):
-        mean += normalise.forward(chunk).sum(0)
-    mean /= len(images)
-    covariance: Tensor | None = None
-    for chunk in _chunks(images):
-        rows = to_blocks(normalise.forward(chunk) - mean, block, layout)
-        if shared:
-            rows = rows.flatten(0, 1).div_(math.sqrt(len(rows)))
+    n, channels = images.shape[:2]
+    blocks = len(to_blocks(images[:1], block, layout))
+    size = max(1, 1024 // blocks) if shared else 1024
+    totals = torch.zeros(images.shape[1:], dtype=torch.float64)
+    products: Tensor | None = None
+    for start in range(0, n, size):
+        centred = images[start : start + size].float() - 128
+        totals += centred.sum(0)
+        rows = to_blocks(centred, block, layout)
+        rows = rows.flatten(0, 1) if shared else rows
         product = rows.mT @ rows
-        covariance = product if covariance is None else covariance.add_(product)
-    assert covariance is not None
-    return mean, covariance / len(images)
+        products = product.double() if products is None else products.add_(product)
+    assert products is not None
+    mean = to_blocks(totals[None] / n, block, layout)
+    mean = mean.flatten(0, 1) if shared else mean
+    copies = blocks if shared else 1
+    covariance = products / (n * copies) - (mean.mT @ mean) / copies
+    scale = (255 * normalise.std).repeat_interleave(covariance.shape[-1] // channels)
+    return normalise.forward((totals[None] / n + 128) / 255)[0], covariance / scale / scale[:, None]
 
 
 def relative_ridge(covariance: Tensor, ridge: float) -> Tensor:
