@@ -11,7 +11,7 @@ Differs from the authors' code (github.com/GeorgeCazenavette/mtt-distillation):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -58,6 +58,20 @@ class MTTConfig:
     batch_train: int = 256
     """Real images per step of an expert."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a value out of range, and for experts that are too short to start and end on."""
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"mtt: {name} is {value}; it must be at least 1")
+            if isinstance(value, float) and not value >= 0:
+                raise UserError(f"mtt: {name} is {value}; it must be at least 0")
+        needed = self.max_start_epoch - 1 + self.expert_epochs
+        if needed > self.train_epochs:
+            raise UserError(
+                f"mtt: max_start_epoch {self.max_start_epoch} and expert_epochs {self.expert_epochs} need experts of "
+                f"{needed} epochs, but train_epochs is {self.train_epochs}; raise it or lower the others"
+            )
+
 
 def matching_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
     """‖θ̂_{t+N} − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖² (equation 2) of parameter vectors (P,), 0-d."""
@@ -98,14 +112,7 @@ class MTT(Method):
     }
 
     def __init__(self, task: Task, config: MTTConfig, total_steps: int) -> None:
-        """Raises UserError where the experts' trajectories are too short."""
         super().__init__(task, config, total_steps)
-        needed = config.max_start_epoch - 1 + config.expert_epochs
-        if needed > config.train_epochs:
-            raise UserError(
-                f"mtt: max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} need "
-                f"experts of {needed} epochs, but train_epochs is {config.train_epochs}; raise it or lower the others"
-            )
         self.images, self.labels = task.draw_per_class()
         if config.pix_init == "noise":
             self.images = torch.randn(self.images.shape, generator=task.generator, dtype=task.dtype).to(task.device)

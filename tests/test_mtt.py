@@ -1,0 +1,215 @@
+"""MTT beyond its mathematics: experts and their cache, the update, its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.errors import UserError
+from methods import mtt
+from methods._unroll import flatten, minibatches, unroll
+from methods.base import Store
+from methods.mtt import MTT, MTTConfig
+from tests.test_conformance import tiny_task
+
+SETTINGS: dict[str, Any] = {
+    "syn_steps": 3,
+    "expert_epochs": 1,
+    "max_start_epoch": 2,
+    "num_experts": 2,
+    "train_epochs": 3,
+    "batch_train": 25,
+    "lr_expert": 0.1,
+    "lr_init": 0.1,
+    "lr_img": 1.0,
+    "lr_lr": 1e-3,
+}
+
+
+def method(store: Store | None = None, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> MTT:
+    made = MTT(tiny_task(seed, dtype), MTTConfig(**{**SETTINGS, **changes}), total_steps=5)
+    made.prepare({} if store is None else store)
+    return made
+
+
+def trajectories(store: Store) -> list[Tensor]:
+    return [store[name]["parameters"] for name in sorted(store)]
+
+
+def test_experts_are_whole_trajectories_of_their_own() -> None:
+    store: Store = {}
+    made = method(store)
+    first, second = trajectories(store)
+    assert first.shape == second.shape == (4, len(flatten(made.student)))
+    assert not torch.equal(first[0], second[0])
+    assert all(not torch.equal(first[t], first[t + 1]) for t in range(3)), "snapshots must not be aliased"
+    assert first.untyped_storage().nbytes() == first.nbytes
+
+
+def test_an_expert_is_plain_sgd_on_the_real_images() -> None:
+    store: Store = {}
+    made = method(store, num_experts=1, batch_train=60, dtype=torch.float64)
+    (trajectory,) = trajectories(store)
+    task = made.task
+    # Without augmentation one full-batch epoch is one step of size 0.1; with it, it is close to none of the others.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.training.dsa", lambda images, generator, flip: images)
+        plain: Store = {}
+        method(plain, num_experts=1, batch_train=60, dtype=torch.float64)
+    (unaugmented,) = trajectories(plain)
+    batches = [(task.images, task.labels)] * 3
+    expected, _ = unroll(made.student, unaugmented[0], batches, torch.tensor(0.1, dtype=torch.float64))
+    torch.testing.assert_close(unaugmented[3], expected.detach(), rtol=0, atol=1e-12)
+    assert torch.equal(trajectory[0], unaugmented[0])
+    assert not torch.allclose(trajectory[3], unaugmented[3], rtol=0, atol=1e-4), "experts see augmented images"
+
+
+def test_experts_depend_neither_on_the_seed_nor_on_what_is_stored() -> None:
+    first: Store = {}
+    second: Store = {}
+    third: Store = {}
+    method(first, seed=0)
+    method(second, seed=1, syn_steps=2, lr_img=7.0)
+    method(third, num_experts=1)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(a, b) for a, b in zip(trajectories(first), trajectories(second), strict=True))
+    assert third.keys() < first.keys()
+    method(third)  # as after a kill: goes on with the second expert
+    assert all(torch.equal(a, b) for a, b in zip(trajectories(first), trajectories(third), strict=True))
+
+
+def test_a_stored_expert_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Store = {}
+    method(store)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(mtt, "train", refuse)
+    method(store)
+    with pytest.raises(AssertionError, match="trained"):
+        method(store, num_experts=3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"train_epochs": 4}, {"lr_expert": 0.2}, {"batch_train": 30}, {"dtype": torch.float64}]
+)
+def test_the_name_of_an_expert_tells_its_settings(change: dict[str, Any]) -> None:
+    store: Store = {}
+    method(store)
+    names = set(store)
+    method(store, **change)
+    assert len(names) == 2
+    assert len(store) == 4
+
+
+def test_preparing_draws_nothing_from_the_task() -> None:
+    made = MTT(tiny_task(), MTTConfig(**SETTINGS), total_steps=5)
+    before = made.task.generator.get_state()
+    made.prepare({})
+    assert torch.equal(made.task.generator.get_state(), before)
+
+
+def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtt, "dsa", lambda images, generator, flip: images)
+    store: Store = {}
+    made = method(store, dtype=torch.float64, num_experts=1, max_start_epoch=1, batch_syn=4)
+    (trajectory,) = trajectories(store)
+
+    images, lr = made.images.clone().requires_grad_(), made.lr.clone().requires_grad_()
+    optimiser = torch.optim.SGD([{"params": [images], "lr": 1.0}, {"params": [lr], "lr": 1e-3}], lr=0.0, momentum=0.5)
+    generator = torch.Generator()
+    generator.set_state(made.task.generator.get_state())
+    for _ in range(3):
+        for _ in range(2):  # the expert and its epoch
+            torch.randint(1, (), generator=generator)
+        batches = [(images[index], made.labels[index]) for index in minibatches(6, 4, 3, generator)]
+        final, _ = unroll(made.student, trajectory[0], batches, lr)
+        loss = mtt.matching_loss(final, trajectory[0], trajectory[1])
+        images.grad, lr.grad = torch.autograd.grad(loss, [images, lr])
+        optimiser.step()
+        losses = made.step()
+        torch.testing.assert_close(losses["matching"], loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(made.synthetic().images, images.detach(), rtol=0, atol=1e-12)
+    found = made.synthetic().lr
+    assert found is not None
+    torch.testing.assert_close(found, lr.detach(), rtol=0, atol=1e-12)
+    assert found != SETTINGS["lr_init"]
+
+
+def test_start_epochs_and_experts_are_drawn_from_their_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def matching_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
+        seen.append((float(start.sum()), float(target.sum())))
+        return student.square().sum()
+
+    monkeypatch.setattr(mtt, "matching_loss", matching_loss)
+    store: Store = {}
+    made = method(store, expert_epochs=2, syn_steps=1)
+    for _ in range(40):
+        made.step()
+    expected = {(float(path[t].sum()), float(path[t + 2].sum())) for path in trajectories(store) for t in range(2)}
+    assert len(expected) == 4
+    assert set(seen) == expected
+
+
+def test_matching_becomes_better() -> None:
+    made = method(num_experts=1, max_start_epoch=1, lr_img=10.0)
+    losses = [float(made.step()["matching"]) for _ in range(20)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_noise_as_a_start() -> None:
+    real, noise = method(), method(pix_init="noise")
+    assert (real.images[:, None] == real.task.images).flatten(2).all(2).any(1).all()
+    assert not (noise.images[:, None] == noise.task.images).flatten(2).all(2).any()
+
+
+def test_experts_that_are_too_short_are_refused() -> None:
+    MTTConfig(max_start_epoch=3, expert_epochs=1, train_epochs=3)
+    with pytest.raises(UserError, match="train_epochs is 3") as caught:
+        MTTConfig(max_start_epoch=4, expert_epochs=1, train_epochs=3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"syn_steps": 0}, {"num_experts": -1}, {"batch_syn": 0}, {"lr_img": -1.0}, {"lr_lr": float("nan")}]
+)
+def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        MTTConfig(**change)
+
+
+@pytest.mark.parametrize("budget", ["smoke", "quick"])
+@pytest.mark.parametrize("published", [None, *MTT.PAPER], ids=str)
+def test_every_resolved_setting_can_run(published: tuple[str, int] | None, budget: str) -> None:
+    """Defaults, then what the paper changes, then what the budget changes: the pieces must fit."""
+    paper = MTT.PAPER[published] if published else {}
+    for changes in (paper, {**paper, **MTT.BUDGETS[budget]}):
+        MTTConfig(**{key: value for key, value in changes.items() if key != "steps"})
+
+
+def test_the_published_settings() -> None:
+    assert len(MTT.PAPER) == 8
+    assert all(changes["steps"] == 5000 for changes in MTT.PAPER.values())
+    config = MTTConfig(**{key: value for key, value in MTT.PAPER["cifar100", 50].items() if key != "steps"})
+    assert dataclasses.asdict(config) == {
+        "syn_steps": 80,
+        "expert_epochs": 2,
+        "max_start_epoch": 40,
+        "batch_syn": 125,
+        "lr_img": 1000.0,
+        "lr_lr": 1e-5,
+        "lr_init": 0.01,
+        "momentum": 0.5,
+        "pix_init": "real",
+        "num_experts": 100,
+        "train_epochs": 50,
+        "lr_expert": 0.01,
+        "batch_train": 256,
+    }
