@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := results/local/demo
+# A few short experts instead of MTT's 100 of 50 epochs, so that two cores need minutes.
+DEMO_FLAGS := --ipc 1 --budget quick --mtt.num-experts 10 --mtt.train-epochs 15 --mtt.max-start-epoch 10
 
 define install
 	@echo "installing the versions of constraints.txt into $(VENV); this takes a few minutes"
@@ -16,7 +18,7 @@ endef
 
 demo: $(VENV)/.core
 	rm -rf $(DEMO)
-	$(BIN)/python -m harness.run --methods frepo,mtt,random_real --dataset digits --ipc 1 --output $(DEMO)
+	$(BIN)/python -m harness.run --methods frepo,mtt,random_real --dataset digits $(DEMO_FLAGS) --output $(DEMO)
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
