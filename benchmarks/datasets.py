@@ -142,30 +142,38 @@ def load(
     choose("preprocessing", preprocess, PREPROCESSINGS)
     if ipc < 1:
         raise UserError(f"ipc is {ipc}; it must be at least 1")
+
+    def spec_for(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> NetworkSpec:
+        """The network for these images. Raises UserError where the request does not go with them."""
+        counts = torch.bincount(labels, minlength=len(class_names))
+        if ipc > int(counts.min()):
+            smallest = int(counts.argmin())
+            raise UserError(
+                f"ipc {ipc} is above the {int(counts[smallest])} training images of class {class_names[smallest]!r}"
+            )
+        return NetworkSpec(
+            cast(Any, network),
+            in_channels=images.shape[1],
+            image_size=(images.shape[2], images.shape[3]),
+            num_classes=len(class_names),
+            width=width,
+            depth=depth,
+            norm=cast(Any, norm),
+        )
+
+    def preprocessed() -> State:
+        raw = _read(source, cache)
+        spec_for(raw.train_images, raw.train_labels, raw.class_names)  # before anything slow
+        return _preprocess(raw, preprocess, dtype)
+
     with _one_line(name):
         source = _find(name, root, image_size, download)
-        make = functools.partial(_preprocessed, source, cache, preprocess, dtype)
         if preprocess.startswith("zca"):  # only the fit is slow
-            tensors, about = _cached(cache, name, [source.stamp(), preprocess, str(dtype)], make)
+            tensors, about = _cached(cache, name, [source.stamp(), preprocess, str(dtype)], preprocessed)
         else:
-            tensors, about = make()
-    class_names = tuple(about["class_names"])
-    counts = torch.bincount(tensors["train_labels"], minlength=len(class_names))
-    if ipc > int(counts.min()):
-        smallest = int(counts.argmin())
-        raise UserError(
-            f"ipc {ipc} is above the {int(counts[smallest])} training images of class {class_names[smallest]!r}"
-        )
-    images = tensors["train_images"].to(device)
-    spec = NetworkSpec(
-        cast(Any, network),
-        in_channels=images.shape[1],
-        image_size=(images.shape[2], images.shape[3]),
-        num_classes=len(class_names),
-        width=width,
-        depth=depth,
-        norm=cast(Any, norm),
-    )
+            tensors, about = preprocessed()
+    images, class_names = tensors["train_images"].to(device), tuple(about["class_names"])
+    spec = spec_for(images, tensors["train_labels"], class_names)
     flip = name not in NO_FLIP
     task = Task(
         images=images,
@@ -294,17 +302,16 @@ def _read(source: _Source, cache: Path | None) -> RawData:
     )
 
 
-def _preprocessed(source: _Source, cache: Path | None, preprocess: str, dtype: torch.dtype) -> State:
-    raw = _read(source, cache)
-    constants = preprocessing.CONSTANTS.get(preprocess, {}).get(source.name)
-    fitted = preprocessing.fit(preprocess, raw.train_images, constants=constants).to(dtype=dtype)
+def _preprocess(raw: RawData, name: str, dtype: torch.dtype) -> State:
+    constants = preprocessing.CONSTANTS.get(name, {}).get(raw.name)
+    fitted = preprocessing.fit(name, raw.train_images, constants=constants).to(dtype=dtype)
     tensors = {
         "train_images": fitted.forward(raw.train_images),
         "train_labels": raw.train_labels,
         "test_images": fitted.forward(raw.test_images),
         "test_labels": raw.test_labels,
     }
-    tensors |= {f"preprocess.{name}": tensor for name, tensor in fitted.tensors().items()}
+    tensors |= {f"preprocess.{key}": tensor for key, tensor in fitted.tensors().items()}
     about = {"class_names": raw.class_names, "fingerprint": raw.fingerprint, "preprocess": fitted.settings()}
     return tensors, about
 

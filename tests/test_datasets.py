@@ -674,6 +674,15 @@ def test_a_request_that_cannot_be_met_is_said_in_one_line(
     fails(message, lambda: benchmark("digits", tmp_path, **settings))
 
 
+@pytest.mark.parametrize("settings", [{"ipc": 1000}, {"width": 0}])
+def test_a_bad_request_is_refused_before_the_whitening(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.preprocess.fit", lambda *_, **__: pytest.fail("whitened"))
+    with pytest.raises(UserError):
+        benchmark("digits", tmp_path, preprocess="zca_frepo", **settings)
+
+
 def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path: Path) -> None:
     fails("unknown data set 'cifar11': did you mean 'cifar10", lambda: load_raw("cifar11", tmp_path))
     fails("folder:PATH", lambda: load_raw("/some/path", tmp_path))
