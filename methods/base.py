@@ -25,7 +25,7 @@ class Synthetic:
     labels: Tensor
     """(num_classes * ipc, num_classes)."""
     label_space: Literal["probability", "centred"]
-    """``probability``: one-hot or soft labels. ``centred``: regression targets, one-hot − 1/C, as FRePo and KIP learn."""
+    """``probability``: one-hot or soft. ``centred``: regression targets one-hot − 1/C, as FRePo and KIP learn."""
     lr: Tensor | None = None
     """The learned step size, 0-d (or one per step), where the method learns it."""
 
@@ -41,7 +41,7 @@ class Method(ABC):
     Config: ClassVar[type[Any]]
     """Frozen dataclass of hyper-parameters, named as in the paper."""
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {}
-    """(data set, ipc) → what the paper changes there. No entry: no published setting, and ``--budget paper`` says so."""
+    """(data set, ipc) → what the paper changes there. No entry: no published setting; ``--budget paper`` says so."""
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """``smoke`` and ``quick`` → what they change."""
     PROTOCOL: ClassVar[str] = "vico"

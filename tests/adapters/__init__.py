@@ -1,8 +1,8 @@
 """Golden values: what a file of ``tests/golden`` says, and how one is held against our code.
 
 An adapter only renames and transposes; every operation it checks is imported from ``benchmarks`` or ``methods``. Each
-module of this package has ``ADAPTERS`` (file-name prefix → adapter) and ``MISTAKES`` (a mistake the golden README names,
-planted; the adapter must then fail).
+module of this package has ``ADAPTERS`` (file-name prefix → adapter) and ``MISTAKES`` (a mistake the golden README
+names, planted; the adapter must then fail).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Case:
     def check(self, name: str, actual: Tensor, *, f64: float, f32: float) -> None:
         """``actual`` against the recorded array ``name`` by max|a − b| / max|b|; ``f64``, ``f32``: the tolerances."""
         expected = torch.from_numpy(np.array(self.arrays[name])).double()
-        assert actual.shape == expected.shape, f"{self.path.name} {name}: {tuple(actual.shape)}, not {tuple(expected.shape)}"
+        shapes = f"{tuple(actual.shape)}, not {tuple(expected.shape)}"
+        assert actual.shape == expected.shape, f"{self.path.name} {name}: {shapes}"
         error = float((actual.detach().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
         tolerance = f64 if self.dtype == torch.float64 else f32
         assert error <= tolerance, f"{self.path.name} {name}: relative error {error:.2e} > {tolerance:.0e}"
