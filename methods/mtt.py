@@ -10,6 +10,7 @@ Differs from the authors' code (github.com/GeorgeCazenavette/mtt-distillation):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -57,6 +58,9 @@ class MTTConfig:
     """Step size of the experts' SGD, which has neither momentum nor weight decay."""
     batch_train: int = 256
     """Real images per step of an expert."""
+    steps_per_epoch: int | None = None
+    """Steps of an expert that count as an epoch; None: one pass over the real images. Not the paper's: with it an
+    expert costs the same for every data set, as short budgets need."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range, and for experts that are too short to start and end on."""
@@ -133,14 +137,16 @@ class MTT(Method):
         self.store = store
 
     def step(self) -> dict[str, Tensor]:
+        """One iteration of algorithm 1."""
         config, task = self.config, self.task
-        expert = self._expert_name(int(torch.randint(config.num_experts, (), generator=task.generator)))
+        # An expert, a start epoch t, and the parameters θ*_t and θ*_{t+M}
+        expert = int(torch.randint(config.num_experts, (), generator=task.generator))
         epoch = int(torch.randint(config.max_start_epoch, (), generator=task.generator))
-        trajectory = self.store[expert]["parameters"]
+        trajectory = self.store[self._expert_name(expert)]["parameters"]
         start, target = (
             trajectory[at].to(task.device, non_blocking=True) for at in (epoch, epoch + config.expert_epochs)
         )
-
+        # N student steps on augmented minibatches of the synthetic images, with the learned step size
         images, lr = self.images.detach().requires_grad_(), self.lr.detach().requires_grad_()
         indices = minibatches(len(images), config.batch_syn or len(images), config.syn_steps, task.generator)
         batches = (
@@ -148,13 +154,12 @@ class MTT(Method):
             for index in (index.to(task.device, non_blocking=True) for index in indices)
         )
         student, _ = unroll(self.student, start, batches, lr)
+        # The loss, and one update of images and step size
         loss = matching_loss(student, start, target)
-
         gradients = torch.autograd.grad(loss, [images, lr])
         rates = (config.lr_img, config.lr_lr)
-        for value, velocity, gradient, rate in zip(
-            (self.images, self.lr), self.velocities, gradients, rates, strict=True
-        ):
+        learned = (self.images, self.lr)
+        for value, velocity, gradient, rate in zip(learned, self.velocities, gradients, rates, strict=True):
             velocity.mul_(config.momentum).add_(gradient)
             value.sub_(rate * velocity)
         return {"matching": loss.detach()}
@@ -181,19 +186,22 @@ class MTT(Method):
     def _expert_name(self, index: int) -> str:
         """All that determines an expert, but the data and the network."""
         config, task = self.config, self.task
-        settings = f"epochs{config.train_epochs}-lr{config.lr_expert}-batch{config.batch_train}"
+        length = "" if config.steps_per_epoch is None else f"x{config.steps_per_epoch}"
+        settings = f"epochs{config.train_epochs}{length}-lr{config.lr_expert}-batch{config.batch_train}"
         return f"mtt-expert-{settings}-{str(task.dtype).removeprefix('torch.')}-{task.device.type}-{index}"
 
     def _train_expert(self, index: int) -> Tensor:
         """The parameters of expert ``index`` at its start and after every epoch: (train_epochs + 1, P), on the CPU."""
         config, task = self.config, self.task
+        images = len(task.images)
+        epoch = config.steps_per_epoch or math.ceil(images / config.batch_train)
         recipe = Recipe(
             loss="cross_entropy",
             optimiser="sgd",
             lr=config.lr_expert,
             batch_size=config.batch_train,
             shuffle=True,
-            epochs=config.train_epochs,
+            steps_by_images=((images, config.train_epochs * epoch),),
             augment="dsa",
         )
         generator = generator_for("mtt expert", index)
@@ -202,8 +210,9 @@ class MTT(Method):
         trajectory = torch.empty(config.train_epochs + 1, len(start), dtype=start.dtype)
         trajectory[0] = start
 
-        def keep(epoch: int) -> None:
-            trajectory[epoch] = flatten(network)
+        def keep(done: int, steps: int) -> None:
+            if done % epoch == 0:
+                trajectory[done // epoch] = flatten(network)
 
         train(
             network,
@@ -213,6 +222,6 @@ class MTT(Method):
             recipe,
             flip=task.flip,
             generator=generator,
-            on_epoch=keep,
+            progress=keep,
         )
         return trajectory

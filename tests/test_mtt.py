@@ -68,6 +68,18 @@ def test_an_expert_is_plain_sgd_on_the_real_images() -> None:
     assert not torch.allclose(trajectory[3], unaugmented[3], rtol=0, atol=1e-4), "experts see augmented images"
 
 
+def test_an_epoch_of_a_given_number_of_steps() -> None:
+    whole: Store = {}
+    given: Store = {}
+    long: Store = {}
+    method(whole, num_experts=1)  # 60 images in batches of 25: three steps
+    method(given, num_experts=1, steps_per_epoch=3)
+    method(long, num_experts=1, steps_per_epoch=1, train_epochs=9)
+    (by_epochs,), (by_steps,), (every,) = (trajectories(store) for store in (whole, given, long))
+    assert torch.equal(by_epochs, by_steps)
+    assert torch.equal(by_epochs, every[::3])
+
+
 def test_experts_depend_neither_on_the_seed_nor_on_what_is_stored() -> None:
     first: Store = {}
     second: Store = {}
@@ -96,7 +108,8 @@ def test_a_stored_expert_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"train_epochs": 4}, {"lr_expert": 0.2}, {"batch_train": 30}, {"dtype": torch.float64}]
+    "change",
+    [{"train_epochs": 4}, {"steps_per_epoch": 3}, {"lr_expert": 0.2}, {"batch_train": 30}, {"dtype": torch.float64}],
 )
 def test_the_name_of_an_expert_tells_its_settings(change: dict[str, Any]) -> None:
     store: Store = {}
@@ -212,4 +225,5 @@ def test_the_published_settings() -> None:
         "train_epochs": 50,
         "lr_expert": 0.01,
         "batch_train": 256,
+        "steps_per_epoch": None,
     }
