@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -39,7 +40,9 @@ from methods.base import Method, Synthetic
 SAMPLES = 1000
 """About so many timing windows are kept."""
 WARMUP_STEPS = 3
-"""At least; and never less than a whole cycle."""
+"""At least, before steps are timed."""
+WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
+"""Cycles are timed until so many are done or so long has passed."""
 GPU_WINDOW_SECONDS = 0.05
 """A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
 
@@ -141,7 +144,7 @@ class _Run:
     ) -> tuple[int, float]:
         """Prepare, timed, and take a few steps with an instance that is thrown away.
 
-        Kernels are chosen, libraries loaded and the store filled afterwards, and no random number of the cell was
+        Kernels are chosen, caches warm and the store filled afterwards, and no random number of the cell was
         drawn. Returns the steps per cycle and the seconds per step.
         """
         cell = self.job.cell
@@ -152,15 +155,16 @@ class _Run:
         end = clock.read()
         self._prepared(end - begin, store)
         cycle = method.steps_per_cycle
-        untimed = max(0, WARMUP_STEPS - cycle)
-        for _ in range(untimed):
+        for _ in range(WARMUP_STEPS):
             method.step()
-        begin = clock.read()
-        for _ in range(cycle):
-            method.step()
-        step_seconds = (clock.read() - begin) / cycle
+        seconds: list[float] = []
+        while len(seconds) < WARMUP_CYCLES and sum(seconds) < WARMUP_SECONDS:
+            begin = clock.read()
+            for _ in range(cycle):
+                method.step()
+            seconds.append(clock.read() - begin)
         self.found["cost"]["warmup_seconds"] = clock.read() - end
-        return cycle, step_seconds
+        return cycle, statistics.median(seconds) / cycle
 
     def _prepared(self, seconds: float, store: DiskStore) -> None:
         cost = self.found["cost"]
