@@ -123,12 +123,9 @@ class _Run:
                 self._evaluate(synthetic, benchmark, protocol, clock)
                 self._curve(snapshots, steps, benchmark, protocol)
         else:
-            begin = clock.read()
-            method = method_class(benchmark.task, config, 0)
-            method.prepare(store)
-            self._prepared(clock.read() - begin, store)
-            synthetic = _finite(method.synthetic())
-            del method
+            synthetic = _finite(
+                self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
+            )
             self._evaluate(synthetic, benchmark, protocol, clock)
         artifact.save(
             job.artifact_path,
@@ -149,11 +146,8 @@ class _Run:
         """
         cell = self.job.cell
         task = dataclasses.replace(benchmark.task, generator=generator_for("warm-up", cell.seed))
-        begin = clock.read()
-        method = method_class(task, config, cell.steps or SAMPLES)
-        method.prepare(store)
-        end = clock.read()
-        self._prepared(end - begin, store)
+        method = self._prepare(lambda: method_class(task, config, cell.steps or SAMPLES), store, clock)
+        warm = clock.read()
         cycle = method.steps_per_cycle
         for _ in range(WARMUP_STEPS):
             method.step()
@@ -163,13 +157,20 @@ class _Run:
             for _ in range(cycle):
                 method.step()
             seconds.append(clock.read() - begin)
-        self.found["cost"]["warmup_seconds"] = clock.read() - end
+        self.found["cost"]["warmup_seconds"] = clock.read() - warm
         return cycle, statistics.median(seconds) / cycle
 
-    def _prepared(self, seconds: float, store: DiskStore) -> None:
+    def _prepare(self, make: Callable[[], Method], store: DiskStore, clock: Clock) -> Method:
+        """What ``make`` gives, prepared; timed as if nothing had been in the cache."""
         cost = self.found["cost"]
-        cost["prepare_seconds"] = seconds + sum(store.found.values())
+        store.on_made = progress = Progress("preparing, entries made", None)
+        begin = clock.read()
+        method = make()
+        method.prepare(store)
+        cost["prepare_seconds"] = clock.read() - begin + sum(store.found.values())
         cost["prepare_cached"] = len(store.found)
+        progress.close()
+        return method
 
     def _steps_for(self, seconds: float | None, cycle: int, step_seconds: float) -> int:
         """As many whole cycles as fit into ``seconds``, one at least."""

@@ -12,9 +12,9 @@ PERIOD = 60.0
 
 
 class Progress:
-    """Counts up to ``total``; what it shows goes to standard error and is gone when done."""
+    """Counts up to ``total`` (None: nobody knows); what it shows goes to standard error and is gone when done."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int | None) -> None:
         self._what, self._total = what, total
         self._started = self._shown = time.monotonic()
         self._bar = tqdm(total=total, desc=f"  {what}", leave=False, disable=not sys.stderr.isatty())
@@ -27,10 +27,13 @@ class Progress:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._shown >= PERIOD and done < self._total:
-            self._shown = now
-            left = (now - self._started) / done * (self._total - done)
-            print(f"  {self._what}: {done} of {self._total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+        if now - self._shown < PERIOD or done == self._total:
+            return
+        self._shown = now
+        left = ""
+        if self._total is not None:
+            left = f" of {self._total}, about {(now - self._started) / done * (self._total - done):.0f} s left"
+        print(f"  {self._what}: {done}{left}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._bar.close()

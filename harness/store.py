@@ -37,8 +37,15 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
     how long it took to make, so that a run that finds it can still report its true cost.
     """
 
-    def __init__(self, folder: Path, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``now``: the clock for the cost of entries."""
         self._folder = folder
+        self.on_made: Callable[[int], None] = lambda count: None
+        """Called with how many entries were written so far."""
         self._now = now
         self._since = now()
         self.made: dict[str, float] = {}
@@ -73,6 +80,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         self.found.pop(name, None)
         self.made[name] = seconds
         self._since = self._now()
+        self.on_made(len(self.made))
 
     def __delitem__(self, name: str) -> None:
         if name not in self:
