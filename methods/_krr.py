@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.training import half_squared_error
+
 
 def regularised(gram: Tensor, ridge: float) -> Tensor:
     """K + ridge·(tr K / n)·I for a Gram matrix K (n, n)."""
@@ -55,8 +57,3 @@ def krr_predict(feat_test: Tensor, feat_syn: Tensor, y_syn: Tensor, ridge: float
 def krr_loss(feat_real: Tensor, y_real: Tensor, feat_syn: Tensor, y_syn: Tensor, ridge: float) -> Tensor:
     """Mean over the real batch of ½ Σ over classes of (prediction − y_real)², 0-d (FRePo paper, equation 2)."""
     return half_squared_error(krr_predict(feat_real, feat_syn, y_syn, ridge), y_real)
-
-
-def half_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean over rows of ½ Σ over columns of (predictions − targets)², 0-d, for (B, C) each."""
-    return (predictions - targets).square().sum(1).mean() / 2

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from methods._krr import half_squared_error, krr_loss
+from benchmarks.training import half_squared_error
+from methods._krr import krr_loss
 from methods.base import Method, Synthetic
 
 LR_END = 0.1

@@ -45,11 +45,6 @@ def test_the_scale_of_the_features_does_not_matter() -> None:
     torch.testing.assert_close(_krr.krr_predict(1e3 * feat_test, 1e3 * feat_syn, y_syn, 0.1), expected)
 
 
-def test_the_loss_is_half_the_squared_error_per_image() -> None:
-    predictions, targets = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 4.0]])
-    assert float(_krr.half_squared_error(predictions, targets)) == (1 + 4 + 16) / 2 / 2
-
-
 def test_gradients() -> None:
     leaves = [draw(6, 5).requires_grad_(), draw(8, 5, seed=1).requires_grad_(), draw(8, 3, seed=2).requires_grad_()]
     y_real = draw(6, 3, seed=3)
