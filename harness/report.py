@@ -58,10 +58,10 @@ class Group:
         return flat
 
     @property
-    def table(self) -> tuple[str, str, str]:
-        """What all rows of a table share: device, budget, native or common protocol."""
+    def table(self) -> tuple[str, str, str, str]:
+        """What all rows of a table share: device, budget, native or common protocol, and its version."""
         kind = "common" if self.cell["protocol"] == "common" else "native"
-        return device(self.records[0]), self.cell["budget"], kind
+        return device(self.records[0]), self.cell["budget"], kind, self.records[0]["protocol_version"]
 
     @property
     def contest(self) -> tuple[Any, ...]:
@@ -137,8 +137,8 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Records that differ in nothing but the seed, together; sorted for a table."""
     together: dict[str, list[Record]] = {}
     for record in records:
-        key = json.dumps([device(record), Group((record,)).settings], sort_keys=True)
-        together.setdefault(key, []).append(record)
+        group = Group((record,))
+        together.setdefault(json.dumps([group.table, group.settings], sort_keys=True), []).append(record)
     groups = [Group(tuple(sorted(same, key=lambda r: r["cell"]["seed"]))) for same in together.values()]
     return sorted(groups, key=_order)
 
@@ -165,7 +165,7 @@ def device(record: Record) -> str:
 
 def raw(group: Group) -> dict[str, Any]:
     """One row of ``table.csv``: nothing rounded; accuracies are fractions, units stand in the names."""
-    name, budget, kind = group.table
+    name, budget, kind, version = group.table
     mean, std = summarise(group.values)
     krr_mean, krr_std = summarise(group.krr_values)
     seconds = group.step_seconds
@@ -175,6 +175,7 @@ def raw(group: Group) -> dict[str, Any]:
     return {
         "device": name,
         "protocol_kind": kind,
+        "protocol_version": version,
         **group.settings,
         "steps": steps(group),
         "budget": budget,
@@ -348,7 +349,7 @@ def _variants(groups: Sequence[Group]) -> list[str]:
 
 
 def _caption(groups: Sequence[Group], *, reported: bool) -> str:
-    name, budget, kind = groups[0].table
+    name, budget, kind, version = groups[0].table
     records = [record for group in groups for record in group.records]
     cells = [group.cell for group in groups]
     threads = _listed(r["provenance"].get("threads") for r in records)
@@ -356,8 +357,8 @@ def _caption(groups: Sequence[Group], *, reported: bool) -> str:
     natives = sorted({f"{cell['method']}: {cell['protocol']}" for cell in cells})
     shortened = _listed(cell.get("evaluate_steps") for cell in cells)
     sentences = [
-        f"Budget {budget}{f' ({BUDGETS[budget].meaning})' if budget in BUDGETS else ''}; protocol {kind}"
-        + (f" ({', '.join(natives)})" if kind == "native" else ""),
+        f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),
+        f"Protocol {kind}, version {version}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
         f"Measured on {name}" + (f", {threads} threads" if threads else "") + f"; {', '.join(versions)}",
         f"Networks: {_listed(cell.get('network') for cell in cells)}; width {_listed(c.get('width') for c in cells)}",
         "Accuracy: top-1 on the test set after the last step, mean ± sample standard deviation over "

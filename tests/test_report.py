@@ -131,6 +131,12 @@ def test_what_must_not_be_compared_stands_in_tables_apart(other: dict[str, Any],
     assert len(pd.read_csv(tmp_path / "table.csv")) == 2
 
 
+def test_versions_of_the_protocol_stand_in_tables_apart(tmp_path: Path) -> None:
+    old = made()
+    old["protocol_version"] = "0"
+    assert written([old, made(seed=1)], tmp_path).count("| method") == 2
+
+
 def test_another_setting_is_another_row_that_says_so(tmp_path: Path) -> None:
     records = [made(config={"pool_size": size, "ridge": 1e-6}) for size in (10, 20)]
     assert column(written(records, tmp_path), "setting") == ["pool_size=10", "pool_size=20"]
