@@ -154,6 +154,23 @@ def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest
     assert found != SETTINGS["lr_init"]
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_minibatch_is_augmented_image_by_image(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def augment(images: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
+        calls.append({"count": len(images), **options})
+        return images * 0
+
+    made = method()
+    made.task = dataclasses.replace(made.task, flip=flip)
+    monkeypatch.setattr(mtt, "dsa", augment)
+    before = made.synthetic().images
+    made.step()
+    assert calls == [{"count": 6, "flip": flip}] * 3, "siamese is an option of dsa, and off"
+    assert torch.equal(made.synthetic().images, before), "the student sees augmented images only"
+
+
 def test_start_epochs_and_experts_are_drawn_from_their_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
