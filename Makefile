@@ -4,8 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := results/local/demo
-# A few short experts instead of MTT's 100 of 50 epochs, so that two cores need minutes.
-DEMO_FLAGS := --ipc 1 --budget quick --mtt.num-experts 10 --mtt.train-epochs 15 --mtt.max-start-epoch 10
+DEMO_FLAGS := --ipc 1 --budget quick
 
 define install
 	@echo "installing the versions of constraints.txt into $(VENV); this takes a few minutes"
