@@ -359,7 +359,7 @@ def _caption(groups: Sequence[Group], *, reported: bool) -> str:
     sentences = [
         f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),
         f"Protocol {kind}, version {version}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
-        f"Measured on {name}" + (f", {threads} threads" if threads else "") + f"; {', '.join(versions)}",
+        f"Measured on {name}" + (f", CPU threads: {threads}" if threads else "") + f"; {', '.join(versions)}",
         f"Networks: {_listed(cell.get('network') for cell in cells)}; width {_listed(c.get('width') for c in cells)}",
         "Accuracy: top-1 on the test set after the last step, mean ± sample standard deviation over "
         "n = evaluated networks × seeds"
