@@ -162,6 +162,7 @@ def test_second_order_and_functional_call(name: str, norm: str) -> None:
 @pytest.mark.parametrize(("name", "norm"), EVERY)
 def test_memory_format_changes_nothing(name: str, norm: str) -> None:
     network = small(name, norm).build(generator(), dtype=torch.float64).eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     images = torch.randn(3, 2, 8, 12, dtype=torch.float64, generator=generator(1))
     expected = network.features(images)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
