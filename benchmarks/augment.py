@@ -31,7 +31,7 @@ def dsa(
     ``draw_dsa`` once and ``apply_dsa`` on each. ``flip`` False: the operation ``flip`` is left out of ``strategy``.
 
     The official DC, DSA and DM ran on a torch that aligned corners, MTT on one that did not; both sample the same
-    points here, since ``scale`` and ``rotate`` leave the centre of the image where it is.
+    points of a square image here, since ``scale`` and ``rotate`` leave its centre where it is.
     """
     count = 1 if siamese else len(images)
     op, draws = draw_dsa((images.shape[-2], images.shape[-1]), count, generator, flip=flip, strategy=strategy)
@@ -182,10 +182,12 @@ def scale(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Rotate around the centre by ``angle`` in radians; pixels keep their shape where the image is not square."""
+    """Rotate around the centre by ``angle`` in radians, in coordinates from −1 to 1 along either side.
+
+    As in the official codes: an image that is not square is sheared as well.
+    """
     sin, cos, zero = torch.sin(angle), torch.cos(angle), torch.zeros_like(angle)
-    aspect = images.shape[2] / images.shape[3]
-    return affine(images, (cos, -sin * aspect, zero, sin / aspect, cos, zero))
+    return affine(images, (cos, -sin, zero, sin, cos, zero))
 
 
 def crop_and_zoom(images: Tensor, zoom: Tensor, x: Tensor, y: Tensor) -> Tensor:

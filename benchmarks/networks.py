@@ -205,7 +205,8 @@ def _torch_default(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> 
     """Weights and biases U(±1/sqrt(fan_in))."""
     bound = layer.weight[0].numel() ** -0.5
     for parameter in layer.parameters():
-        parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+        parameter.copy_(drawn, non_blocking=True)
 
 
 def _lecun_normal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
@@ -214,7 +215,8 @@ def _lecun_normal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> N
     bound = math.erf(_CUT / math.sqrt(2))
     weight = torch.empty(layer.weight.shape).uniform_(-bound, bound, generator=generator)
     weight = (weight.erfinv_() * math.sqrt(2)).clamp_(-_CUT, _CUT)
-    layer.weight.copy_(weight / (_TRUNCATED_STD * math.sqrt(layer.weight[0].numel())))
+    weight /= _TRUNCATED_STD * math.sqrt(layer.weight[0].numel())
+    layer.weight.copy_(weight, non_blocking=True)
     assert layer.bias is not None
     layer.bias.zero_()
 

@@ -47,7 +47,7 @@ class Task:
 
         All images where there are fewer than ``count``.
         """
-        index = torch.randperm(len(self.labels), generator=self.generator)[:count].to(self.device)
+        index = torch.randperm(len(self.labels), generator=self.generator)[:count].to(self.device, non_blocking=True)
         return self.images[index], self.labels[index]
 
     def draw_per_class(self) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor
 import methods
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError
-from benchmarks.protocols import PROTOCOLS, Protocol
+from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
 from harness.evaluate import evaluate, network_spec
@@ -118,14 +118,12 @@ class _Run:
             method.prepare(store)
             with tempfile.TemporaryDirectory() as folder:
                 snapshots = self._distil(method, steps, step_seconds, clock, meter, Path(folder))
-                synthetic = _finite(method.synthetic())
+                synthetic = method.synthetic()
                 del method
                 self._evaluate(synthetic, benchmark, protocol, clock)
                 self._curve(snapshots, steps, benchmark, protocol)
         else:
-            synthetic = _finite(
-                self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
-            )
+            synthetic = self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
             self._evaluate(synthetic, benchmark, protocol, clock)
         artifact.save(
             job.artifact_path,
@@ -231,13 +229,19 @@ class _Run:
     def _curve(
         self, snapshots: Mapping[int, tuple[float, Path]], steps: int, benchmark: Benchmark, protocol: Protocol
     ) -> None:
-        """Evaluate what was set aside while distilling; the last point is the distilled set itself."""
+        """Evaluate what was set aside while distilling; the last point is the distilled set itself.
+
+        A point has no values where nothing can be trained with the set as it was then.
+        """
         if not self.job.cell.curve_points:
             return
         accuracy, seconds = self.found["accuracy"], self.found["cost"]["distill_seconds"]
         for step, (elapsed, file) in snapshots.items():
             synthetic = Synthetic(**torch.load(file, map_location=benchmark.task.device))
-            values, _ = self._values(synthetic, benchmark, protocol)
+            try:
+                values, _ = self._values(synthetic, benchmark, protocol)
+            except Diverged:
+                values = []
             accuracy["curve"].append({"step": step, "seconds": elapsed, "values": values})
         assert seconds is not None
         accuracy["curve"].append({"step": steps, "seconds": seconds, "values": accuracy["values"]})
@@ -246,6 +250,7 @@ class _Run:
         self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol
     ) -> tuple[list[float], list[float]]:
         cell = self.job.cell
+        _check_trainable(synthetic, protocol.recipe)
         recipe_steps = protocol.recipe.steps(len(synthetic.images))
         progress = Progress(
             "evaluating", cell.networks_evaluated * min(cell.evaluate_steps or recipe_steps, recipe_steps)
@@ -308,11 +313,13 @@ def _check(losses: Mapping[str, Tensor], step: int) -> str:
     return next((f"{name} {value:.4g}" for name, value in values.items()), "")
 
 
-def _finite(synthetic: Synthetic) -> Synthetic:
-    for name, tensor in (("images", synthetic.images), ("labels", synthetic.labels), ("lr", synthetic.lr)):
+def _check_trainable(synthetic: Synthetic, recipe: Recipe) -> None:
+    """Raises Diverged for a set that is not finite, and for a learned step size below 0 that ``recipe`` would use."""
+    for name, tensor in (("images", synthetic.images), ("labels", synthetic.labels), ("step size", synthetic.lr)):
         if tensor is not None and not bool(tensor.isfinite().all()):
-            raise Diverged(f"the synthetic {name} are not finite after the last step")
-    return synthetic
+            raise Diverged(f"a value of the learned {name} is not finite after the last step")
+    if recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
+        raise Diverged(f"the learned step size is {float(synthetic.lr.mean()):.3g} after the last step")
 
 
 def _out_of_memory(error: BaseException) -> bool:

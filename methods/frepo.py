@@ -297,5 +297,6 @@ class FRePo(Method):
         images, labels, count = self.images.detach(), self.labels.detach(), self.config.online_batch_size
         if len(images) < count:
             return images, labels
-        index = torch.randperm(len(images), generator=self.task.generator)[:count].to(images.device)
+        index = torch.randperm(len(images), generator=self.task.generator)[:count]
+        index = index.to(images.device, non_blocking=True)
         return images[index], labels[index]

@@ -191,10 +191,12 @@ def test_aligned_corners_would_sample_the_same_points(name: str) -> None:
     torch.testing.assert_close(ours, F.grid_sample(images, grid, align_corners=True))
 
 
-def test_rotation_keeps_shapes_in_oblong_images() -> None:
+def test_rotation_is_in_coordinates_along_either_side() -> None:
+    """As the official code has it: what is turned by 90° in an oblong image takes on the image's proportions."""
     images = torch.zeros(1, 1, 16, 32, dtype=torch.float64)
-    images[0, 0, 7:9, 10:22] = 1  # a bar of 12 × 2 pixels
+    images[0, 0, 6:10, :] = 1  # the middle quarter of the rows
     turned = augment.rotate(images, torch.tensor([math.pi / 2], dtype=torch.float64))
     expected = torch.zeros_like(images)
-    expected[0, 0, 2:14, 15:17] = 1
+    # It becomes the middle quarter of the columns, interpolated at its edges.
+    expected[..., 11:21] = torch.tensor([0.25, 0.75, 1, 1, 1, 1, 1, 1, 0.75, 0.25], dtype=torch.float64)
     torch.testing.assert_close(turned, expected)

@@ -18,6 +18,7 @@ from harness import artifact, cell, launch, record
 from harness.cell import curve_steps, run, windows
 from harness.experiments import Cell, Job, Request, plan
 from harness.measure import memory
+from methods.base import Synthetic
 from tests.dummies import Dummy, dummy
 
 __all__ = ["dummy"]  # a fixture
@@ -120,6 +121,42 @@ def test_failures_are_one_line_in_the_record(
     assert made.log_path.exists() == (fail == "error")
     if fail == "error":
         assert "Traceback" in made.log_path.read_text() and "and more" in made.log_path.read_text()
+
+
+def learn_step_size(patch: pytest.MonkeyPatch, rates: dict[int, float]) -> None:
+    """Lets the dummy learn the step sizes ``rates``: steps done → step size."""
+
+    def synthetic(method: Dummy) -> Synthetic:
+        return Synthetic(method.images.clone(), method.labels.clone(), "probability", torch.tensor(rates[method.done]))
+
+    patch.setattr(Dummy, "synthetic", synthetic)
+
+
+@pytest.mark.parametrize(("rate", "words"), [(-0.5, "step size is -0.5"), (float("nan"), "step size is not finite")])
+def test_a_learned_step_size_that_cannot_train_is_divergence(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, rate: float, words: str
+) -> None:
+    learn_step_size(monkeypatch, {4: rate})
+    made = job(tmp_path, protocol="mtt", steps=4)
+    found = run(made)
+    assert found["status"] == "diverged" and words in str(found["message"])
+    assert not made.artifact_path.exists() and not made.log_path.exists() and found["accuracy"]["values"] == []
+
+
+def test_a_negative_step_size_does_not_matter_to_a_recipe_that_ignores_it(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_step_size(monkeypatch, {4: -0.5})
+    assert run(job(tmp_path, protocol="vico", steps=4))["status"] == "ok"
+
+
+def test_a_point_of_the_curve_that_cannot_be_trained_has_no_values(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_step_size(monkeypatch, {2: -0.5, 4: 0.01, 8: 0.01})
+    found = run(job(tmp_path, protocol="mtt", steps=8, curve_points=3))
+    assert found["status"] == "ok"
+    assert [len(point["values"]) for point in found["accuracy"]["curve"]] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

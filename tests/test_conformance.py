@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import methods
 from benchmarks import DATASETS
@@ -175,6 +176,25 @@ def check_nothing_is_held(cls: type[Method]) -> None:
     assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in tensors_in(method.state_dict()))
 
 
+class Transfers(TorchFunctionMode):
+    """Refuses to move a tensor to a device in a way that would wait for what the device is doing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == Tensor.to:
+            given = (*args[1:], *kwargs.values())
+            moves = any(isinstance(value, torch.device) for value in given)
+            assert not moves or any(value is True for value in given), "a step moves tensors with non_blocking=True"
+        return func(*args, **kwargs)
+
+
+def check_no_waiting(cls: type[Method]) -> None:
+    """What a step draws on the CPU reaches the device without a synchronisation."""
+    method = prepared(cls)
+    with Transfers():
+        run(method, 3)
+
+
 def check_seeds(cls: type[Method]) -> None:
     """Same seed, same bytes, whether the store is empty or full; another seed, other bytes."""
     results = []
@@ -280,6 +300,7 @@ CHECKS: list[Callable[[type[Method]], None]] = [
     check_steps,
     check_copy,
     check_nothing_is_held,
+    check_no_waiting,
     check_seeds,
     check_resume,
     check_global_state,
@@ -414,6 +435,12 @@ class Grows(Sound):
         return super().step()
 
 
+class Waits(Sound):
+    def loss(self, images: Tensor) -> Tensor:
+        chosen = torch.randperm(len(self.task.images), generator=self.task.generator)[: len(images)]
+        return (images - self.task.images[chosen.to(self.task.device)]).square().sum()
+
+
 class IgnoresSeed(Sound):
     def __init__(self, task: Task, config: Rate, total_steps: int) -> None:
         super().__init__(dataclasses.replace(task, generator=torch.Generator().manual_seed(0)), config, total_steps)
@@ -500,6 +527,7 @@ BROKEN: list[tuple[type[Method], Callable[[type[Method]], None]]] = [
     (InPlaceWithoutCopy, check_copy),
     (KeepsGraph, check_nothing_is_held),
     (Grows, check_nothing_is_held),
+    (Waits, check_no_waiting),
     (IgnoresSeed, check_seeds),
     (StoreChangesResult, check_seeds),
     (ForgetsGenerator, check_resume),

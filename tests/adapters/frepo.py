@@ -108,7 +108,7 @@ def kernel_lowrank(case: Case) -> None:
     for ridge in case.cfg["regs"]:
         # The smaller the ridge, the worse the condition. In float32 the reference itself is 10–30 % off at 1e-6; ours
         # is float64 from the features on.
-        f64, f32 = 1e-13 / ridge, 1e-4
+        f64, f32 = max(1e-13 / ridge, 1e-11), 1e-4
         out = f"out.reg{ridge}."
         names = ("feat_real", "feat_syn", "y_syn")
         feat_real, feat_syn, y_syn = leaves = [case["in." + name].requires_grad_() for name in names]
@@ -197,7 +197,13 @@ def chain(case: Case) -> None:
     x_syn, y_syn, real_images = nchw(case["in.x_syn"]), case["in.y_syn"], nchw(case["in.x_real"])
     classes = torch.arange(num_classes).repeat_interleave(ipc)
     task = Task(x_syn, classes, num_classes, ipc, lambda _: network, torch.Generator(), flip=True)
-    config = frepo.FRePoConfig(pool_size=1, max_online_updates=iterations, batch_size=int(cfg["B"]))
+    config = frepo.FRePoConfig(
+        pool_size=1,
+        max_online_updates=iterations,
+        batch_size=int(cfg["B"]),
+        ridge=float(cfg.get("reg", 1e-6)),
+        lr=float(cfg.get("lr", 3e-4)),
+    )
     method = frepo.FRePo(task, config, total_steps=int(cfg["N"]))
     with torch.no_grad():
         method.images.copy_(x_syn)
@@ -257,7 +263,8 @@ def _per_image_trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
     return ratio.view(-1, *(1,) * (parameter.ndim - 1))
 
 
-_cosine_lr, _label_loss = frepo.cosine_lr, frepo.label_loss
+_cosine_lr, _label_loss, _lamb, _mirrored = frepo.cosine_lr, frepo.label_loss, frepo.lamb, frepo.mirrored
+_real_features, _update, _draw_per_class = frepo.real_features, frepo.online_update, Task.draw_per_class
 _batch_norm_init = BatchNorm.__init__
 
 
@@ -304,6 +311,25 @@ def _train_before_the_update(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(frepo, "online_update", lambda network, optimiser, *_: update(network, optimiser, *seen["set"]))
 
 
+def _real_images_mirrored(patch: pytest.MonkeyPatch) -> None:
+    """Features and targets of the real images twice, as for the synthetic ones."""
+    patch.setattr(frepo, "real_features", lambda network, x: _real_features(network, torch.cat([x, x.flip(3)])))
+    loss = frepo.krr_loss
+    patch.setattr(frepo, "krr_loss", lambda real, y, *rest: loss(real, torch.cat([y, y]), *rest))
+
+
+def _classes_interleaved(task: Task) -> tuple[Tensor, Tensor]:
+    images, labels = _draw_per_class(task)
+    order = torch.arange(len(labels)).view(task.num_classes, -1).T.flatten()
+    return images[order], labels[order]
+
+
+def _lamb_with_weight_decay(w: Tensor, g: Tensor, first: Tensor, second: Tensor, update: int, lr: float) -> None:
+    before = w.clone()
+    _lamb(w, g, first, second, update, lr)
+    w.sub_(0.01 * lr * before)
+
+
 def _in_evaluation_mode(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Network, "train", lambda network, mode=True: nn.Module.train(network, False))
 
@@ -337,6 +363,16 @@ MISTAKES = [
         _replace(_krr, "half_squared_error", lambda p, y: (p - y).square().mean() / 2),
     ),
     Mistake(
+        "kernel loss: sum over the batch",
+        _KERNEL,
+        _replace(_krr, "half_squared_error", lambda p, y: (p - y).square().sum() / 2),
+    ),
+    Mistake(
+        "flip: the real images as well",
+        _KERNEL,
+        _real_images_mirrored,
+    ),
+    Mistake(
         "flip: along the height",
         _KERNEL,
         _replace(frepo, "mirrored", lambda x, y: (torch.cat([x, x.flip(2)]), torch.cat([y, y]))),
@@ -367,6 +403,11 @@ MISTAKES = [
         _replace(frepo, "initial_labels", lambda y, c, dtype, scale: F.one_hot(y, c).to(dtype) - 1 / c),
     ),
     Mistake(
+        "labels: classes interleaved",
+        "frepo_label_init.npz",
+        _replace(Task, "draw_per_class", _classes_interleaved),
+    ),
+    Mistake(
         "labels: not centred",
         "frepo_label_init.npz",
         _replace(frepo, "centred_one_hot", lambda y, c, dtype: F.one_hot(y, c).to(dtype)),
@@ -375,6 +416,16 @@ MISTAKES = [
         "LAMB: epsilon 1e-8",
         _LAMB,
         _replace(frepo, "LAMB_EPS", 1e-8),
+    ),
+    Mistake(
+        "LAMB: weight decay",
+        _LAMB,
+        _replace(frepo, "lamb", _lamb_with_weight_decay),
+    ),
+    Mistake(
+        "LAMB: updates counted from 1",
+        _LAMB,
+        _replace(frepo, "lamb", lambda w, g, first, second, update, lr: _lamb(w, g, first, second, update + 1, lr)),
     ),
     Mistake(
         "LAMB: a trust ratio per image",
@@ -429,6 +480,16 @@ MISTAKES = [
         "Adam: epsilon inside the root",
         _ONLINE,
         _replace(frepo, "adam", _EpsilonInsideTheRoot),
+    ),
+    Mistake(
+        "Adam: weight decay",
+        _ONLINE,
+        _replace(frepo, "adam", lambda network, lr: torch.optim.Adam(network.parameters(), lr=lr, weight_decay=5e-4)),
+    ),
+    Mistake(
+        "online update: mirrored images as well",
+        _ONLINE,
+        _replace(frepo, "online_update", lambda network, optimiser, *s: _update(network, optimiser, *_mirrored(*s))),
     ),
     Mistake(
         "features: flattened in order C, H, W",

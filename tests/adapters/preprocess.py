@@ -26,13 +26,16 @@ def zca(case: Case) -> None:
     ridge = case.cfg["zca_reg"]
     normalise = Preprocess("zca_frepo", case["in.mean"].double(), case["in.std"].double())
     variants: dict[str, dict[str, Any]] = {"full": {}}
-    variants |= {name: {"block": case.cfg["blk"], **kind} for name, kind in BLOCKS.items()}
+    recorded = [name for name in BLOCKS if f"out.{name}.W" in case]
+    variants |= {name: {"block": case.cfg["blk"], **BLOCKS[name]} for name in recorded}
     for variant, settings in variants.items():
         fitted = preprocess.zca_frepo(normalise, images, ridge=ridge, **settings)
         check_zca(case, f"out.{variant}.", replace(normalise, zca=fitted).to(dtype=case.dtype), images)
     _, covariance = preprocess.pixel_covariance(normalise, images)
     check(case, "out.full.cov", channels_last(covariance, images.shape[1]))
 
+    if "in.rank.cov" not in case:
+        return
     # The covariance of the rank record has no geometry: it is given, and whitened as it is.
     covariance = case["in.rank.cov"].double()
     relative = preprocess.relative_ridge(covariance, ridge)
