@@ -317,6 +317,8 @@ def _preprocess(raw: RawData, name: str, dtype: torch.dtype) -> State:
 
 
 def _check(name: str, tensors: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+    if len(class_names) < 2:
+        raise UserError(f"{name} has only the class {class_names[0]!r}: give at least two")
     for split in ("train", "test"):
         images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
         if len(labels) == 0 or len(images) != len(labels):

@@ -317,6 +317,12 @@ def test_image_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path: Path)
     )
 
 
+def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_image(tmp_path / split / "cat" / "a.png", "red")
+    fails("has only the class 'cat': give at least two", lambda: load_raw(f"folder:{tmp_path}", tmp_path))
+
+
 def test_what_is_wrong_with_an_image_folder_is_said_in_one_line(tmp_path: Path) -> None:
     def read(folder: Path) -> None:
         fails(message, lambda: load_raw(f"folder:{folder}", tmp_path))
