@@ -171,6 +171,7 @@ class Request:
     image_size: int | None = None
     download: bool = False
     networks_evaluated: int | None = None
+    evaluate_steps: int | None = None
     curve_points: int = 0
     tf32: bool = False
     output: Path = DEFAULT_OUTPUT
@@ -203,6 +204,7 @@ def check(request: Request) -> None:
         ("--steps", request.steps),
         ("--image-size", request.image_size),
         ("--networks-evaluated", request.networks_evaluated),
+        ("--evaluate-steps", request.evaluate_steps),
     ):
         _at_least(1, flag, () if value is None else (value,))
     _at_least(0, "--curve-points", (request.curve_points,))
@@ -367,7 +369,7 @@ def _cell(
         memory_limit_bytes=None,
         image_size=request.image_size,
         networks_evaluated=request.networks_evaluated or budget.networks_evaluated,
-        evaluate_steps=budget.evaluate_steps,
+        evaluate_steps=request.evaluate_steps or budget.evaluate_steps,
         curve_points=request.curve_points if method.iterative else 0,
         data_fingerprint=raw.fingerprint,
     )

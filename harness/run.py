@@ -93,6 +93,7 @@ def _parser() -> _Parser:
     add("--seconds-include-prepare", action="store_true", help="--seconds pays for one-off preparation too")
     add("--protocol", default="native", metavar="NAME", help="native: each paper's own evaluation; common: one for all")
     add("--networks-evaluated", type=int, metavar="N", help="networks trained on each distilled set (by budget)")
+    add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
     add("--curve-points", type=int, default=0, metavar="N", help="evaluate at N log-spaced steps too (0)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
     add("--tf32", action="store_true", help="let a GPU round products to TF32; off, the ridge does not survive it")

@@ -195,6 +195,8 @@ def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[D
         (3, 1000, 32),
         (5, None, 128),
     ]
+    (job,) = plan(request(networks_evaluated=2, evaluate_steps=7, output=tmp_path))
+    assert (job.cell.networks_evaluated, job.cell.evaluate_steps) == (2, 7)
 
 
 def test_protocols_and_networks(tmp_path: Path) -> None:
@@ -271,6 +273,7 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path) -> None:
         ("--methods frepo --dataset digits --seconds 3 --steps 3", "exclude each other"),
         ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
         ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
+        ("--methods frepo --dataset digits --evaluate-steps 0", "--evaluate-steps must be at least 1"),
         ("--methods frepo --dataset digits --curve-points -1", "--curve-points must be at least 0"),
         ("--methods frepo --dataset digits --device tpu", "--device must be cpu, cuda or cuda:N"),
         ("--methods frepo --dataset digits --device cuda:99", "--device cuda:99"),
