@@ -52,13 +52,20 @@ class Task:
 
     def draw_per_class(self) -> tuple[Tensor, Tensor]:
         """``ipc`` random real images of every class, class-major: images (num_classes * ipc, C, H, W) and labels."""
-        labels = self.labels.cpu()
-        picked = []
-        for c in range(self.num_classes):
-            members = torch.nonzero(labels == c).flatten()
-            picked.append(members[torch.randperm(len(members), generator=self.generator)[: self.ipc]])
-        index = torch.cat(picked).to(self.device)
+        index = torch.cat([self._pick(rows, self.ipc) for rows in self.rows_of_classes()]).to(self.device)
         return self.images[index].clone(), self.labels[index].clone()
+
+    def rows_of_classes(self) -> list[Tensor]:
+        """For every class the rows of ``images`` that show it, on the CPU. Waits for the device."""
+        labels = self.labels.cpu()
+        return [torch.nonzero(labels == c).flatten() for c in range(self.num_classes)]
+
+    def draw(self, rows: Tensor, count: int) -> Tensor:
+        """``count`` random images out of ``rows`` (CPU) without repetition; all of them where there are fewer."""
+        return self.images[self._pick(rows, count).to(self.device, non_blocking=True)]
+
+    def _pick(self, rows: Tensor, count: int) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=self.generator)[:count]]
 
 
 def generator_for(*key: object) -> torch.Generator:

@@ -1,0 +1,111 @@
+"""Herding: the real images whose mean features come closest to the mean of their class, chosen one after the other.
+
+Welling, "Herding Dynamical Weights to Learn", ICML 2009. The greedy rule is that of Rebuffi, Kolesnikov, Sperl and
+Lampert, "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017, algorithm 4.
+
+Differs from iCaRL: features are not brought to length one, and no image is chosen twice. As a baseline of dataset
+distillation it has no official code, and the training of its network is not published: the one here is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.errors import UserError
+from benchmarks.networks import Network
+from benchmarks.protocols import Recipe
+from benchmarks.training import train
+from methods.base import Method, Store, Synthetic
+
+
+@dataclass(frozen=True)
+class HerdingConfig:
+    """Which features."""
+
+    train_steps: int = 2000
+    """Steps that the network is trained for on the real images before its features are taken; 0: those of a random
+    network."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value out of range."""
+        if self.train_steps < 0:
+            raise UserError(f"herding: train_steps is {self.train_steps}; it must be at least 0")
+
+
+def herd(features: Tensor, count: int) -> Tensor:
+    """Rows (count,) of ``features`` (N, D), in the order of choice: each brings the mean of the chosen closest to μ.
+
+    The k-th is the x among those left for which ‖μ − (ψ(x) + Σ of the chosen ψ)/k‖ is least, μ the mean of all rows.
+    """
+    mean, squares = features.mean(0), features.square().sum(1)
+    total = torch.zeros_like(mean)
+    chosen = []
+    for k in range(1, count + 1):
+        # ‖kμ − total − ψ‖² without the term that is the same for every ψ
+        distance = squares - 2 * features @ (k * mean - total)
+        best = distance.argmin(0, keepdim=True)
+        squares = squares.index_fill(0, best, torch.inf)
+        total = total + features[best[0]]
+        chosen.append(best)
+    return torch.cat(chosen)
+
+
+@torch.no_grad()
+def features_of(network: Network, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Features (n, D) of ``network`` in evaluation mode, in which it is left."""
+    network.eval()
+    return torch.cat([network.features(batch) for batch in torch.split(images, batch_size)])
+
+
+class Herding(Method):
+    """``ipc`` real images of every class by herding, with one-hot labels; every seed has a network of its own."""
+
+    Config = HerdingConfig
+    BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"train_steps": 5}, "quick": {"train_steps": 200}}
+    PROTOCOL = "vico"
+    iterative = False
+
+    chosen: Synthetic
+
+    def prepare(self, store: Store) -> None:
+        """Trains the network and chooses; nothing is stored, for every seed has its own network."""
+        task, steps = self.task, self.config.train_steps
+        network = task.network(task.generator)
+        if steps:
+            recipe = Recipe(
+                loss="cross_entropy",
+                optimiser="sgd",
+                lr=0.01,
+                momentum=0.9,
+                weight_decay=5e-4,
+                batch_size=256,
+                shuffle=True,
+                steps_by_images=((len(task.images), steps),),
+            )
+            train(network, task.images, task.labels, "probability", recipe, flip=task.flip, generator=task.generator)
+        picked = []
+        for rows in task.rows_of_classes():
+            rows = rows.to(task.device)
+            picked.append(rows[herd(features_of(network, task.images[rows]), task.ipc)])
+        index = torch.cat(picked)
+        labels = F.one_hot(task.labels[index], task.num_classes).to(task.dtype)
+        self.chosen = Synthetic(task.images[index].clone(), labels, "probability")
+
+    def step(self) -> dict[str, Tensor]:
+        """Raises NotImplementedError: there is nothing to optimise."""
+        raise NotImplementedError("herding has no steps: prepare() is all there is")
+
+    def synthetic(self) -> Synthetic:
+        return Synthetic(self.chosen.images.clone(), self.chosen.labels.clone(), "probability")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.chosen.images.clone(), "labels": self.chosen.labels.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.chosen = Synthetic(state["images"].clone(), state["labels"].clone(), "probability")
