@@ -77,7 +77,8 @@ class DM(Method):
     }
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 5, "batch_real": 16},
-        "quick": {"steps": 200},
+        # Few real images. Chosen on digits.
+        "quick": {"steps": 200, "batch_real": 64},
     }
 
     config: DMConfig

@@ -81,7 +81,8 @@ class DSA(Method):
     }
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 4, "outer_loop": 2, "inner_loop": 1, "batch_real": 16},
-        "quick": {"steps": 100},
+        # Few real images and short inner training. Chosen on digits.
+        "quick": {"steps": 100, "inner_loop": 10, "batch_real": 64},
     }
 
     config: DSAConfig
