@@ -82,7 +82,7 @@ class DC(Method):
     }
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 4, "outer_loop": 2, "inner_loop": 1, "batch_real": 16},
-        # Few real images and short inner training; from noise, 100 updates of the published size do not lead far enough.
+        # Few real images and short inner training; from noise, 100 published updates do not lead far enough.
         # Chosen on digits.
         "quick": {"steps": 100, "inner_loop": 10, "lr_img": 1.0, "batch_real": 64},
     }
