@@ -149,6 +149,14 @@ PROTOCOLS: dict[str, Protocol] = {
             test_norm="none",
             krr=True,
         ),
+        Protocol(  # squared error on learned labels, as KIP trains networks; what else is set is FRePo's
+            "kip",
+            recipe=FREPO_RECIPE,
+            preprocess=lambda dataset, ipc: "standardise",
+            network="convnet",
+            distill_norm="instance",
+            test_norm="instance",
+        ),
         Protocol(  # one for all methods, so that only the distillation differs
             "common",
             recipe=FREPO_RECIPE,

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.augment import dsa
+from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.errors import UserError
 from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
 from benchmarks.training import train
-from methods._unroll import flatten, minibatches, unroll
+from methods._unroll import flatten, minibatches, unroll, unroll_rematerialised
 from methods.base import Method, Store, Synthetic
 
 
@@ -61,11 +61,15 @@ class MTTConfig:
     steps_per_epoch: int | None = None
     """Steps of an expert that count as an epoch; None: one pass over the real images. Not the paper's: with it an
     expert costs the same for every data set, as short budgets need."""
+    rematerialize: bool = False
+    """Compute the activations of an inner step again when the gradient comes back to it, instead of keeping those of
+    all N: the same gradient, more time, and memory that does not grow with N but for the parameters of every step,
+    which wait on the host."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range, and for experts that are too short to start and end on."""
         for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise UserError(f"mtt: {name} is {value}; it must be at least 1")
             if isinstance(value, float) and not value >= 0:
                 raise UserError(f"mtt: {name} is {value}; it must be at least 0")
@@ -167,11 +171,18 @@ class MTT(Method):
         # N student steps on augmented minibatches of the synthetic images, with the learned step size
         images, lr = self.images.detach().requires_grad_(), self.lr.detach().requires_grad_()
         indices = minibatches(len(images), config.batch_syn or len(images), config.syn_steps, task.generator)
-        batches = (
-            (dsa(images[index], task.generator, flip=task.flip), self.labels[index])
-            for index in (index.to(task.device, non_blocking=True) for index in indices)
-        )
-        student, _ = unroll(self.student, start, batches, lr)
+        size = (images.shape[-2], images.shape[-1])
+        draws = [draw_dsa(size, len(index), task.generator, flip=task.flip) for index in indices]
+        indices = [index.to(task.device, non_blocking=True) for index in indices]
+
+        def batch(step: int, images: Tensor) -> tuple[Tensor, Tensor]:
+            (op, parameters), index = draws[step], indices[step]
+            return apply_dsa(op, images[index], parameters), self.labels[index]
+
+        if config.rematerialize:
+            student, _ = unroll_rematerialised(self.student, start, batch, config.syn_steps, [images], lr)
+        else:
+            student, _ = unroll(self.student, start, (batch(step, images) for step in range(config.syn_steps)), lr)
         # The loss, and one update of images and step size
         loss = matching_loss(student, start, target)
         gradients = torch.autograd.grad(loss, [images, lr])

@@ -314,6 +314,15 @@ def test_method(name: str, check: Callable[[type[Method]], None]) -> None:
     check(methods.get(name))
 
 
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ["bptt", "mtt"])
+def test_rematerialised_method(name: str, check: Callable[[type[Method]], None]) -> None:
+    """The same with less memory: the option changes how a step is computed, and nothing that is checked."""
+    cls = methods.get(name)
+    budgets = {budget: {**changes, "rematerialize": True} for budget, changes in cls.BUDGETS.items()}
+    check(type(cls.__name__, (cls,), {"BUDGETS": budgets}))
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_module(name: str) -> None:
     cls = methods.get(name)

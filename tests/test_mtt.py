@@ -128,7 +128,8 @@ def test_preparing_draws_nothing_from_the_task() -> None:
 
 
 def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtt, "dsa", lambda images, generator, flip: images)
+    monkeypatch.setattr(mtt, "draw_dsa", lambda *args, **kwargs: ("none", None))
+    monkeypatch.setattr(mtt, "apply_dsa", lambda op, images, draws: images)
     store: Store = {}
     made = method(store, dtype=torch.float64, num_experts=1, max_start_epoch=1, batch_syn=4)
     (trajectory,) = trajectories(store)
@@ -243,4 +244,22 @@ def test_the_published_settings() -> None:
         "lr_expert": 0.01,
         "batch_train": 256,
         "steps_per_epoch": None,
+        "rematerialize": False,
     }
+
+
+@pytest.mark.parametrize("batch_syn", [None, 4])
+def test_rematerialised_steps_are_those_of_the_plain_unroll(batch_syn: int | None) -> None:
+    """Values, gradients and draws, with augmentation; and no activations are kept that the plain unroll keeps."""
+    plain, again = (
+        method(dtype=torch.float64, syn_steps=6, batch_syn=batch_syn, rematerialize=rematerialize)
+        for rematerialize in (False, True)
+    )
+    for _ in range(3):
+        losses = [made.step()["matching"] for made in (plain, again)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
+        assert torch.equal(plain.task.generator.get_state(), again.task.generator.get_state())
+    for ours, theirs in zip(plain.velocities, again.velocities, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(plain.images, again.images, rtol=0, atol=1e-10)
+    assert not torch.equal(plain.images, method(dtype=torch.float64).images), "they moved"

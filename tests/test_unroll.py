@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.networks import Network, NetworkSpec
-from methods._unroll import flatten, minibatches, unflatten, unroll
+from methods._unroll import flatten, minibatches, unflatten, unroll, unroll_rematerialised
 
 
 def network(name: str = "convnet", norm: str = "instance") -> Network:
@@ -100,3 +101,126 @@ def test_minibatches_come_from_the_end_of_a_permutation() -> None:
     assert torch.equal(torch.cat(batches[2::-1]), first)
     assert torch.equal(torch.cat([batches[4], batches[3]]), second[3:])
     assert [len(batch) for batch in minibatches(4, 9, 2, generator)] == [4, 4]
+
+
+def test_before_the_window_everything_is_a_constant() -> None:
+    net, (images, labels) = network(), data()
+    rates = torch.full((5,), 0.1, dtype=torch.float64, requires_grad=True)
+    images.requires_grad_()
+    windowed, losses = unroll(net, flatten(net), [(images, labels)] * 5, rates, momentum=0.9, window=2)
+    whole, all_losses = unroll(net, flatten(net), [(images, labels)] * 5, rates, momentum=0.9)
+    # Backward of a norm is another kernel where it is differentiated in turn: the same up to rounding.
+    torch.testing.assert_close(windowed, whole, rtol=0, atol=1e-13)
+    torch.testing.assert_close(losses, all_losses, rtol=0, atol=1e-13)
+    (rate_gradient,) = torch.autograd.grad(windowed.sum(), rates, retain_graph=True)
+    assert not rate_gradient[:3].any() and rate_gradient[3:].all()
+    short, long = (torch.autograd.grad(final.sum(), images)[0] for final in (windowed, whole))
+    assert (short - long).abs().max() > 0.01 * long.abs().max()
+    for wide in (5, 9):
+        final, _ = unroll(net, flatten(net), [(images, labels)] * 5, rates, momentum=0.9, window=wide)
+        assert torch.equal(torch.autograd.grad(final.sum(), images)[0], long)
+
+
+# --- rematerialisation
+
+
+def outer(final: Tensor) -> Tensor:
+    """Of no meaning, but not linear."""
+    return (final - 0.1).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("convnet", "instance"), ("convnet", "batch"), ("convnet_doubling", "batch")]
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("per_step", [False, True])
+def test_rematerialised_is_the_plain_unroll(
+    name: str, norm: str, momentum: float, window: int | None, per_step: bool
+) -> None:
+    """Same values and same gradients: images, soft labels and step sizes, through augmented minibatches."""
+    net = network(name, norm)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    images, labels = data()
+    soft = F.one_hot(labels, 3).double() * 0.8 + 0.1
+    rates = torch.tensor([0.1, 0.2, 0.05, 0.1, 0.3] if per_step else 0.1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(4)
+    indices = minibatches(6, 4, 5, generator)
+    draws = [draw_dsa((8, 8), len(index), generator, flip=True) for index in indices]
+
+    def batch(step: int, images: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        op, parameters = draws[step]
+        return apply_dsa(op, images[indices[step]], parameters), soft[indices[step]]
+
+    leaves = [tensor.clone().requires_grad_() for tensor in (images, soft, rates)]
+    x, y, lr = leaves
+    batches = [batch(step, x, y) for step in range(5)]
+    final, losses = unroll(net, flatten(net), batches, lr, momentum=momentum, window=window)
+    gradients = torch.autograd.grad(outer(final), leaves)
+    again, same = unroll_rematerialised(net, flatten(net), batch, 5, (x, y), lr, momentum=momentum, window=window)
+    found = torch.autograd.grad(outer(again), leaves)
+    torch.testing.assert_close(final, again, rtol=0, atol=1e-13)
+    torch.testing.assert_close(losses, same, rtol=0, atol=1e-13)
+    assert not same.requires_grad
+    for ours, theirs in zip(found, gradients, strict=True):
+        assert theirs.abs().max() > 1e-3
+        assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_rematerialised_takes_what_is_learned_only() -> None:
+    """Labels as class indices are no matter of gradients, nor is a step size that is given."""
+    net, (images, labels) = network(), data()
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    images.requires_grad_()
+    final, _ = unroll(net, flatten(net), [(images, labels)] * 3, lr)
+    (expected,) = torch.autograd.grad(outer(final), images)
+    again, _ = unroll_rematerialised(net, flatten(net), lambda step, x: (x, labels), 3, [images], lr)
+    outer(again).backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+    torch.testing.assert_close(images.grad, expected, rtol=0, atol=1e-12)
+    assert lr.grad is None
+
+
+class Saved:
+    """Bytes that autograd keeps for backward: now, and at most, as ``saved_tensors_hooks`` see them."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> Kept:
+        return Kept(tensor, self)
+
+    def unpack(self, kept: Kept) -> Tensor:
+        return kept.tensor
+
+
+class Kept:
+    def __init__(self, tensor: Tensor, counter: Saved) -> None:
+        self.tensor, self.counter = tensor.detach(), counter
+        counter.now += tensor.nbytes
+        counter.peak = max(counter.peak, counter.now)
+
+    def __del__(self) -> None:
+        self.counter.now -= self.tensor.nbytes
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_saved_bytes_do_not_grow_with_the_steps(momentum: float) -> None:
+    def peak(steps: int, rematerialize: bool) -> int:
+        net, (images, labels) = network(), data()
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        images.requires_grad_()
+        counter = Saved()
+        with torch.autograd.graph.saved_tensors_hooks(counter.pack, counter.unpack):
+            if rematerialize:
+                final, _ = unroll_rematerialised(
+                    net, flatten(net), lambda step, x: (x, labels), steps, [images], lr, momentum=momentum
+                )
+            else:
+                final, _ = unroll(net, flatten(net), [(images, labels)] * steps, lr, momentum=momentum)
+            torch.autograd.grad(outer(final), [images, lr])
+        return counter.peak
+
+    assert peak(8, False) > 3.5 * peak(2, False)
+    assert peak(8, True) == peak(2, True) < 1.2 * peak(1, False)
