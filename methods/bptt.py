@@ -236,6 +236,6 @@ def _import_higher() -> Any:
         import higher
     except ImportError:
         raise UserError(
-            "bptt needs the package higher: pip install 'frepo-bench[bptt]', or set --bptt.rematerialize True"
+            "bptt needs the package higher: pip install higher==0.2.1, or set --bptt.rematerialize True"
         ) from None
     return higher

@@ -234,9 +234,9 @@ def test_adam_inside_is_refused() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "higher", None)
-    with pytest.raises(UserError, match=r"frepo-bench\[bptt\]") as caught:
+    with pytest.raises(UserError, match="pip install higher") as caught:
         method()
     assert "\n" not in str(caught.value)
     method(rematerialize=True).step()
