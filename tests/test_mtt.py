@@ -155,20 +155,33 @@ def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest
     assert found != SETTINGS["lr_init"]
 
 
+@pytest.mark.parametrize("rematerialize", [False, True])
 @pytest.mark.parametrize("flip", [False, True])
-def test_every_minibatch_is_augmented_image_by_image(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
+def test_every_minibatch_is_augmented_image_by_image(
+    flip: bool, rematerialize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
 
-    def augment(images: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
-        calls.append({"count": len(images), **options})
+    def draw_dsa(
+        image_size: tuple[int, int], count: int, generator: torch.Generator, **options: Any
+    ) -> tuple[str, int]:
+        drawn.append({"image_size": image_size, "count": count, **options})
+        return "black", len(drawn)
+
+    applied: list[int] = []
+
+    def apply_dsa(op: str, images: Tensor, draws: int) -> Tensor:
+        applied.append(draws)
         return images * 0
 
-    made = method()
+    made = method(rematerialize=rematerialize)
     made.task = dataclasses.replace(made.task, flip=flip)
-    monkeypatch.setattr(mtt, "dsa", augment)
+    monkeypatch.setattr(mtt, "draw_dsa", draw_dsa)
+    monkeypatch.setattr(mtt, "apply_dsa", apply_dsa)
     before = made.synthetic().images
     made.step()
-    assert calls == [{"count": 6, "flip": flip}] * 3, "siamese is an option of dsa, and off"
+    assert drawn == [{"image_size": (8, 8), "count": 6, "flip": flip}] * 3, "siamese would draw for one image"
+    assert applied == ([1, 2, 3, 3, 2, 1] if rematerialize else [1, 2, 3]), "the same draws there and back"
     assert torch.equal(made.synthetic().images, before), "the student sees augmented images only"
 
 
