@@ -185,12 +185,13 @@ def test_a_set_never_stands_beside_a_record_that_is_not_of_it(tmp_path: Path, du
     assert not list(tmp_path.glob(f"{moved.stem}.[sp]*"))
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     made = job(tmp_path, "random_real")
     made.record_path.mkdir()  # as a folder that has become read-only: not even the record can be written
-    ran = subprocess.run(launch.COMMAND, input=made.to_json().encode() + b"\n", capture_output=True)
-    assert ran.returncode == 1 and ran.stderr.decode().count("\n") == 1
-    assert f"{made.record_path} cannot be written" in ran.stderr.decode()
+    found = launch.launch(made)
+    assert found["status"] == "error" and "nor could the record be written" in str(found["message"])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{made.record_path} cannot be written" in line
 
 
 def test_a_cell_whose_parent_died_at_once_ends_quietly() -> None:
