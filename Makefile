@@ -7,6 +7,8 @@ DEMO := results/local/demo
 DEMO_FLAGS := --ipc 1 --budget quick
 
 define install
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; \
+	at least 3.11 is needed: make PYTHON=python3.11" % v[:2])'
 	@echo "installing the versions of constraints.txt into $(VENV); this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable $(1)

@@ -177,7 +177,7 @@ def load(path: str | Path) -> Artifact:
         return _decode(json.loads(header), tensors)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,9 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter) -> Record:
         else:
             job.log_path.write_text(traceback.format_exc(), encoding="utf-8")
             found["message"] = f"{found['message']} (traceback in {job.log_path.name})"
+    if found["status"] != "ok":  # a set of an earlier try is not that of this record
+        for path in (job.artifact_path, job.artifact_path.with_suffix(".png")):
+            path.unlink(missing_ok=True)
     record.write(found, job.record_path)
     return found
 
@@ -116,8 +120,8 @@ class _Run:
             meter.idle()
             method = method_class(benchmark.task, config, steps)
             method.prepare(store)
-            with tempfile.TemporaryDirectory() as folder:
-                snapshots = self._distil(method, steps, step_seconds, clock, meter, Path(folder))
+            with contextlib.ExitStack() as files:
+                snapshots = self._distil(method, steps, step_seconds, clock, meter, files)
                 synthetic = method.synthetic()
                 del method
                 self._evaluate(synthetic, benchmark, protocol, clock)
@@ -185,9 +189,18 @@ class _Run:
         )
 
     def _distil(
-        self, method: Method, steps: int, step_seconds: float, clock: Clock, meter: MemoryMeter, folder: Path
-    ) -> dict[int, tuple[float, Path]]:
-        """The measured steps. Returns step → (seconds so far, file of the synthetic set) of the points of the curve."""
+        self,
+        method: Method,
+        steps: int,
+        step_seconds: float,
+        clock: Clock,
+        meter: MemoryMeter,
+        files: contextlib.ExitStack,
+    ) -> dict[int, tuple[float, IO[bytes]]]:
+        """The measured steps. Returns step → (seconds so far, file of the synthetic set) of the points of the curve.
+
+        The files have no name, so that nothing is left of them however the process ends; ``files`` closes them.
+        """
         cost = self.found["cost"]
         cycle = method.steps_per_cycle
         cycles = max(1, -(-steps // (cycle * SAMPLES)))
@@ -195,7 +208,7 @@ class _Run:
             cycles = max(cycles, round(GPU_WINDOW_SECONDS / (cycle * step_seconds)))
         cost["steps_per_sample"] = cycles * cycle
         wanted = curve_steps(self.job.cell.curve_points, steps)
-        snapshots: dict[int, tuple[float, Path]] = {}
+        snapshots: dict[int, tuple[float, IO[bytes]]] = {}
         progress = Progress("distilling", steps)
         total = 0.0
         meter.start()
@@ -212,8 +225,9 @@ class _Run:
                 progress(end, _check(losses, end))
                 if any(begin < step <= end for step in wanted) and end < steps:
                     # On disk, so that they are no part of the memory that is being measured.
-                    snapshots[end] = (total, folder / f"{end}.pt")
-                    torch.save(vars(method.synthetic()), snapshots[end][1])
+                    file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
+                    torch.save(vars(method.synthetic()), file)
+                    snapshots[end] = (total, file)
         finally:
             cost["memory"] = meter.stop()
             progress.close()
@@ -227,7 +241,7 @@ class _Run:
         accuracy["mean"], accuracy["std"] = record.summarise(accuracy["values"])
 
     def _curve(
-        self, snapshots: Mapping[int, tuple[float, Path]], steps: int, benchmark: Benchmark, protocol: Protocol
+        self, snapshots: Mapping[int, tuple[float, IO[bytes]]], steps: int, benchmark: Benchmark, protocol: Protocol
     ) -> None:
         """Evaluate what was set aside while distilling; the last point is the distilled set itself.
 
@@ -237,6 +251,7 @@ class _Run:
             return
         accuracy, seconds = self.found["accuracy"], self.found["cost"]["distill_seconds"]
         for step, (elapsed, file) in snapshots.items():
+            file.seek(0)
             synthetic = Synthetic(**torch.load(file, map_location=benchmark.task.device))
             try:
                 values, _ = self._values(synthetic, benchmark, protocol)
@@ -390,9 +405,16 @@ def _end_with_input() -> None:
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to deal with
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits every time
-    job = Job.from_json(sys.stdin.buffer.readline().decode())
+    line = sys.stdin.buffer.readline()
+    if not line:  # our parent was gone before it could say what to do
+        return 1
+    job = Job.from_json(line.decode())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    run(job)
+    try:
+        run(job)
+    except OSError as error:  # the disk is full, the folder gone: what the record would have said
+        _say(f"{job.record_path} cannot be written: {error.strerror}")
+        return 1
     return 0
 
 

@@ -183,7 +183,7 @@ class Request:
 def check(request: Request) -> None:
     """Everything that can be checked without importing torch.
 
-    Raises UserError for unknown names, numbers out of range, and folders that cannot be written.
+    Raises UserError for unknown names and numbers out of range. Writes nothing.
     """
     import methods
 
@@ -219,19 +219,19 @@ def check(request: Request) -> None:
     for name in request.options:
         if name not in request.methods:
             raise UserError(f"--{name}.… is given, but {name} is not among --methods {','.join(request.methods)}")
-    _writable(request.output, "--output")
-    if request.cache is not None:
-        _writable(request.cache, "--cache")
 
 
 def plan(request: Request) -> list[Job]:
     """The cells of ``request``, each with its configuration; data set by data set, all methods of a seed together.
 
-    Loads the data to check it. Raises UserError for everything ``check`` does, and for missing or unreadable data, an
-    ipc above the smallest class, a depth that the images do not allow, hyper-parameters that do not exist or do not
-    fit, a budget without published settings, and a device that is not there.
+    Loads the data to check it. Raises UserError for everything ``check`` does, for folders that cannot be written,
+    missing or unreadable data, an ipc above the smallest class, a depth that the images do not allow, hyper-parameters
+    that do not exist or do not fit, a budget without published settings, and a device that is not there.
     """
     check(request)
+    _writable(request.output, "--output")
+    if request.cache is not None:
+        _writable(request.cache, "--cache")
     import methods
     from benchmarks.datasets import default_cache, default_root
 
@@ -403,4 +403,5 @@ def _writable(folder: Path, what: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"{what} {folder} cannot be written: {error.strerror}") from error
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{what} {folder} cannot be written ({reason}): name another folder") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -12,19 +13,22 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; on leaving without an error it is synced and takes the place of ``path``.
 
-    The temporary name is fixed, so that what a killed process left behind is overwritten by the next try.
+    The temporary name is fixed, so that what a killed process left behind is overwritten by the next try. Others that
+    write into the same folder this way wait until we are done; do not nest.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
+        with suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+        try:
+            yield temporary
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
         os.fsync(folder)
     finally:
         os.close(folder)

@@ -192,10 +192,25 @@ def _problem(found: Any) -> str | None:
     for key in ("method", "dataset", "ipc", "seed", "budget", "protocol"):
         if key not in found["cell"]:
             return f"cell.{key} is missing"
-    accuracy, cost = found["accuracy"], found["cost"]
-    for name, part, expected in (("accuracy", accuracy, template["accuracy"]), ("cost", cost, template["cost"])):
-        if missing := [key for key in expected if key not in part]:
-            return f"{name}.{missing[0]} is missing"
+    for key in ("ipc", "seed"):
+        if not isinstance(found["cell"][key], int):
+            return f"cell.{key} is not a whole number"
+    accuracy, cost, memory = found["accuracy"], found["cost"], found["cost"].get("memory")
+    if not isinstance(memory, dict):
+        return "cost.memory is not an object"
+    parts: tuple[tuple[str, dict[str, Any], Mapping[str, Any]], ...] = (
+        ("accuracy", accuracy, template["accuracy"]),
+        ("cost", cost, template["cost"]),
+        ("cost.memory", memory, template["cost"]["memory"]),
+    )
+    for name, part, expected in parts:
+        for key, default in expected.items():
+            if key not in part:
+                return f"{name}.{key} is missing"
+            if default is None and key != "meter" and part[key] is not None and not _is_number(part[key]):
+                return f"{name}.{key} is not a number"
+    if memory["meter"] not in (None, "nvml", "torch", "host_rss"):
+        return f"unknown meter {memory['meter']!r}"
     for name, values in (
         ("accuracy.values", accuracy["values"]),
         ("accuracy.krr_values", accuracy["krr_values"]),
@@ -259,7 +274,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of this working tree and whether it differs; nulls where there is no git or no repository."""
+    """The commit of this working tree and whether the code differs from it; nulls where there is no repository.
+
+    A new method that is not committed counts as a difference; results and documents do not.
+    """
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -270,7 +288,7 @@ def _commit() -> dict[str, Any]:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here:
             return {"commit": None, "dirty": None}  # installed inside somebody else's repository
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", "benchmarks", "methods", "harness")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}

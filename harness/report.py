@@ -113,24 +113,36 @@ class Table:
     notes: tuple[str, ...]
 
 
-def write(records: Sequence[Record], folder: Path) -> str:
-    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``; returns what to show on screen.
+def write(records: Sequence[Record], folder: Path) -> None:
+    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``.
 
-    Raises UserError where there are no records.
+    Raises UserError where there are no records, and where the files cannot be written.
     """
     if not records:
         raise UserError(f"no records in {folder}")
     groups = grouped(records)
-    tables = [tabulated([group for group in groups if group.table == key]) for key in sorted({g.table for g in groups})]
+    tables = tabulate_all(groups)
     contents = {
         "table.md": "\n\n".join(markdown(table) for table in tables) + "\n",
         "table.tex": _TEX_HEAD + "\n".join(latex(table) for table in tables),
         "table.csv": pd.DataFrame(raw(group) for group in groups).to_csv(index=False),
     }
-    for name, content in contents.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    return "\n\n".join(screen(table) for table in tables)
+    try:
+        for name, content in contents.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the tables cannot be written into {folder}: {error.strerror}") from error
+
+
+def show(records: Sequence[Record]) -> str:
+    """The tables of ``records`` for a terminal."""
+    return "\n\n".join(screen(table) for table in tabulate_all(grouped(records)))
+
+
+def tabulate_all(groups: Sequence[Group]) -> list[Table]:
+    """One table for each device, budget, kind of protocol and version of it."""
+    return [tabulated([group for group in groups if group.table == key]) for key in sorted({g.table for g in groups})]
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:
@@ -481,7 +493,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records, damaged = load_all(folder)
         for line in damaged:
             print(line, file=sys.stderr)
-        print(write(records, folder))
+        write(records, folder)
+        print(show(records))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -140,18 +140,30 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
     jobs = plan(request)
     print(_announcement(request, jobs), file=sys.stderr)
     records, interrupted = _run(jobs, launch, force=given.force)
+    written = True
     if records:
         from harness import report
 
-        print(report.write(records, request.output))
+        print(report.show(records))
+        # The files tell everything that lies there: a smaller run takes no measured row away.
+        kept, damaged = record.load_all(request.output)
+        for line in damaged:
+            _say(line)
+        try:
+            report.write(kept, request.output)
+            count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
+            _say(f"table.md, table.tex and table.csv in {request.output} tell of the {count} there")
+        except UserError as error:
+            _say(f"error: {error}")
+            written = False
     if interrupted:
         print(
             f"\nstopped: {len(records)} of {len(jobs)} cells are done and kept in {request.output}; "
-            "the same command goes on with the next",
+            f"the same command{' without --force' if given.force else ''} goes on with the next",
             file=sys.stderr,
         )
         return 130
-    return 0 if all(found["status"] == "ok" for found in records) else 1
+    return 0 if written and all(found["status"] == "ok" for found in records) else 1
 
 
 def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -> tuple[list[Record], bool]:
@@ -234,8 +246,11 @@ def _listing() -> str:
 
     lines = ["methods"]
     for name in methods.names():
-        method = methods.get(name)
-        lines.append(f"  {name:<12} {_citation(method)} [protocol {method.PROTOCOL}]")
+        try:
+            method = methods.get(name)
+            lines.append(f"  {name:<12} {_citation(method)} [protocol {method.PROTOCOL}]")
+        except UserError as error:  # one package that is broken does not hide the others
+            lines.append(f"  {name:<12} {error}")
     lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
     lines += ["networks", *(f"  {name}" for name in NETWORKS)]
     lines += [f"protocols ({' or '.join(PROTOCOLS)})", *(f"  {name}" for name in RECIPES)]

@@ -28,19 +28,18 @@ def names() -> list[str]:
 def get(name: str) -> type[Method]:
     """The method class called ``name``.
 
-    Raises UserError for an unknown name (with the list and the nearest match), and for a method of another package
-    that cannot be imported or is not a Method.
+    Raises UserError for an unknown name (with the list and the nearest match), for a method of another package that
+    cannot be imported or is not a Method, and for a file that holds none.
     """
     from methods.base import Method
 
     choose("method", name, names())
     if name in _builtin():
         module = importlib.import_module(f"methods.{name}")
-        return next(
-            member
-            for _, member in inspect.getmembers(module, inspect.isclass)
-            if issubclass(member, Method) and member.__module__ == module.__name__
-        )
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, Method) and member.__module__ == module.__name__:
+                return member
+        raise UserError(f"methods/{name}.py holds no Method: name it _{name}.py if it is not meant to be one")
     point = _installed()[name]
     try:
         found = point.load()

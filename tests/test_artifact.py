@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -207,12 +208,17 @@ def damage(path: Path, kind: str) -> None:
         save_file({"images": torch.zeros(1)}, path)
     elif kind == "schema":
         path.write_bytes(content.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
+    elif kind == "type":
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["frepo_bench"]) | {"network": "convnet"}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        safetensors.torch.save_file(tensors, path, {"frepo_bench": json.dumps(header)})
     elif kind == "field":
         path.write_bytes(content.replace(b"label_space", b"label_spice"))
     assert not path.exists() or path.read_bytes() != content
 
 
-@pytest.mark.parametrize("kind", ["missing", "cut", "text", "empty", "foreign", "schema", "field"])
+@pytest.mark.parametrize("kind", ["missing", "cut", "text", "empty", "foreign", "schema", "field", "type"])
 def test_a_damaged_file_is_one_line(kind: str, tmp_path: Path) -> None:
     benchmark = digits(tmp_path, "standardise")
     path = tmp_path / "set.safetensors"

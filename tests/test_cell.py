@@ -173,6 +173,32 @@ def test_what_counts_as_out_of_memory(error: Exception, memory: bool) -> None:
     assert cell._out_of_memory(error) is memory
 
 
+def test_a_set_never_stands_beside_a_record_that_is_not_of_it(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path)
+    assert run(made)["status"] == "ok" and made.artifact_path.exists()
+    assert run(dataclasses.replace(made, config={**made.config, "fail": "nan"}))["status"] == "diverged"
+    assert made.artifact_path.exists()  # another cell's
+    moved = job(tmp_path, data_fingerprint="another")
+    for ending in (".safetensors", ".png"):
+        (tmp_path / f"{moved.stem}{ending}").write_text("of an earlier try")
+    assert run(moved)["status"] == "error"
+    assert not list(tmp_path.glob(f"{moved.stem}.[sp]*"))
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = job(tmp_path, "random_real")
+    made.record_path.mkdir()  # as a folder that has become read-only: not even the record can be written
+    found = launch.launch(made)
+    assert found["status"] == "error" and "nor could the record be written" in str(found["message"])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{made.record_path} cannot be written" in line
+
+
+def test_a_cell_whose_parent_died_at_once_ends_quietly() -> None:
+    ran = subprocess.run(launch.COMMAND, input=b"", capture_output=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, b"", b"")
+
+
 def test_data_that_changed_after_planning_are_not_used(tmp_path: Path, dummy: type[Dummy]) -> None:
     found = run(job(tmp_path, data_fingerprint="another"))
     assert found["status"] == "error" and "has changed" in str(found["message"])

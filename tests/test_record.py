@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,10 @@ def test_the_schema_has_the_documented_parts() -> None:
         (json.dumps(example(accuracy={**example()["accuracy"], "values": []})), "ok without accuracies"),
         (json.dumps(example(accuracy={**example()["accuracy"], "values": ["x"]})), "not a list of numbers"),
         (json.dumps(example(accuracy={**example()["accuracy"], "values": [float("nan")]})), "not a list of numbers"),
+        (json.dumps(example(cost={**example()["cost"], "memory": None})), "cost.memory is not an object"),
+        (json.dumps(example(cost={**example()["cost"], "memory": {}})), "cost.memory.meter is missing"),
+        (json.dumps(example(cost={**example()["cost"], "prepare_seconds": "1"})), "prepare_seconds is not a number"),
+        (json.dumps(example(cell={**example()["cell"], "ipc": "1"})), "cell.ipc is not a whole number"),
         (json.dumps(example())[:-40], "damaged record"),
     ],
 )
@@ -92,6 +98,53 @@ def test_what_a_killed_writer_left_is_no_record_and_is_overwritten(tmp_path: Pat
     assert record.load_all(tmp_path) == ([], [])
     record.write(example(), tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_two_processes_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    """As two runs that share a cache do: the second waits for the first, and the last one stands, whole."""
+    path, entered = tmp_path / "entry", threading.Event()
+
+    def second() -> None:
+        entered.set()
+        with replacing(path) as temporary:
+            temporary.write_text("second")
+
+    other = threading.Thread(target=second)
+    with replacing(path) as temporary:
+        temporary.write_text("the first, which is longer")
+        other.start()
+        entered.wait()
+        other.join(0.1)
+        assert other.is_alive() and temporary.read_text() == "the first, which is longer"
+    other.join()
+    assert path.read_text() == "second" and [file.name for file in tmp_path.iterdir()] == ["entry"]
+
+
+def test_code_that_is_not_committed_is_dirty_and_results_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    for folder in ("benchmarks", "methods", "harness", "results"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "all")
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "harness" / "record.py"))
+
+    def dirty() -> object:
+        return record.provenance("", device="cpu", fingerprint=None)["dirty"]
+
+    (tmp_path / "results" / "new.json").write_text("")
+    (tmp_path / "results" / "a.py").write_text("changed")
+    assert dirty() is False
+    (tmp_path / "methods" / "new.py").write_text("")
+    assert dirty() is True
+    (tmp_path / "methods" / "new.py").unlink()
+    (tmp_path / "harness" / "a.py").write_text("changed")
+    assert dirty() is True
 
 
 def test_the_spread_is_that_of_a_sample() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import methods
 from benchmarks.errors import UserError
+from harness.run import main
 from methods.base import Method
 
 Install = Callable[[str, str, str], None]
@@ -103,6 +104,23 @@ def test_an_installed_method_that_cannot_be_used(install: Install, source: str, 
     message = refusal("theirs")
     assert reason in message
     assert "package_of_theirs:Mine" in message
+
+
+def test_a_broken_package_does_not_hide_the_others(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("theirs", "package_of_theirs", "import a_package_that_is_not_there")
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "theirs       method 'theirs' (package_of_theirs:Mine) cannot be loaded" in shown
+    assert "[protocol mtt]" in shown
+
+
+def test_a_file_without_a_method_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "helpers.py").write_text("from methods.base import Method")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    builtin = methods._builtin()
+    monkeypatch.setattr(methods, "_builtin", lambda: builtin | {"helpers"})
+    assert "methods/helpers.py holds no Method" in refusal("helpers")
+    sys.modules.pop("methods.helpers")
 
 
 def test_listing_does_not_import_torch() -> None:

@@ -104,13 +104,15 @@ def test_a_damaged_record_is_put_aside_and_its_cell_run_again(
     assert main(command(tmp_path), launch=(again := Launcher())) == 0
     assert [job.record_path for job in again.jobs] == [damaged]
     assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged record" in line]
     assert str(damaged) in line
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(command(tmp_path / "forced", "--force"), launch=Launcher(after={2: interrupt})) == 130
+    assert "the same command without --force goes on" in capsys.readouterr().err
     assert main(command(tmp_path), launch=Launcher(after={2: interrupt})) == 130
     shown = capsys.readouterr()
     assert "2 of 4 cells are done and kept" in shown.err and "dummy" in shown.out
@@ -142,6 +144,29 @@ def test_interrupted_and_uninterrupted_runs_give_the_same_bytes(
         else:
             ours, theirs = record.load(path), record.load(tmp_path / "b" / path.name)
             assert (ours["cell"], ours["accuracy"]) == (theirs["cell"], theirs["accuracy"])
+
+
+def test_a_smaller_run_takes_no_row_out_of_the_tables(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command(tmp_path), launch=Launcher())
+    before = (tmp_path / "table.csv").read_text()
+    capsys.readouterr()
+    assert main(command(tmp_path, "--methods dummy --seed 0"), launch=Launcher()) == 0
+    assert (tmp_path / "table.csv").read_text() == before and "random_real" in (tmp_path / "table.md").read_text()
+    shown = capsys.readouterr()
+    rows = shown.out.partition("---")[2]
+    assert "dummy" in rows and "random_real" not in rows and "the 4 records there" in shown.err
+
+
+def test_tables_that_cannot_be_written_are_a_line_and_status_1(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table.md").mkdir()
+    assert main(command(tmp_path), launch=Launcher()) == 1
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1].startswith(f"error: the tables cannot be written into {tmp_path}: ")
+    assert "random_real" in shown.out and len(list(tmp_path.glob("*.json"))) == 4
 
 
 def test_a_failed_cell_does_not_stop_the_others(
@@ -327,11 +352,15 @@ def test_help_and_its_names_import_nothing_heavy() -> None:
         assert name in shown
 
 
-def test_help_on_methods_shows_their_hyper_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_on_methods_shows_their_hyper_parameters_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["--methods", "frepo,random_real", "--budget", "smoke", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--frepo.pool-size INT" in shown and "networks in the pool" in " ".join(shown.split())
     assert "random_real: no hyper-parameters" in shown and "(default: 10)" in shown
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_list_names_papers_and_protocols(capsys: pytest.CaptureFixture[str]) -> None:
