@@ -28,6 +28,8 @@ from harness.options import describe, split
 from harness.record import FINAL, Record
 
 PROGRAM = "python -m harness.run"
+FLOOR = "random_real"
+"""In every table: what a method adds to real images drawn at random is what it is worth."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
@@ -102,6 +104,7 @@ def _parser() -> _Parser:
     add("--download", action="store_true", help="fetch data sets that are missing")
     add("--cache", type=Path, metavar="DIR", help="for preprocessed data and expert trajectories (FREPO_BENCH_CACHE)")
     add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
+    add("--no-random", action="store_true", help=f"do not add {FLOOR} to the methods; without it, it is in every table")
     add("--force", action="store_true", help="run cells again that have a result")
     return parser
 
@@ -135,10 +138,14 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
         if value is None:
             raise UserError(f"{flag} is missing; for instance: {PROGRAM} --methods frepo,mtt --dataset digits")
     command = shlex.join([*PROGRAM.split(), *arguments])
-    fields = {name: value for name, value in vars(given).items() if name not in ("help", "list", "force")}
+    if added := FLOOR not in given.methods and not given.no_random:
+        given.methods += (FLOOR,)
+    fields = {name: value for name, value in vars(given).items() if name not in ("help", "list", "force", "no_random")}
     request = Request(**{n: v for n, v in fields.items() if v is not None}, options=options, command=command)
     jobs = plan(request)
-    print(_announcement(request, jobs), file=sys.stderr)
+    _say(_announcement(request, jobs))
+    if added:
+        _say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
     records, interrupted = _run(jobs, launch, force=given.force)
     written = True
     if records:

@@ -152,7 +152,7 @@ def test_a_smaller_run_takes_no_row_out_of_the_tables(
     main(command(tmp_path), launch=Launcher())
     before = (tmp_path / "table.csv").read_text()
     capsys.readouterr()
-    assert main(command(tmp_path, "--methods dummy --seed 0"), launch=Launcher()) == 0
+    assert main(command(tmp_path, "--methods dummy --no-random --seed 0"), launch=Launcher()) == 0
     assert (tmp_path / "table.csv").read_text() == before and "random_real" in (tmp_path / "table.md").read_text()
     shown = capsys.readouterr()
     rows = shown.out.partition("---")[2]
@@ -167,6 +167,18 @@ def test_tables_that_cannot_be_written_are_a_line_and_status_1(
     shown = capsys.readouterr()
     assert shown.err.splitlines()[-1].startswith(f"error: the tables cannot be written into {tmp_path}: ")
     assert "random_real" in shown.out and len(list(tmp_path.glob("*.json"))) == 4
+
+
+def test_random_real_is_in_every_table(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
+    for extra, ran in (("", ["dummy", "random_real"]), ("--no-random", ["dummy"])):
+        assert (
+            main(command(tmp_path / extra, f"--methods dummy --seed 0 {extra}"), launch=(launcher := Launcher())) == 0
+        )
+        shown = capsys.readouterr()
+        assert [job.cell.method for job in launcher.jobs] == ran
+        assert (
+            ("random_real" in shown.out.partition("---")[2]) == ("random_real runs as well" in shown.err) == (not extra)
+        )
 
 
 def test_a_failed_cell_does_not_stop_the_others(
