@@ -166,9 +166,9 @@ def test_pictures_are_resized_as_the_data_set_was(size: tuple[int, int], tmp_pat
     width, height = size
     pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator_for("picture"))
     picture = Image.fromarray(pixels.numpy())
-    for split in ("train", "test"):
-        (tmp_path / split / "only").mkdir(parents=True)
-        picture.save(tmp_path / split / "only" / "picture.png")
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        picture.save(tmp_path / folder / "picture.png")
     raw = load_raw(f"folder:{tmp_path}", tmp_path, image_size=12)
     transform = artifact.Transform(fit("standardise", raw.train_images), 3, (12, 12))
     assert torch.equal(transform(picture), transform(raw.test_images[0]))
