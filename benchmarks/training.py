@@ -27,15 +27,13 @@ def train(
     lr: Tensor | None = None,
     max_steps: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """Train ``network`` in place on images (n, C, H, W) and labels (n, num_classes), or (n,) class indices.
 
     ``flip``: whether the augmentation may mirror images. ``generator``: a CPU generator, from which order and
     augmentation are drawn. ``lr``: the step size learned with the set (its mean, where there is one per step), for
     recipes that use it. ``max_steps`` shortens the recipe with its schedule: warm-up and drop shrink in proportion.
-    ``progress(done, steps)`` is called after every step, ``on_epoch(done)`` after every whole epoch. Does not
-    synchronise the device between steps.
+    ``progress(done, steps)`` is called after every step. Does not synchronise the device between steps.
     """
     network.train()
     targets = _targets(labels, label_space, recipe.loss, network.head.out_features)
@@ -69,8 +67,6 @@ def train(
             average.update(parameters)
         if progress is not None:
             progress(step + 1, steps)
-        if on_epoch is not None and (step + 1) % per_epoch == 0:
-            on_epoch((step + 1) // per_epoch)
     if average is not None:
         with torch.no_grad():
             for parameter, value in zip(parameters, average.values(), strict=True):
