@@ -25,6 +25,9 @@ PROTOCOL_VERSION = "1"
 """Raised when the meaning of a number changes: another evaluation recipe, another way to measure."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
+LATER_COSTS = ("compile_seconds", "peak_live_bytes", "forecast_bytes")
+LATER_MEMORY = ("period_seconds", "busy")
+"""What the first records of this schema do not have."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
 
@@ -64,6 +67,10 @@ class Memory(TypedDict):
     reserved_bytes: int | None
     device_bytes: int | None
     host_rss_bytes: int | None
+    period_seconds: float | None
+    """Time between two samples of ``device_bytes``; null where the meter is a counter of its own."""
+    busy: str | None
+    """What other work was seen on the device meanwhile, in words; null: none, or no way to see it."""
 
 
 class Cost(TypedDict):
@@ -74,6 +81,8 @@ class Cost(TypedDict):
     prepare_cached: int | None
     """How many entries came from the cache of an earlier cell."""
     warmup_seconds: float | None
+    compile_seconds: float | None
+    """What the first cycle of the warm-up took beyond a later one: compilation, autotuning, filling of caches."""
     step_seconds: list[float]
     """Seconds per step, one sample per window of whole cycles."""
     steps_per_sample: int | None
@@ -82,7 +91,14 @@ class Cost(TypedDict):
     memory: Memory
     joules_per_step: float | None
     flops_per_step: float | None
+    """Of matrix products, convolutions and solves; a multiplication and an addition are two."""
     saved_bytes_per_step: float | None
+    """Tensors kept for the backward passes, every storage counted once a step."""
+    peak_live_bytes: int | None
+    """Most bytes of tensors alive at once in a cycle, above those alive before the method existed: exact, and the
+    same on every machine. It counts tensors, not what an allocator or a library takes on top."""
+    forecast_bytes: int | None
+    """``peak_live_bytes`` as forecast, with nothing computed."""
     parameters: int | None
     """Of the network that distils."""
     parameters_evaluated: int | None
@@ -115,6 +131,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
             "prepare_seconds": None,
             "prepare_cached": None,
             "warmup_seconds": None,
+            "compile_seconds": None,
             "step_seconds": [],
             "steps_per_sample": None,
             "distill_seconds": None,
@@ -127,10 +144,14 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
                 "reserved_bytes": None,
                 "device_bytes": None,
                 "host_rss_bytes": None,
+                "period_seconds": None,
+                "busy": None,
             },
             "joules_per_step": None,
             "flops_per_step": None,
             "saved_bytes_per_step": None,
+            "peak_live_bytes": None,
+            "forecast_bytes": None,
             "parameters": None,
             "parameters_evaluated": None,
         },
@@ -159,6 +180,7 @@ def load(path: Path) -> Record:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"damaged record {path}: {error}") from error
+    _complete(found)
     if problem := _problem(found):
         raise UserError(f"damaged record {path}: {problem}")
     return cast(Record, found)
@@ -173,6 +195,16 @@ def load_all(folder: Path) -> tuple[list[Record], list[str]]:
         except UserError as error:
             damaged.append(str(error))
     return records, damaged
+
+
+def _complete(found: Any) -> None:
+    """Give a record of an earlier version nulls for the numbers that were not measured then."""
+    cost = found.get("cost") if isinstance(found, dict) else None
+    memory = cost.get("memory") if isinstance(cost, dict) else None
+    for part, names in ((cost, LATER_COSTS), (memory, LATER_MEMORY)):
+        if isinstance(part, dict):
+            for name in names:
+                part.setdefault(name, None)
 
 
 def _problem(found: Any) -> str | None:
@@ -207,7 +239,7 @@ def _problem(found: Any) -> str | None:
         for key, default in expected.items():
             if key not in part:
                 return f"{name}.{key} is missing"
-            if default is None and key != "meter" and part[key] is not None and not _is_number(part[key]):
+            if default is None and key not in ("meter", "busy") and part[key] is not None and not _is_number(part[key]):
                 return f"{name}.{key} is not a number"
     if memory["meter"] not in (None, "nvml", "torch", "host_rss"):
         return f"unknown meter {memory['meter']!r}"
@@ -218,7 +250,7 @@ def _problem(found: Any) -> str | None:
     ):
         if not (isinstance(values, list) and all(_is_number(value) for value in values)):
             return f"{name} is not a list of numbers"
-    if found["status"] == "ok" and not accuracy["values"]:
+    if found["status"] == "ok" and not accuracy["values"] and found["cell"]["budget"] != "cost":
         return "status ok without accuracies"
     return None
 

@@ -104,6 +104,8 @@ class MemoryMeter:
             "reserved_bytes": above.get("reserved"),
             "device_bytes": above.get("device"),
             "host_rss_bytes": above.get("host"),
+            "period_seconds": PERIOD if "device" in above else None,
+            "busy": None,
         }
         if "device" in above:
             memory["meter"], memory["idle_bytes"] = "nvml", self._idle["device"]
