@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
+from methods._matching import batch_norms
 from methods._unroll import flatten, unflatten, unroll_rematerialised
 from methods.base import Method, Synthetic
 
@@ -37,6 +38,8 @@ BETAS = (0.5, 0.999)
 """Of the outer Adam."""
 SMOOTHING = 0.1
 """What learned labels give to the other classes at the start: a softmax that is one-hot has no gradient."""
+CPU_CHUNK = 64
+"""Real images per chunk on a CPU: activations this small stay in memory that the process already has."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,22 @@ def outer_loss(network: Network, parameters: Tensor, images: Tensor, labels: Ten
     return F.cross_entropy(functional_call(network, unflatten(network, parameters), (images,)), labels)
 
 
+def outer_gradient(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``outer_loss`` (0-d) and its gradient (P,) at the parameters (P,), both constants.
+
+    On a CPU in chunks of the batch, which is the same sum, in the memory of one chunk; not with batch norm.
+    """
+    leaf = parameters.detach().requires_grad_()
+    whole = images.device.type != "cpu" or bool(batch_norms(network))
+    size = len(images) if whole else CPU_CHUNK
+    loss, gradient = torch.zeros_like(leaf[0]).detach(), torch.zeros_like(leaf)
+    for own_images, own_labels in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+        share = outer_loss(network, leaf, own_images, own_labels) * (len(own_labels) / len(labels))
+        gradient += torch.autograd.grad(share, leaf)[0]
+        loss += share.detach()
+    return loss, gradient
+
+
 def inverse_softplus(value: float) -> float:
     """The number whose softplus is ``value``, which is positive."""
     return value + math.log(-math.expm1(-value))
@@ -198,14 +217,14 @@ class BPTT(Method):
                 window=config.window,
             )
         # 8: the loss on real data
-        loss = outer_loss(network, trained, real_images, real_labels)
+        loss, arriving = outer_gradient(network, trained, real_images, real_labels)
         # 9: update images and step sizes
-        gradients = torch.autograd.grad(loss, leaves)
+        gradients = torch.autograd.grad(trained, leaves, arriving)
         for tensor, gradient in zip(self.learned, gradients, strict=True):
             tensor.grad = gradient
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return {"loss": loss.detach(), "inner_loss": losses[-1]}
+        return {"loss": loss, "inner_loss": losses[-1]}
 
     def synthetic(self) -> Synthetic:
         labels = F.one_hot(self.classes, self.task.num_classes).to(self.task.dtype)

@@ -187,6 +187,24 @@ def test_rematerialised_steps_are_those_of_higher(change: dict[str, Any]) -> Non
     assert (plain.synthetic().images - start.images).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_the_real_batch_in_chunks_is_the_same_sum(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of unequal chunks; with batch norm, whose images see each other, there is one."""
+    images, y = draw(12, 1, 8, 8, seed=5), torch.arange(12) % 3
+    net = network(norm=norm)
+    at = flatten(net).requires_grad_()
+    loss = bptt.outer_loss(net, at, images, y)
+    seen = []
+    plain = bptt.outer_loss
+    monkeypatch.setattr(bptt, "outer_loss", lambda n, w, x, t: (seen.append(len(x)), plain(n, w, x, t))[1])
+    monkeypatch.setattr(bptt, "CPU_CHUNK", 5)
+    found, gradient = bptt.outer_gradient(net, at, images, y)
+    assert seen == ([12] if norm == "batch" else [5, 5, 2])
+    assert not found.requires_grad and not gradient.requires_grad
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, at)[0], rtol=0, atol=1e-12)
+
+
 def test_learned_labels_move_and_stay_probabilities() -> None:
     made = method(learn_label=True, lr_outer=0.3)
     first = made.synthetic().labels
