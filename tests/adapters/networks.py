@@ -315,7 +315,7 @@ MISTAKES: list[Mistake] = [
     Mistake("padding 1 for grey images, frepo", FREPO_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
     Mistake("padding 1 for grey images, dc", DC_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
     Mistake("instance norm eps 1e-6", DC, plant(nn, "GroupNorm", GroupNormOtherEps)),
-    Mistake("maximum pooling", DC, plant(nn, "AvgPool2d", nn.MaxPool2d)),
+    Mistake("maximum pooling", DC, plant(networks, "AveragePool", lambda: nn.MaxPool2d(2))),
     Mistake("torch's default initialisation", INIT, plant(networks, "_lecun_normal", networks._torch_default)),
     Mistake("truncation at three sigma", INIT, plant(networks, "_CUT", 3.0)),
     Mistake("truncation not accounted for", INIT, plant(networks, "_TRUNCATED_STD", 1.0)),
