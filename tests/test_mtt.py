@@ -155,6 +155,57 @@ def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest
     assert found != SETTINGS["lr_init"]
 
 
+def test_the_loss_is_one_for_a_student_that_stays_and_zero_at_the_target() -> None:
+    """As a step reports it: with a step size of 0; and where the target is where the student gets to."""
+    store: Store = {}
+    still = method(store, dtype=torch.float64, lr_init=0.0)
+    assert float(still.step()["matching"]) == 1.0
+
+    made = method(store, dtype=torch.float64, num_experts=1, max_start_epoch=1, train_epochs=1)
+    (name,) = (name for name in store if "epochs1-" in name)
+    start = store[name]["parameters"][0]
+    targets: list[Tensor] = []
+    plain = mtt.matching_loss
+
+    def noted(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
+        targets.append(student.detach())
+        return plain(student, start, target)
+
+    before = made.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mtt, "matching_loss", noted)
+        made.step()
+    made.load_state_dict(before)
+    made.store = {name: {"parameters": torch.stack([start, targets[0]])}}
+    assert float(made.step()["matching"]) < 1e-25
+    torch.testing.assert_close(made.images, before["images"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rematerialize", [False, True])
+def test_the_meta_gradient_agrees_with_finite_differences(rematerialize: bool) -> None:
+    """Of the loss of a whole step, augmentation included, in the images and the step size."""
+    made = method(dtype=torch.float64, lr_img=1.0, lr_lr=1.0, rematerialize=rematerialize)
+    start = made.state_dict()
+
+    def loss_at(images: Tensor, lr: Tensor) -> Tensor:
+        made.load_state_dict({**start, "images": images, "lr": lr})
+        return made.step()["matching"]
+
+    loss_at(start["images"], start["lr"])
+    gradients = start["images"] - made.images, start["lr"] - made.lr  # one update of SGD at a rate of 1
+    generator = torch.Generator().manual_seed(0)
+    h = 1e-7  # ReLU: inner gradients jump at kinks, so the step must be tiny
+    for along in range(2):
+        move = [torch.zeros_like(start["images"]), torch.zeros_like(start["lr"])]
+        move[along] = torch.randn(move[along].shape, generator=generator, dtype=torch.float64)
+        ahead, behind = (
+            loss_at(start["images"] + sign * h * move[0], start["lr"] + sign * h * move[1]) for sign in (1, -1)
+        )
+        expected = sum((gradient * direction).sum() for gradient, direction in zip(gradients, move, strict=True))
+        assert abs(float(expected)) > 1e-4
+        torch.testing.assert_close((ahead - behind) / (2 * h), expected, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("rematerialize", [False, True])
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_minibatch_is_augmented_image_by_image(
