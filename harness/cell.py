@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import statistics
@@ -32,7 +33,9 @@ from harness import artifact, record
 from harness.evaluate import evaluate, network_spec
 from harness.experiments import Job
 from harness.measure.clock import Clock
+from harness.measure.energy import EnergyMeter
 from harness.measure.memory import MemoryMeter
+from harness.measure.nvml import driver_version
 from harness.progress import Progress
 from harness.record import Record
 from harness.store import DiskStore, folder_for
@@ -149,18 +152,24 @@ class _Run:
         cell = self.job.cell
         task = dataclasses.replace(benchmark.task, generator=generator_for("warm-up", cell.seed))
         method = self._prepare(lambda: method_class(task, config, cell.steps or SAMPLES), store, clock)
+        cost, cycle = self.found["cost"], method.steps_per_cycle
+
+        def timed(steps: int) -> float:
+            begin = clock.read()
+            for _ in range(steps):
+                method.step()
+            return clock.read() - begin
+
         warm = clock.read()
-        cycle = method.steps_per_cycle
-        for _ in range(WARMUP_STEPS):
-            method.step()
+        first = timed(cycle)
+        timed(max(0, WARMUP_STEPS - cycle))
         seconds: list[float] = []
         while len(seconds) < WARMUP_CYCLES and sum(seconds) < WARMUP_SECONDS:
-            begin = clock.read()
-            for _ in range(cycle):
-                method.step()
-            seconds.append(clock.read() - begin)
-        self.found["cost"]["warmup_seconds"] = clock.read() - warm
-        return cycle, statistics.median(seconds) / cycle
+            seconds.append(timed(cycle))
+        median = statistics.median(seconds)
+        cost["warmup_seconds"] = clock.read() - warm
+        cost["compile_seconds"] = max(0.0, first - median)
+        return cycle, median / cycle
 
     def _prepare(self, make: Callable[[], Method], store: DiskStore, clock: Clock) -> Method:
         """What ``make`` gives, prepared; timed as if nothing had been in the cache."""
@@ -205,13 +214,15 @@ class _Run:
         cycle = method.steps_per_cycle
         cycles = max(1, -(-steps // (cycle * SAMPLES)))
         if self.job.cell.device_kind != "cpu":
-            cycles = max(cycles, round(GPU_WINDOW_SECONDS / (cycle * step_seconds)))
+            cycles = max(cycles, math.ceil(GPU_WINDOW_SECONDS / (cycle * step_seconds)))
         cost["steps_per_sample"] = cycles * cycle
         wanted = curve_steps(self.job.cell.curve_points, steps)
         snapshots: dict[int, tuple[float, IO[bytes]]] = {}
         progress = Progress("distilling", steps)
         total = 0.0
+        energy = EnergyMeter(meter.gpu)
         meter.start()
+        energy.start()
         try:
             for begin, end in windows(steps, cycles * cycle):
                 started = clock.read()
@@ -228,6 +239,7 @@ class _Run:
                     file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
                     torch.save(vars(method.synthetic()), file)
                     snapshots[end] = (total, file)
+            cost["joules_per_step"] = energy.per_step(steps, total)
         finally:
             cost["memory"] = meter.stop()
             progress.close()
@@ -365,14 +377,7 @@ def _load_libraries(device: torch.device) -> None:
 def _versions(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
     if device.startswith("cuda"):
-        found["cuda"] = torch.version.cuda
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            found["driver"] = pynvml.nvmlSystemGetDriverVersion()
-        except Exception:  # no NVML, no number
-            pass
+        found |= {"cuda": torch.version.cuda, "driver": driver_version()}
     return found
 
 

@@ -25,9 +25,12 @@ PROTOCOL_VERSION = "1"
 """Raised when the meaning of a number changes: another evaluation recipe, another way to measure."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
+Meter = Literal["nvml", "torch", "host_rss"]
 LATER_COSTS = ("compile_seconds", "peak_live_bytes", "forecast_bytes")
-LATER_MEMORY = ("period_seconds", "busy")
+LATER_MEMORY = ("period_seconds", "busy", "missing")
 """What the first records of this schema do not have."""
+WORDS = ("meter", "busy", "missing")
+"""Of the keys that may be null, those that are not numbers."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
 
@@ -57,7 +60,7 @@ class Memory(TypedDict):
     networks and optimiser states that a method keeps are part of its memory.
     """
 
-    meter: Literal["nvml", "torch", "host_rss"] | None
+    meter: Meter | None
     """Which of the numbers is the headline: ``nvml`` device_bytes, ``torch`` allocated_bytes, else host_rss_bytes."""
     idle_bytes: int | None
     """The idle level itself, as the meter reads it."""
@@ -68,9 +71,11 @@ class Memory(TypedDict):
     device_bytes: int | None
     host_rss_bytes: int | None
     period_seconds: float | None
-    """Time between two samples of ``device_bytes``; null where the meter is a counter of its own."""
+    """Mean time between two samples of the headline; null where its peak is kept by a counter."""
     busy: str | None
     """What other work was seen on the device meanwhile, in words; null: none, or no way to see it."""
+    missing: str | None
+    """Why NVML has no number, or not all the time, in words; null: it has, or there is no GPU."""
 
 
 class Cost(TypedDict):
@@ -90,6 +95,7 @@ class Cost(TypedDict):
     evaluate_seconds: float | None
     memory: Memory
     joules_per_step: float | None
+    """Of the whole GPU, from the first step to the last; null where it has no counter, or for less than a second."""
     flops_per_step: float | None
     """Of matrix products, convolutions and solves; a multiplication and an addition are two."""
     saved_bytes_per_step: float | None
@@ -146,6 +152,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
                 "host_rss_bytes": None,
                 "period_seconds": None,
                 "busy": None,
+                "missing": None,
             },
             "joules_per_step": None,
             "flops_per_step": None,
@@ -239,9 +246,9 @@ def _problem(found: Any) -> str | None:
         for key, default in expected.items():
             if key not in part:
                 return f"{name}.{key} is missing"
-            if default is None and key not in ("meter", "busy") and part[key] is not None and not _is_number(part[key]):
+            if default is None and key not in WORDS and part[key] is not None and not _is_number(part[key]):
                 return f"{name}.{key} is not a number"
-    if memory["meter"] not in (None, "nvml", "torch", "host_rss"):
+    if memory["meter"] not in (None, *get_args(Meter)):
         return f"unknown meter {memory['meter']!r}"
     for name, values in (
         ("accuracy.values", accuracy["values"]),

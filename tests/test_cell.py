@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -232,6 +233,26 @@ def test_the_warm_up_changes_nothing(tmp_path: Path, dummy: type[Dummy], monkeyp
     monkeypatch.setattr(cell, "WARMUP_STEPS", 11)
     run(more := job(tmp_path / "b"))
     assert made.artifact_path.read_bytes() == more.artifact_path.read_bytes()
+
+
+@pytest.mark.parametrize(("first", "compiling"), [(9.0, 8.0), (1.0, 0.0), (0.5, 0.0)])
+def test_what_the_first_cycle_takes_longer_is_a_number_of_its_own(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, first: float, compiling: float
+) -> None:
+    """Cycles of two steps; the very first step takes ``first`` seconds and every other one a second."""
+    ends = itertools.accumulate(itertools.chain([first], itertools.repeat(1.0)))
+    time, step = [0.0], Dummy.step
+
+    def timed(method: Dummy) -> dict[str, torch.Tensor]:
+        time[0] = next(ends)
+        return step(method)
+
+    monkeypatch.setattr(Dummy, "step", timed)
+    cost = run(job(tmp_path, steps=4), lambda: time[0])["cost"]
+    assert cost["compile_seconds"] == compiling
+    assert cost["step_seconds"] == [1.0, 1.0] and cost["distill_seconds"] == 4.0
+    # The first cycle, one more step, and a cycle that was timed.
+    assert cost["warmup_seconds"] == first + 1 + 1 + 2
 
 
 def test_curves_are_of_the_steps_on_the_way(tmp_path: Path, dummy: type[Dummy]) -> None:

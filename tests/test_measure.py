@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 import threading
+import time
 
 import pytest
 import torch
 
-from harness.measure import memory
+from harness.measure import check, memory
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter, Sampler
+from harness.record import Memory, new
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -46,7 +48,24 @@ def test_the_sampler_sees_a_peak_that_is_gone_at_the_end() -> None:
 
     sampler = Sampler(level, period=1e-3)
     assert seen.wait(10)
-    assert sampler.stop() == 5
+    assert sampler.stop() == 5 and sampler.lowest == 1
+    assert 0 < sampler.seconds < 10
+
+
+def test_a_level_that_is_not_known_any_more_ends_the_sampling() -> None:
+    levels = iter([1, 5, None])
+    sampler = Sampler(lambda: next(levels), period=1e-3)  # asked once more, it would raise
+    sampler._thread.join(10)
+    assert not sampler._thread.is_alive() and sampler.stop() is None
+    assert Sampler(lambda: None).stop() is None
+
+
+def test_a_level_that_is_dear_is_sampled_less_often() -> None:
+    """By a clock that says that every sample takes a second of computing: the next one is due in 100 seconds."""
+    taken = itertools.count()
+    sampler = Sampler(lambda: next(taken), period=1e-3, spent=itertools.count().__next__)
+    time.sleep(0.1)
+    assert sampler.stop() == 2, "the first, one in the background, and the last"
 
 
 @pytest.mark.skipif(memory.host_bytes("VmHWM") is None, reason="the system does not tell the resident set")
@@ -64,14 +83,15 @@ def test_host_memory_is_the_peak_above_idle(monkeypatch: pytest.MonkeyPatch, res
     peak = bytearray(b"x") * (128 * MIB)
     if not resettable:
         sampler = meter._samplers["host"]
-        while sampler._peak < meter._idle["host"] + 120 * MIB:  # until the thread has looked
-            pass
+        while (sampler.highest or 0) < meter._idle["host"] + 120 * MIB:  # until the thread has looked
+            time.sleep(1e-3)
     del peak
     found = meter.stop()
     assert found["meter"] == "host_rss"
     assert found["host_rss_bytes"] is not None and 120 * MIB < found["host_rss_bytes"] < 200 * MIB
     assert found["idle_bytes"] is not None and found["idle_bytes"] > len(kept)
     assert found["device_bytes"] is None and found["allocated_bytes"] is None and found["context_bytes"] is None
+    assert (found["period_seconds"] is None) == resettable and found["busy"] is None and found["missing"] is None
 
 
 def test_without_a_peak_of_the_host_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,32 +102,27 @@ def test_without_a_peak_of_the_host_nothing_is_claimed(monkeypatch: pytest.Monke
     assert set(meter.stop().values()) == {None}
 
 
-def test_nvml_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert memory._nvml_levels() == {}
+@pytest.mark.skipif(memory.host_bytes("VmHWM") is None, reason="the system does not tell the resident set")
+def test_the_check_measures_memory_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its duration is for a quiet machine: here no step is late, and none is waited for."""
+    for name, value in {"STEP_SECONDS": 1000.0, "KEPT": 32 * MIB, "PASSING": 64 * MIB}.items():
+        monkeypatch.setattr(check, name, value)
+    monkeypatch.setattr(check.time, "sleep", lambda seconds: None)
+    expected, _, found = check.measure(CPU)
+    assert expected == 3000.0
+    (_, (what, wanted, measured)) = check.rows(expected, 1.0, found)
+    assert "host RSS" in what and wanted == 96.0 and measured == pytest.approx(96.0, rel=0.1)
+    monkeypatch.setattr(check, "STEP_SECONDS", -1.0)
+    assert check.main(["--device", "cpu"]) == 2
 
 
-def test_gpu_numbers_come_from_the_device_and_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a GPU that is made up: NVML is the headline, and host memory stays under its own name."""
-    used = {"GPU-1": 100}
-    monkeypatch.setattr(memory, "_nvml_levels", lambda: dict(used))
-    monkeypatch.setattr(memory, "_nvml_used", lambda uuid: used[uuid])
-    for name, value in (("memory_allocated", 10), ("memory_reserved", 20)):
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-        monkeypatch.setattr(torch.cuda, f"max_{name}", lambda device, value=value: 3 * value)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    meter = MemoryMeter(torch.device("cuda"))
-    meter._uuid, meter._context_bytes = "GPU-1", 50
-    used["GPU-1"] = 160
-    meter.idle()
-    meter.start()
-    used["GPU-1"] = 400
-    found = meter.stop()
-    assert found["meter"] == "nvml" and found["idle_bytes"] == 160 and found["device_bytes"] == 240
-    assert found["allocated_bytes"] == 20 and found["reserved_bytes"] == 40 and found["context_bytes"] == 50
-    meter._uuid = None
-    meter._idle.pop("device")
-    meter._samplers.clear()
-    meter.start()
-    assert meter.stop()["meter"] == "torch"
+@pytest.mark.parametrize(("seconds", "nvml", "status"), [(3.1, 390, 0), (3.2, 390, 1), (3.0, 420, 1)])
+def test_the_check_says_what_is_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float, nvml: int, status: int
+) -> None:
+    found: Memory = new({}, {}, {})["cost"]["memory"]
+    found |= {"meter": "nvml", "device_bytes": nvml * MIB, "host_rss_bytes": 1000 * MIB, "busy": "others"}
+    monkeypatch.setattr(check, "measure", lambda device: (3.0, seconds, found))
+    assert check.main(["--device", "cpu"]) == status
+    shown = capsys.readouterr().out
+    assert "NVML" in shown and "RSS" not in shown and "others" in shown

@@ -10,35 +10,79 @@ import contextlib
 import ctypes
 import gc
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from harness.record import Memory
+from harness.measure.nvml import Gpu
+from harness.record import Memory, Meter
 
 PERIOD = 0.01
-"""Seconds between samples of a level that the system keeps no peak of."""
+"""Seconds between samples of a level that the system keeps no peak of, at least."""
+PROCESSES_PERIOD = 1.0
+"""The same for the number of processes on the GPU."""
+DUTY = 0.01
+"""Most of one core that a sampler may take: what costs more is sampled less often."""
+SLACK = 128 * 2**20
+"""Bytes that may come and go on a GPU without anybody else: libraries load code and take workspaces when they like."""
+BUSY_PERCENT = 5
+"""A GPU that was busier than this before we came has other work."""
 
 
 class Sampler:
-    """The highest value of ``level`` from construction to ``stop``, sampled in the background."""
+    """The lowest and the highest value of ``level`` from construction to ``stop``, sampled in the background.
 
-    def __init__(self, level: Callable[[], int], period: float = PERIOD) -> None:
-        self._level, self._period = level, period
-        self._peak = level()
+    Where ``level`` has no answer, None, sampling ends and there is no highest value: a peak might have been missed.
+    ``spent``: the seconds of computing that the calling thread has taken so far.
+    """
+
+    def __init__(
+        self,
+        level: Callable[[], int | None],
+        period: float = PERIOD,
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._level, self._period, self._spent = level, period, spent
+        self._begin = time.perf_counter()
+        self._values = 0
+        self.lowest: int | None = None
+        self.highest: int | None = None
+        self.seconds = 0.0
+        """The mean time between two samples, once stopped."""
+        self._gone = not self._look()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def stop(self) -> int:
+    def stop(self) -> int | None:
+        """The highest value."""
         self._over.set()
         self._thread.join()
-        return max(self._peak, self._level())
+        if self._gone or not self._look():
+            self.highest = None
+        self.seconds = (time.perf_counter() - self._begin) / max(1, self._values - 1)
+        return self.highest
 
     def _watch(self) -> None:
-        while not self._over.wait(self._period):
-            self._peak = max(self._peak, self._level())
+        pause = self._period
+        while not self._gone and not self._over.wait(pause):
+            # The first samples and those of a driver that has become slow cost more. Waiting for the interpreter or for
+            # the driver costs the run nothing and does not count.
+            before = self._spent()
+            self._gone = not self._look()
+            pause = max(self._period, (self._spent() - before) / DUTY)
+
+    def _look(self) -> bool:
+        """Take one sample; False where there is none."""
+        value = self._level()
+        if value is None:
+            return False
+        self._values += 1
+        self.lowest = value if self.lowest is None else min(self.lowest, value)
+        self.highest = value if self.highest is None else max(self.highest, value)
+        return True
 
 
 class MemoryMeter:
@@ -47,55 +91,51 @@ class MemoryMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before_context = _nvml_levels() if device.type == "cuda" else {}
-        self._uuid: str | None = None
+        self.gpu = Gpu() if device.type == "cuda" else None
         self._context_bytes: int | None = None
         self._idle: dict[str, int] = {}
         self._samplers: dict[str, Sampler] = {}
+        self._processes: Sampler | None = None
 
     def context(self) -> None:
         """Create the device's context and load its libraries, and note what they take."""
-        if self._device.type != "cuda":
+        if self.gpu is None:
             return
-        square = torch.ones(8, 8, device=self._device)
-        torch.nn.functional.conv2d((square @ square)[None, None], square[None, None])
-        torch.cuda.synchronize(self._device)
-        wanted = str(torch.cuda.get_device_properties(self._device).uuid)
-        self._uuid = next((uuid for uuid in self._before_context if uuid.endswith(wanted)), None)
-        if self._uuid is not None:
-            self._context_bytes = _nvml_used(self._uuid) - self._before_context[self._uuid]
+        create_context(self._device)
+        self.gpu.find(str(getattr(torch.cuda.get_device_properties(self._device), "uuid", None)))
+        if self.gpu.device and self.gpu.device.used_bytes is not None and (used := self.gpu.used()) is not None:
+            self._context_bytes = used - self.gpu.device.used_bytes
 
     def idle(self) -> None:
         """Note the idle level, after giving back what earlier work has freed."""
         release()
-        if self._device.type == "cuda":
-            self._idle["allocated"] = torch.cuda.memory_allocated(self._device)
-            self._idle["reserved"] = torch.cuda.memory_reserved(self._device)
-        if self._uuid is not None:
-            self._idle["device"] = _nvml_used(self._uuid)
-        if (resident := host_bytes("VmRSS")) is not None:
-            self._idle["host"] = resident
+        levels: dict[str, int | None] = {"host": host_bytes("VmRSS")}
+        if self.gpu:
+            levels["allocated"] = torch.cuda.memory_allocated(self._device)
+            levels["reserved"] = torch.cuda.memory_reserved(self._device)
+            levels["device"] = self.gpu.used()
+        self._idle = {name: level for name, level in levels.items() if level is not None}
 
     def start(self) -> None:
         """From here on the peak counts."""
-        if self._device.type == "cuda":
+        if self.gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
-        if self._uuid is not None:
-            uuid = self._uuid
-            self._samplers["device"] = Sampler(lambda: _nvml_used(uuid))
+        if self.gpu and "device" in self._idle:
+            gpu = self.gpu
+            self._samplers["device"] = Sampler(gpu.used)
+            self._processes = Sampler(lambda: gpu.processes() or 0, PROCESSES_PERIOD)
         if not reset_host_peak() and "host" in self._idle:
-            self._samplers["host"] = Sampler(lambda: host_bytes("VmRSS") or 0)
+            self._samplers["host"] = Sampler(lambda: host_bytes("VmRSS"))
 
     def stop(self) -> Memory:
         """The peaks since ``start``, above idle."""
         peak = {name: sampler.stop() for name, sampler in self._samplers.items()}
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.gpu:
             peak["allocated"] = torch.cuda.max_memory_allocated(self._device)
             peak["reserved"] = torch.cuda.max_memory_reserved(self._device)
         if "host" in self._idle and "host" not in peak:
-            peak["host"] = host_bytes("VmHWM") or 0
-        above = {name: max(0, value - self._idle[name]) for name, value in peak.items()}
+            peak["host"] = host_bytes("VmHWM")
+        above = {name: max(0, value - self._idle[name]) for name, value in peak.items() if value is not None}
         memory: Memory = {
             "meter": None,
             "idle_bytes": None,
@@ -104,16 +144,49 @@ class MemoryMeter:
             "reserved_bytes": above.get("reserved"),
             "device_bytes": above.get("device"),
             "host_rss_bytes": above.get("host"),
-            "period_seconds": PERIOD if "device" in above else None,
-            "busy": None,
+            "period_seconds": None,
+            "busy": self._busy(),
+            "missing": self.gpu.missing if self.gpu else None,
         }
-        if "device" in above:
-            memory["meter"], memory["idle_bytes"] = "nvml", self._idle["device"]
-        elif "allocated" in above:
-            memory["meter"], memory["idle_bytes"] = "torch", self._idle["allocated"]
-        elif "host" in above:
-            memory["meter"], memory["idle_bytes"] = "host_rss", self._idle["host"]
+        meter: Meter = "nvml" if "device" in above else "torch" if self.gpu else "host_rss"
+        name = {"nvml": "device", "torch": "allocated", "host_rss": "host"}[meter]
+        if name in above:
+            memory["meter"], memory["idle_bytes"] = meter, self._idle[name]
+            memory["period_seconds"] = self._samplers[name].seconds if name in self._samplers else None
         return memory
+
+    def _busy(self) -> str | None:
+        """Signs that the GPU was not ours alone, in words. Call after the samplers have stopped."""
+        if self.gpu is None or self.gpu.device is None:
+            return None
+        before, seen = self.gpu.device, []
+        most = self._processes.stop() if self._processes else None
+        if others := max(before.processes or 0, (most or 0) - 1):
+            seen.append(f"{others} other process{'es' if others > 1 else ''} on the GPU")
+        if before.tells_reserved and (before.used_bytes or 0) > SLACK:
+            seen.append(f"{_mebibytes(before.used_bytes)} in use before this process used it")
+        if (before.busy_percent or 0) > BUSY_PERCENT:
+            seen.append(f"{before.busy_percent} % busy before this process used it")
+        if (sampler := self._samplers.get("device")) and sampler.highest is not None:
+            assert sampler.lowest is not None
+            if (fallen := self._idle["device"] - sampler.lowest) > SLACK:
+                seen.append(f"{_mebibytes(fallen)} given back by others while measuring")
+            if (used := self.gpu.used()) is not None:
+                ours = torch.cuda.memory_reserved(self._device) - self._idle["reserved"]
+                if (grown := used - self._idle["device"] - ours) > SLACK:
+                    seen.append(f"{_mebibytes(grown)} taken by others while measuring")
+        return "; ".join(seen) or None
+
+
+def _mebibytes(number: int | None) -> str:
+    return f"{(number or 0) / 2**20:,.0f} MiB"
+
+
+def create_context(device: torch.device) -> None:
+    """Use the GPU for the first time, and the libraries of matrix products and convolutions."""
+    square = torch.ones(8, 8, device=device)
+    torch.nn.functional.conv2d((square @ square)[None, None], square[None, None])
+    torch.cuda.synchronize(device)
 
 
 def release() -> None:
@@ -142,25 +215,3 @@ def reset_host_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def _nvml_levels() -> dict[str, int]:
-    """UUID → bytes in use, for every GPU that NVML shows; empty without NVML."""
-    try:
-        import pynvml
-    except ImportError:
-        return {}
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return {
-            pynvml.nvmlDeviceGetUUID(handle): int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles
-        }
-    except pynvml.NVMLError:
-        return {}
-
-
-def _nvml_used(uuid: str) -> int:
-    import pynvml
-
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).used)
