@@ -55,21 +55,31 @@ class Diverged(Exception):
     """A loss or the synthetic set is no longer finite."""
 
 
-def run(job: Job, now: Callable[[], float] = time.perf_counter) -> Record:
+@dataclass(frozen=True)
+class Given:
+    """A set that is there already: nothing is distilled, and the record has no cost of it."""
+
+    synthetic: Synthetic
+    """On the device of the job."""
+    provenance: Mapping[str, Any]
+    """Where it comes from; goes into the record."""
+
+
+def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | None = None) -> Record:
     """Run the cell and write its record, whatever becomes of it; an artefact as well where it is ``ok``.
 
     Out of memory and divergence are results. For any other error the record has one line, and a log file beside it the
-    traceback. ``now``: the clock to read.
+    traceback. ``now``: the clock to read. ``given``: a set that is only to be evaluated.
     """
     found = record.new(
         job.cell.to_dict(),
         job.config,
         record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
     )
-    found["provenance"] |= _versions(job.device)
+    found["provenance"] |= {**_versions(job.device), **(given.provenance if given else {})}
     job.log_path.unlink(missing_ok=True)
     try:
-        _Run(job, found, now).all()
+        _Run(job, found, now, given).all()
         found["status"] = "ok"
     except Diverged as error:
         found["status"], found["message"] = "diverged", str(error)
@@ -97,6 +107,7 @@ class _Run:
     job: Job
     found: Record
     now: Callable[[], float]
+    given: Given | None
 
     def all(self) -> None:
         job, cell = self.job, self.job.cell
@@ -105,6 +116,9 @@ class _Run:
         clock, meter = Clock(device, self.now), MemoryMeter(device)
         meter.context()
         protocol = PROTOCOLS[cell.protocol]
+        if self.given is not None:
+            self._evaluate_given(self.given, protocol, clock)
+            return
         method_class = methods.get(cell.method)
         config = method_class.Config(**{name: _tuples(value) for name, value in job.config.items()})
         benchmark = _benchmark(job)
@@ -132,13 +146,24 @@ class _Run:
         else:
             synthetic = self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
             self._evaluate(synthetic, benchmark, protocol, clock)
+        self._save(synthetic, benchmark, protocol)
+
+    def _evaluate_given(self, given: Given, protocol: Protocol, clock: Clock) -> None:
+        benchmark = _benchmark(self.job)
+        self.found["cost"]["parameters_evaluated"] = _parameters(
+            network_spec(benchmark, protocol).build(generator_for("count"))
+        )
+        self._evaluate(given.synthetic, benchmark, protocol, clock)
+        self._save(given.synthetic, benchmark, protocol)
+
+    def _save(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol) -> None:
         artifact.save(
-            job.artifact_path,
+            self.job.artifact_path,
             synthetic,
             benchmark,
             network=network_spec(benchmark, protocol),
             cell=self.found["cell"],
-            config=job.config,
+            config=self.job.config,
         )
 
     def _warm_up(

@@ -8,7 +8,6 @@ protocol; what was measured by different meters, and what was measured and what 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,10 +23,12 @@ import pandas as pd
 from tabulate import tabulate
 
 from benchmarks.errors import UserError
-from harness.experiments import BUDGETS
+from harness.command_line import Parser, exit_status
+from harness.experiments import BUDGETS, DEFAULT_OUTPUT
 from harness.files import replacing
 from harness.record import Record, load_all, summarise
 
+PROGRAM = "python -m harness.report"
 METERS = {
     "nvml": ("device_bytes", "peak GPU memory, NVML (MiB)"),
     "torch": ("allocated_bytes", "peak GPU memory, allocated by torch (MiB)"),
@@ -322,6 +323,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
     if any(entry["rerun"] for group in groups for entry in reported_for(group)):
         first = numbering["frepo-table1"]
         notes.append(f"† run again by the authors of [{first}], better than first published.")
+    notes += [_origin(group) for group in groups if "files" in group.records[0]["provenance"]]
     notes += [
         f"{r['status']}: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
         f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {' '.join((r['message'] or 'no message').split())}"
@@ -335,6 +337,16 @@ def tabulated(groups: Sequence[Group]) -> Table:
         rows=tuple(zip(*filled.values(), strict=True)),
         bold=frozenset((i, list(filled).index(score)) for i in _best(groups)),
         notes=tuple(notes),
+    )
+
+
+def _origin(group: Group) -> str:
+    """Where a set comes from that was only evaluated here."""
+    files = [f"{f['name']} (SHA-256 {f['sha256'][:8]}…)" for f in group.records[0]["provenance"]["files"]]
+    cell = group.cell
+    return (
+        f"{cell['method']} on {cell['dataset']}, ipc {cell['ipc']}: not distilled here but read from "
+        f"{', '.join(files)}; real images go through its own preprocessing, {cell['preprocess']}."
     )
 
 
@@ -484,20 +496,23 @@ def _escape(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m harness.report FOLDER``: make the tables again from the records. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.report", description="Make the tables of a folder again.")
-    parser.add_argument("folder", type=Path, help="where the records are")
-    folder: Path = parser.parse_args(arguments).folder
-    try:
-        if not folder.is_dir():
-            raise UserError(f"no such folder: {folder}")
-        records, damaged = load_all(folder)
-        for line in damaged:
-            print(line, file=sys.stderr)
-        write(records, folder)
-        print(show(records))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog=PROGRAM, description="Make the tables of a folder again.")
+    parser.add_argument("folder", type=Path, nargs="?", help="where the records are")
+    folder: Path | None = parser.parse(arguments).folder
+    if folder is None:
+        raise UserError(f"no folder is given; for instance: {PROGRAM} {DEFAULT_OUTPUT}")
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    records, damaged = load_all(folder)
+    for line in damaged:
+        print(line, file=sys.stderr)
+    write(records, folder)
+    print(show(records))
     return 1 if damaged else 0
 
 

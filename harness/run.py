@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 
 import methods
 from benchmarks import DATASETS, NETWORKS
-from benchmarks.errors import UserError, nearest
+from benchmarks.errors import UserError
 from harness import record
+from harness.command_line import Parser, exit_status
 from harness.experiments import BUDGETS, DEFAULT_OUTPUT, PROTOCOLS, WIDTH, Job, Request, check, plan, resolve
 from harness.launch import launch
 from harness.options import describe, split
@@ -31,21 +32,6 @@ PROGRAM = "python -m harness.run"
 FLOOR = "random_real"
 """In every table: what a method adds to real images drawn at random is what it is worth."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line for an error, and the nearest flag for one that does not exist."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        known, unknown = self.parse_known_args(arguments)
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            guess = nearest(flag, self._option_string_actions)
-            raise UserError(f"unknown argument {flag!r}" + (f": did you mean {guess}?" if guess else "; see --help"))
-        return known
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -62,10 +48,10 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}") from None
 
 
-def _parser() -> _Parser:
+def _parser() -> Parser:
     budgets = "; ".join(f"{name}: {budget.meaning}" for name, budget in BUDGETS.items())
     narrow = ", ".join(f"{b.cpu_width} under {name}" for name, b in BUDGETS.items() if b.cpu_width)
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]",
         description="Distil data sets, measure what it costs, test what it gives. "
@@ -112,14 +98,7 @@ def _parser() -> _Parser:
 def main(arguments: Sequence[str] | None = None, *, launch: Callable[[Job], Record] = launch) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        return _main(arguments, launch)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _main(arguments, launch))
 
 
 def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
@@ -146,27 +125,32 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
     _say(_announcement(request, jobs))
     if added:
         _say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
-    records, interrupted = _run(jobs, launch, force=given.force)
+    return carry_out(jobs, request.output, launch, force=given.force)
+
+
+def carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool) -> int:
+    """Run those of ``jobs`` that have no result, or with ``force`` all; then the tables. Returns the exit status."""
+    records, interrupted = _run(jobs, launch, force=force)
     written = True
     if records:
         from harness import report
 
         print(report.show(records))
         # The files tell everything that lies there: a smaller run takes no measured row away.
-        kept, damaged = record.load_all(request.output)
+        kept, damaged = record.load_all(output)
         for line in damaged:
             _say(line)
         try:
-            report.write(kept, request.output)
+            report.write(kept, output)
             count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
-            _say(f"table.md, table.tex and table.csv in {request.output} tell of the {count} there")
+            _say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
         except UserError as error:
             _say(f"error: {error}")
             written = False
     if interrupted:
         print(
-            f"\nstopped: {len(records)} of {len(jobs)} cells are done and kept in {request.output}; "
-            f"the same command{' without --force' if given.force else ''} goes on with the next",
+            f"\nstopped: {len(records)} of {len(jobs)} cells are done and kept in {output}; "
+            f"the same command{' without --force' if force else ''} goes on with the next",
             file=sys.stderr,
         )
         return 130

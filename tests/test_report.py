@@ -226,6 +226,15 @@ def test_no_records_is_a_line_and_status_2(folder: str, tmp_path: Path, capsys: 
         report.write([], tmp_path)
 
 
+@pytest.mark.parametrize(("arguments", "said"), [([], "no folder is given"), (["a", "b"], "unknown argument 'b'")])
+def test_a_bad_command_is_a_line_and_status_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {said}") and shown.count("\n") == 1
+
+
 def test_records_are_not_changed(tmp_path: Path) -> None:
     records = [made(), made(seed=1, seconds=3.0)]
     before = copy.deepcopy(records)

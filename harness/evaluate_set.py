@@ -1,0 +1,253 @@
+"""The command line for a set that is there already: ``python -m harness.evaluate_set FILE --dataset cifar10 …``.
+
+Fresh networks are trained on it by a protocol and tested on real images that go through the set's own preprocessing,
+whichever the protocol's is. What comes out stands beside the distilled sets, but for what distilling costs. Exit status
+as of ``harness.run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import methods
+from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.errors import UserError, choose
+from benchmarks.protocols import PROTOCOLS
+from harness.command_line import Parser, exit_status
+from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, plan
+
+if TYPE_CHECKING:
+    from harness.importers import Imported
+    from methods.base import Synthetic
+
+PROGRAM = "python -m harness.evaluate_set"
+DEFAULT_PROTOCOL, DEFAULT_BUDGET = "common", "quick"
+# torch is imported where it is used: --help must not wait for it.
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} FILE [FILE …] --dataset NAME --preprocess NAME --name NAME [options]",
+        description="Evaluate a distilled set that is there already: of DC, DSA or DM (.pt), of MTT (images_best.pt\n"
+        "labels_best.pt), of FRePo or KIP (.npz), or of this suite (.safetensors; evaluated as it\n"
+        "was before, but for what is given here).",
+        epilog=f"data sets       {', '.join(DATASETS)},\n                folder:PATH\n"
+        f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
+        f"protocols       {', '.join(PROTOCOLS)}\nnetworks        {', '.join(NETWORKS)}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-h", "--help", action="store_true", help="this text")
+    add("files", type=Path, nargs="*", metavar="FILE", help="one set: a file, or its images, labels and step size")
+    add("--name", metavar="NAME", help="what the set is called in the tables")
+    add("--dataset", metavar="NAME", help="what it was distilled from")
+    add("--preprocess", metavar="NAME", help="the space its images lie in; a foreign file does not say")
+    add("--experiment", type=int, metavar="N", help="which one of a file of DC, DSA or DM with several (0)")
+    add("--lr", type=float, metavar="X", help="the step size that was learned with it, if no file has it")
+    add("--label-space", metavar="NAME", help="of soft labels: probability or centred (as their values say)")
+    add("--protocol", metavar="NAME", help=f"how networks are trained on it ({DEFAULT_PROTOCOL})")
+    add("--network", metavar="NAME", help="which networks (the protocol's)")
+    add("--width", type=int, metavar="N", help=f"channels of their first block (by budget; {WIDTH} as published)")
+    add("--depth", type=int, metavar="N", help="their blocks (by image size)")
+    add(
+        "--budget",
+        metavar="NAME",
+        help=f"{', '.join(BUDGETS)}: width, networks and steps, and the table ({DEFAULT_BUDGET})",
+    )
+    add("--networks-evaluated", type=int, metavar="N", help="networks trained on the set (by budget)")
+    add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
+    add("--seed", type=int, metavar="N", help="of the networks and of the order and augmentation they see (0)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
+    add("--tf32", action="store_true", help="let a GPU round products to TF32")
+    add("--data-root", type=Path, metavar="DIR", help="where the data sets lie (FREPO_BENCH_DATA or a cache folder)")
+    add("--image-size", type=int, metavar="N", help="resize real images to N×N")
+    add("--download", action="store_true", help="fetch the data set if it is missing")
+    add("--cache", type=Path, metavar="DIR", help="for preprocessed data (FREPO_BENCH_CACHE)")
+    add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
+    add("--force", action="store_true", help="evaluate again what has a result")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. Raises UserError for what is wrong without a look into the files or the data."""
+    given = _parser().parse(arguments)
+    if given.help:
+        return given
+    if not given.files:
+        raise UserError(f"no file is given; for instance: {PROGRAM} images_best.pt labels_best.pt --dataset cifar10")
+    for kind, name, known in (
+        ("preprocessing", given.preprocess, PREPROCESSINGS),
+        ("protocol", given.protocol, PROTOCOLS),
+        ("network", given.network, NETWORKS),
+        ("budget", given.budget, BUDGETS),
+        ("label space", given.label_space, ("probability", "centred")),
+    ):
+        if name is not None:
+            choose(kind, name, known)
+    if given.name is not None and (given.name in methods.names() or not given.name.strip()):
+        raise UserError(f"--name {given.name!r} is a method of this suite or empty: name the set, as in mtt_released")
+    if given.lr is not None and not 0 < given.lr < math.inf:
+        raise UserError(f"--lr must be a positive number, not {given.lr:g}")
+    return given
+
+
+def _main(arguments: Sequence[str]) -> int:
+    given = parse(arguments)
+    if given.help:
+        _parser().print_help()
+        return 0
+    from harness import cell, importers
+    from harness.run import carry_out
+
+    found = importers.read(given.files, experiment=given.experiment)
+    if found.own is not None:
+        _fill_in(given, found.own.cell, found.own.preprocess.name)
+    _complete(given)
+    job, synthetic = prepare(given, found, command=shlex.join([*PROGRAM.split(), *arguments]))
+    for line in _notes(job, found, synthetic):
+        print(line, file=sys.stderr)
+    files = [{"name": name, "sha256": digest} for name, digest in found.files]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits every time
+    return carry_out(
+        [job],
+        given.output,
+        lambda job: cell.run(job, given=cell.Given(_on(job.device, synthetic), {"files": files})),
+        force=given.force,
+    )
+
+
+def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tuple[Job, Synthetic]:
+    """The cell of the evaluation, and the set as it fits the data set. Raises UserError as `plan` and `fitted` do."""
+    from benchmarks.datasets import default_cache, default_root, load_raw
+    from harness.importers import fitted
+
+    protocol = PROTOCOLS[given.protocol]
+    if given.lr is not None:
+        if not protocol.recipe.learned_lr:
+            raise UserError(f"--lr means nothing under --protocol {protocol.name}, which has a step size of its own")
+        import torch
+
+        found = dataclasses.replace(found, lr=torch.tensor(given.lr))
+    request = Request(
+        # A selection method is planned with neither steps nor hyper-parameters, and so is a set that is there already.
+        methods=("random_real",),
+        datasets=(given.dataset,),
+        network=given.network or protocol.network,
+        widths=None if given.width is None else (given.width,),
+        seeds=(given.seed,),
+        **{
+            name: getattr(given, name)
+            for name in (
+                *("depth", "budget", "device", "data_root", "cache", "image_size", "download"),
+                *("networks_evaluated", "evaluate_steps", "tf32", "output"),
+            )
+        },
+        command=command,
+    )
+    check(request)
+    raw = load_raw(
+        given.dataset,
+        given.data_root or default_root(),
+        image_size=given.image_size,
+        download=given.download,
+        cache=given.cache or default_cache(),
+    )
+    synthetic = fitted(found, raw.class_names, raw.train_images.shape[1:], given.label_space)
+    ipc = len(synthetic.images) // len(raw.class_names)
+    (job,) = plan(dataclasses.replace(request, ipcs=(ipc,)))
+    if found.own is not None and found.own.cell["data_fingerprint"] != job.cell.data_fingerprint:
+        raise UserError(f"{given.files[0]} was made from other images than those of {given.dataset}")
+    config = {
+        "sha256": [digest for _, digest in found.files],
+        "experiment": found.experiment,
+        "label_space": synthetic.label_space,
+        "lr": given.lr,
+    }
+    evaluated = dataclasses.replace(
+        job.cell, method=given.name, protocol=protocol.name, norm=protocol.test_norm, preprocess=given.preprocess
+    )
+    return dataclasses.replace(job, cell=evaluated, config=json.loads(json.dumps(config))), synthetic
+
+
+def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str) -> None:
+    """What a set of this suite knows about itself; the command line has the last word."""
+    if given.preprocess not in (None, preprocess):
+        raise UserError(f"{given.files[0]} says that its preprocessing is {preprocess}: leave out --preprocess")
+    given.preprocess = preprocess
+    names = ["dataset", "seed", "image_size"]
+    if given.budget is None:
+        names += ["budget", "width", "networks_evaluated", "evaluate_steps"]
+    if given.protocol is None:
+        names += ["protocol", "network", "depth"]
+    if given.dataset is None and own["dataset"].startswith("folder:"):
+        raise UserError(f"--dataset is missing: say where the images of {own['dataset']} lie, as folder:PATH")
+    for name in names:
+        if getattr(given, name) is None:
+            setattr(given, name, own[name])
+    if given.name is None:
+        given.name = f"{own['method']}_reevaluated"
+
+
+def _complete(given: argparse.Namespace) -> None:
+    """Raises UserError for what a foreign file does not say, and nobody else did."""
+    if given.preprocess is None:
+        from harness.importers import USED_BY
+
+        listed = "; ".join(f"{name}: {papers}" for name, papers in USED_BY.items())
+        raise UserError(
+            f"--preprocess is missing, and the file does not say how its images were preprocessed. {listed}"
+        )
+    for flag, value in (("--dataset", given.dataset), ("--name", given.name)):
+        if value is None:
+            raise UserError(f"{flag} is missing; see --help")
+    given.protocol = given.protocol or DEFAULT_PROTOCOL
+    given.budget = given.budget or DEFAULT_BUDGET
+    given.seed = given.seed or 0
+
+
+def _notes(job: Job, found: Imported, synthetic: Synthetic) -> list[str]:
+    """What was understood, and what one might not expect."""
+    cell = job.cell
+    protocol = PROTOCOLS[cell.protocol]
+    which = f", experiment {found.experiment} of {found.experiments}, counted from 0" if found.experiments else ""
+    lines = [
+        f"{cell.method}: {len(synthetic.images)} images, {cell.ipc} per class, {synthetic.label_space} labels{which}; "
+        f"protocol {cell.protocol}, {cell.network}, width {cell.width}"
+    ]
+    usual = protocol.preprocess(cell.dataset, cell.ipc)
+    if usual != cell.preprocess:
+        lines.append(f"Real images go through {cell.preprocess}, the set's own, instead of the protocol's {usual}.")
+    if protocol.recipe.learned_lr and synthetic.lr is None:
+        lines.append(f"No learned step size is given (--lr): networks are trained with {protocol.recipe.lr:g}.")
+    return lines
+
+
+def _on(device: str, synthetic: Synthetic) -> Synthetic:
+    return dataclasses.replace(
+        synthetic,
+        images=synthetic.images.to(device),
+        labels=synthetic.labels.to(device),
+        lr=None if synthetic.lr is None else synthetic.lr.to(device),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
