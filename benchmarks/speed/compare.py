@@ -58,6 +58,9 @@ class Setting:
         """Synthetic ones."""
         return self.classes * self.ipc
 
+    def __str__(self) -> str:
+        return f"{self.method}, {self.classes} classes, ipc {self.ipc}, {self.shape}, width {self.width}"
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -138,7 +141,8 @@ def table(timings: Sequence[Timing], machine: Rates) -> str:
             )
         )
     headers = ["method", "classes", "ipc", "width", "shape", "plain ms", "ours ms", "ours / plain", "GFLOP/s"]
-    lines = [tabulate(rows, [*headers, "of convolution rate"], tablefmt="pipe", disable_numparse=True, stralign="right"), ""]
+    headers.append("of convolution rate")
+    lines = [tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"), ""]
     for images, method in itertools.product(sorted({t.setting.images for t in timings}), PLAIN):
         ratios = [t.ratio for t in timings if t.setting.images == images and t.setting.method == method]
         if ratios:
@@ -176,12 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     machine = rates()
-    timings = []
-    for number, setting in enumerate(settings, 1):
-        print(f"[{number}/{len(settings)}] {setting}", file=sys.stderr, flush=True)
-        timings.append(measure(setting, given.repeats))
+    timings: list[Timing] = []
+    try:
+        for number, setting in enumerate(settings, 1):
+            print(f"[{number}/{len(settings)}] {setting}", file=sys.stderr, flush=True)
+            timings.append(measure(setting, given.repeats))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
     print(table(timings, machine))
-    return 0
+    return 0 if len(timings) == len(settings) else 130
 
 
 def _settings(names: str, widths: str) -> list[Setting]:
