@@ -14,7 +14,7 @@ define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable $(1)
 endef
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -26,6 +26,9 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --benchmark-disable
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks/speed
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,430 @@
+"""Two sets of records → what got worse, what got better, what is missing.
+
+    python -m harness.regress BASELINE NEW
+
+A folder or a single record each. Compared are cells that agree in everything that determines them but the seed, and
+were measured on the same device with as many threads under the same version of the protocol. A difference counts where
+it exceeds the bound of its kind (`Bounds`); times and accuracies must differ significantly as well. Exit status: 0
+nothing is worse, 1 something is worse or missing, 2 there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.errors import UserError
+from harness.files import replacing
+from harness.record import Record, load, load_all
+
+if TYPE_CHECKING:
+    from harness.report import Group
+# scipy and pandas are imported where they are used: --help must not wait for them.
+
+Verdict = Literal["worse", "missing", "improved", "new", "insignificant", "not compared"]
+"""``missing``: only in BASELINE; ``new``: only in NEW."""
+CHANGED: tuple[Verdict, ...] = ("worse", "missing", "improved", "new")
+UNCHANGED: Verdict = "insignificant"
+DECISIVE: tuple[Verdict, ...] = ("worse", "missing")
+COUNTERS = {
+    "flops_per_step": "FLOPs per step",
+    "saved_bytes_per_step": "bytes saved for backward per step",
+    "peak_live_bytes": "peak live tensor bytes",
+    "parameters": "parameters",
+}
+"""Exact numbers of a record's cost that need no clock: what they are called."""
+RANKS = {"ok": 2, "oom": 1, "timeout": 1, "diverged": 1, "error": 0}
+"""Status → how good it is."""
+FEWEST_NETWORKS = 3
+"""Accuracies of fewer networks are not compared: their spread says nothing."""
+SHOWN = ("method", "dataset", "ipc", "network", "width", "budget")
+"""What names a cell, where no other cell has the same."""
+VERSIONS = ("torch", "python", "driver", "cuda", "platform")
+NONE = "–"
+
+
+def _bound(default: float, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much is too much; every field is a flag. Changes are fractions of the smaller number."""
+
+    seconds: float = _bound(0.10, "change of the median seconds per step")
+    p_value: float = _bound(
+        0.002, "p of the two-sided Mann-Whitney test on seconds, and of Welch's on accuracies, must be below"
+    )
+    # The resident set of one cell differs by up to 8 % or 4 MiB from seed to seed (results/cpu-amd-epyc).
+    memory: float = _bound(0.10, "change of the peak memory of the headline meter, median over the seeds, ...")
+    memory_bytes: float = _bound(4 * 2**20, "... plus so many bytes")
+    counters: float = _bound(0.001, "change of a counter (FLOPs, bytes saved, live bytes, parameters)")
+    accuracy: float = _bound(0.01, "change of the mean test accuracy, in fractions of 1")
+    deviations: float = _bound(4.0, "the same in pooled standard deviations, unless Welch's test of the seeds decides")
+    one_seed: float = _bound(5.0, "so many times the bound on accuracies, where a side has only one seed")
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a bound below 0."""
+        for each in fields(self):
+            if not getattr(self, each.name) >= 0:
+                raise UserError(f"{_flag(each.name)} must be at least 0, not {getattr(self, each.name):g}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number of one cell, before and after, as text."""
+
+    verdict: Verdict
+    cell: str
+    quantity: str
+    before: str = NONE
+    after: str = NONE
+    change: str = NONE
+    """How much; or why it was not compared."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything found, and what a reader should know about it."""
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    def of(self, verdict: Verdict) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict == verdict]
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.verdict in DECISIVE for finding in self.findings)
+
+
+def compare(baseline: Sequence[Record], new: Sequence[Record], bounds: Bounds | None = None) -> Comparison:
+    """What changed from ``baseline`` to ``new``.
+
+    Raises UserError where either is empty, nothing was measured on the same device, or no cell is in both.
+    """
+    bounds = bounds or Bounds()
+    sides = {"BASELINE": _cells(baseline), "NEW": _cells(new)}
+    for side, cells in sides.items():
+        if not cells:
+            raise UserError(f"no records in {side}")
+    measured = {side: {_measured_on(group) for group in cells.values()} for side, cells in sides.items()}
+    common = measured["BASELINE"] & measured["NEW"]
+    if not common:
+        where = ", ".join(f"{side} was measured on {_listed(found, '; ')}" for side, found in measured.items())
+        raise UserError(f"nothing to compare: {where}")
+    notes = [
+        f"Left out, as the other side has nothing measured there: what {side} has on {place}."
+        for side, found in measured.items()
+        for place in sorted(found - common)
+    ]
+    before, after = (
+        {key: group for key, group in cells.items() if _measured_on(group) in common} for cells in sides.values()
+    )
+    both = [key for key in before if key in after]
+    if not both:
+        raise UserError(
+            "nothing to compare: BASELINE and NEW have no cell in common "
+            "(method, data, network, protocol, budget and all hyper-parameters must agree)"
+        )
+    names = _names({**before, **after})
+    findings = [Finding("missing", names[key], "cell") for key in before if key not in after]
+    findings += [Finding("new", names[key], "cell") for key in after if key not in before]
+    for key in both:
+        findings += _compare_cell(names[key], before[key], after[key], bounds)
+        notes += _seeds(names[key], before[key], after[key])
+    notes += _circumstances([before[key] for key in both], [after[key] for key in both])
+    return Comparison(tuple(findings), (f"Measured on {_listed(common, '; ')}.", *notes))
+
+
+# --- which cells are the same -----------------------------------------------------------------------------------------
+
+
+def _cells(records: Iterable[Record]) -> dict[str, Group]:
+    """Identity → the records that differ in nothing but the seed."""
+    from harness.report import Group
+
+    together: dict[str, list[Record]] = {}
+    for record in records:
+        alone = Group((record,))
+        # A setting that is null is the same as one that an older version did not have.
+        settings = {name: value for name, value in alone.settings.items() if value is not None}
+        settings["data_fingerprint"] = record["cell"].get("data_fingerprint")
+        together.setdefault(json.dumps([_measured_on(alone), settings], sort_keys=True), []).append(record)
+    return {key: Group(tuple(sorted(together[key], key=lambda r: r["cell"]["seed"]))) for key in sorted(together)}
+
+
+def _measured_on(group: Group) -> str:
+    """Device, threads and version of the protocol: numbers that differ in these are not compared."""
+    from harness.report import device
+
+    (record, *_) = group.records
+    threads = record["provenance"].get("threads")
+    on = device(record) + ("" if threads is None else f" ({threads} thread{'s' if threads > 1 else ''})")
+    return f"{on}, protocol version {record['protocol_version']}"
+
+
+def _names(cells: Mapping[str, Group]) -> dict[str, str]:
+    """Identity → what tables show of a cell, and where two look the same, the settings in which they differ."""
+    settings = {key: {**group.settings, "on": _measured_on(group)} for key, group in cells.items()}
+    plain = {
+        key: " ".join(f"{'ipc ' if name == 'ipc' else ''}{group.cell.get(name)}" for name in SHOWN)
+        for key, group in cells.items()
+    }
+    names = {}
+    for key, name in plain.items():
+        twins = [settings[other] for other in cells if plain[other] == name]
+        differing = [s for s, value in settings[key].items() if any(twin.get(s) != value for twin in twins)]
+        names[key] = ", ".join([name, *(f"{s.removeprefix('config.')}={settings[key][s]}" for s in differing)])
+    return names
+
+
+def _seeds(name: str, before: Group, after: Group) -> list[str]:
+    found = [", ".join(str(r["cell"]["seed"]) for r in group.records) for group in (before, after)]
+    return [] if found[0] == found[1] else [f"{name}: seeds {found[0]} in BASELINE, {found[1]} in NEW."]
+
+
+def _circumstances(before: Sequence[Group], after: Sequence[Group]) -> list[str]:
+    """What else differed between the two, and other work on the device."""
+    notes = []
+    records = [[r for group in side for r in group.records] for side in (before, after)]
+    for name in ("commit", *VERSIONS):
+        old, new = (_listed(str(r["provenance"].get(name))[:60] for r in side) for side in records)
+        if old != new:
+            notes.append(f"{name}: {old} → {new}.")
+    for side, found in zip(("BASELINE", "NEW"), records, strict=True):
+        busy = Counter(r["cost"]["memory"]["busy"] for r in found if r["cost"]["memory"]["busy"])
+        notes += [f"Other work on the device in {count} of {side}: {words}." for words, count in busy.items()]
+    return notes
+
+
+# --- one cell ---------------------------------------------------------------------------------------------------------
+
+
+def _compare_cell(name: str, before: Group, after: Group, bounds: Bounds) -> list[Finding]:
+    """A finding for the status, and one for every number where both sides have seeds that ended well."""
+    ranks = [statistics.fmean(RANKS[r["status"]] for r in group.records) for group in (before, after)]
+    verdict = _verdict(-ranks[0], -ranks[1], lambda rank: rank)
+    findings = [Finding(verdict, name, "status", _statuses(before), _statuses(after))]
+    if before.ok and after.ok:
+        findings += [
+            _seconds(name, before, after, bounds),
+            _memory(name, before, after, bounds),
+            *(_counter(name, counter, before, after, bounds) for counter in COUNTERS),
+            _accuracy(name, "test accuracy", _by_seed(before, "values"), _by_seed(after, "values"), bounds),
+            _accuracy(name, "KRR accuracy", _by_seed(before, "krr_values"), _by_seed(after, "krr_values"), bounds),
+        ]
+    return findings
+
+
+def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
+    quantity = "seconds per step"
+    old, new = before.step_seconds, after.step_seconds
+    if not old or not new:
+        return _unmeasured(name, quantity, old, new)
+    if 2 / math.comb(len(old) + len(new), len(old)) > bounds.p_value:  # the smallest p that the test can give
+        return Finding("not compared", name, quantity, change=f"too few samples for p < {bounds.p_value:g}")
+    from scipy.stats import mannwhitneyu
+
+    p = float(mannwhitneyu(old, new).pvalue)
+    a, b = statistics.median(old), statistics.median(new)
+    verdict = _verdict(a, b, lambda number: number * (1 + bounds.seconds)) if p < bounds.p_value else UNCHANGED
+    return Finding(verdict, name, quantity, f"{a:.3g} s", f"{b:.3g} s", f"{_percent(a, b)}, p = {p:.2g}")
+
+
+def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
+    from harness.report import METERS
+
+    quantity = "peak memory"
+    peaks: list[dict[str, float]] = []
+    for group in (before, after):
+        memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in group.counted]
+        found = {meter: [m[key] for m in memories if m["meter"] == meter] for meter, (key, _) in METERS.items()}
+        peaks.append({meter: statistics.median(values) for meter, values in found.items() if values})
+    old, new = peaks
+    if not old or not new:
+        return _unmeasured(name, quantity, old, new)
+    meter = next((meter for meter in old if meter in new), None)
+    if meter is None:
+        reason = f"different meters: {', '.join(old)} in BASELINE, {', '.join(new)} in NEW"
+        return Finding("not compared", name, quantity, change=reason)
+    a, b = old[meter], new[meter]
+    verdict = _verdict(a, b, lambda number: number * (1 + bounds.memory) + bounds.memory_bytes)
+    return Finding(verdict, name, f"{quantity} ({meter})", _mebibytes(a), _mebibytes(b), _percent(a, b))
+
+
+def _counter(name: str, counter: str, before: Group, after: Group, bounds: Bounds) -> Finding:
+    old, new = before.costs(counter), after.costs(counter)
+    if not old or not new:
+        return _unmeasured(name, COUNTERS[counter], old, new)
+    a, b = statistics.median(old), statistics.median(new)
+    verdict = _verdict(a, b, lambda number: number * (1 + bounds.counters))
+    return Finding(verdict, name, COUNTERS[counter], f"{a:,.0f}", f"{b:,.0f}", _percent(a, b, digits=2))
+
+
+def _accuracy(
+    name: str, quantity: str, before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], bounds: Bounds
+) -> Finding:
+    """Worse where the mean falls by more than both bounds.
+
+    The second is a multiple of the standard deviation of a network's accuracy, over networks and seeds. At three seeds
+    chance alone exceeds it in 3 of 1000 comparisons. It asks too much of many seeds: there Welch's test decides, of the
+    means of the seeds, since the networks of one seed share a distilled set and are not independent. Of one seed the
+    networks say nothing of how another run of it would have ended, so its fall must be larger.
+    """
+    old, new = ([value for seed in side for value in seed] for side in (before, after))
+    if not old or not new:
+        return _unmeasured(name, quantity, old, new)
+    if min(len(old), len(new)) < FEWEST_NETWORKS:
+        return Finding("not compared", name, quantity, change=f"fewer than {FEWEST_NETWORKS} networks")
+    a, b = statistics.fmean(old), statistics.fmean(new)
+    spreads = statistics.stdev(old), statistics.stdev(new)
+    pooled = math.sqrt((spreads[0] ** 2 + spreads[1] ** 2) / 2)
+    p = _welch([statistics.fmean(seed) for seed in before], [statistics.fmean(seed) for seed in after])
+    significant = abs(b - a) > bounds.deviations * pooled or p < bounds.p_value
+    bound = bounds.accuracy * (bounds.one_seed if min(len(before), len(after)) == 1 else 1)
+    verdict = _verdict(-a, -b, lambda loss: loss + bound) if significant else UNCHANGED
+    texts = [f"{100 * mean:.1f} ± {100 * spread:.1f} %" for mean, spread in zip((a, b), spreads, strict=True)]
+    return Finding(verdict, name, quantity, texts[0], texts[1], f"{100 * (b - a):+.1f} points")
+
+
+def _welch(old: Sequence[float], new: Sequence[float]) -> float:
+    """Two-sided p of Welch's test; 1 where there is no spread to test with."""
+    if min(len(old), len(new)) < 2 or statistics.variance(old) + statistics.variance(new) == 0:
+        return 1.0
+    from scipy.stats import ttest_ind_from_stats
+
+    moments = [moment for side in (old, new) for moment in (statistics.fmean(side), statistics.stdev(side), len(side))]
+    return float(ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+
+
+def _by_seed(group: Group, values: Literal["values", "krr_values"]) -> list[list[float]]:
+    return [r["accuracy"][values] for r in group.counted if r["accuracy"][values]]
+
+
+def _verdict(old: float, new: float, limit: Callable[[float], float]) -> Verdict:
+    """Of numbers that are better small: ``limit(number)`` is the largest that is as good as ``number``."""
+    if new > limit(old):
+        return "worse"
+    return "improved" if old > limit(new) else UNCHANGED
+
+
+def _unmeasured(name: str, quantity: str, old: Any, new: Any) -> Finding:
+    where = "either" if not old and not new else "NEW" if old else "BASELINE"
+    return Finding("not compared", name, quantity, change=f"not measured in {where}")
+
+
+def _statuses(group: Group) -> str:
+    found = Counter(r["status"] for r in group.records)
+    return ", ".join(status if count == 1 else f"{status} ×{count}" for status, count in sorted(found.items()))
+
+
+def _percent(old: float, new: float, digits: int = 1) -> str:
+    return f"{100 * (new / old - 1):+.{digits}f} %" if old else f"{new - old:+g}"
+
+
+def _mebibytes(number: float) -> str:
+    return f"{number / 2**20:,.1f} MiB"
+
+
+def _listed(values: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(sorted(set(values)))
+
+
+# --- for a pull request -----------------------------------------------------------------------------------------------
+
+
+def markdown(found: Comparison) -> str:
+    """What a reviewer must see first, then what changed, then what did not, folded."""
+    parts = [f"### Compared with the baseline: {', '.join(f'{len(found.of(v))} {v}' for v in (*CHANGED, UNCHANGED))}"]
+    if changed := [finding for verdict in CHANGED for finding in found.of(verdict)]:
+        parts.append(_table(changed))
+    if same := found.of(UNCHANGED):
+        parts.append(f"<details><summary>{len(same)} {UNCHANGED}</summary>\n\n{_table(same)}\n\n</details>")
+    reasons = Counter(f"{f.quantity}: {f.change}" for f in found.of("not compared"))
+    if reasons:
+        lines = [f"- {reason} ({count} cell{'s' if count > 1 else ''})" for reason, count in reasons.items()]
+        parts.append("Not compared:\n\n" + "\n".join(lines))
+    return "\n\n".join([*parts, "Notes:", "\n".join(f"- {note}" for note in found.notes)]) + "\n"
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    from tabulate import tabulate
+
+    rows = [
+        [text.replace("|", "\\|") for text in (f"**{f.verdict}**" if f.verdict in DECISIVE else f.verdict, *_texts(f))]
+        for f in findings
+    ]
+    headers = ["verdict", "cell", "what", "baseline", "new", "change"]
+    align = ["left", "left", "left", "right", "right", "right"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def _texts(finding: Finding) -> tuple[str, ...]:
+    return finding.cell, finding.quantity, finding.before, finding.after, finding.change
+
+
+def _read(path: Path) -> list[Record]:
+    """The records of a folder, or the one in a file. Raises UserError where there is none, or one is damaged."""
+    if path.is_file():
+        return [load(path)]
+    if not path.is_dir():
+        raise UserError(f"no such folder or record: {path}")
+    records, damaged = load_all(path)
+    if damaged:  # what cannot be read cannot be found worse
+        raise UserError(damaged[0])
+    if not records:
+        raise UserError(f"no records in {path}")
+    return records
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m harness.regress BASELINE NEW``: print the comparison as Markdown. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.regress",
+        description="Compare two sets of records: exit status 1 if anything is worse or missing.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("baseline", type=Path, metavar="BASELINE", help="folder of records, or one record")
+    parser.add_argument("new", type=Path, metavar="NEW", help="the same, measured later")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there as well")
+    for each in fields(Bounds):
+        parser.add_argument(
+            _flag(each.name), type=float, default=each.default, metavar="NUMBER", help=each.metadata["help"]
+        )
+    given = parser.parse_args(arguments)
+    try:
+        bounds = Bounds(**{each.name: getattr(given, each.name) for each in fields(Bounds)})
+        found = compare(_read(given.baseline), _read(given.new), bounds)
+        text = markdown(found)
+        print(text, end="")
+        if given.output is not None:
+            _write(text, given.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if found.failed else 0
+
+
+def _write(text: str, path: Path) -> None:
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
