@@ -163,7 +163,7 @@ class _Run:
             benchmark,
             network=network_spec(benchmark, protocol),
             cell=self.found["cell"],
-            config=self.job.config,
+            config=self.found["config"],
         )
 
     def _warm_up(
@@ -202,6 +202,7 @@ class _Run:
         store.on_made = progress = Progress("preparing, entries made", None)
         begin = clock.read()
         method = make()
+        self.found["config"] = dataclasses.asdict(method.config)  # what follows from the task is resolved by now
         method.prepare(store)
         cost["prepare_seconds"] = clock.read() - begin + sum(store.found.values())
         cost["prepare_cached"] = len(store.found)
