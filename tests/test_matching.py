@@ -69,6 +69,20 @@ def test_the_gradient_of_the_images_is_that_of_finite_differences(metric: Any, n
     assert gradient.flatten(1).any(1).all(), "every image has a gradient"
 
 
+@BOTH
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_follows_the_gradient_of_its_loss(cls: Any, seed: int) -> None:
+    """Augmentation included; the first velocity is the gradient."""
+    made = method(cls, seed, torch.float64, outer_loop=1, lr_img=0.0)
+    start, direction, h = made.state_dict(), images(CLASSES * IPC, seed=4), 1e-6
+    losses = []
+    for sign in (1, -1, 0):
+        made.load_state_dict({**start, "images": start["images"] + sign * h * direction})
+        losses.append(made.step()["matching"])
+    expected = (losses[0] - losses[1]) / (2 * h)
+    torch.testing.assert_close((made.velocity * direction).sum(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_sum_over_chunks_is_that_over_all_at_once() -> None:
     net, real, synthetic = network(), images(5), images(6, seed=3).requires_grad_()
     total = torch.stack([matching_loss(net, real, synthetic[2 * c : 2 * c + 2], c) for c in range(3)]).sum()

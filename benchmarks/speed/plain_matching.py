@@ -1,17 +1,18 @@
 """DSA and DM as one would port them from the papers: the yardstick that ours are measured against.
 
-One class after the other, every real batch in one piece, the sum over the classes differentiated in the end. The draws
-are those of ``methods``, in the same order, so that from the same start a step gives the same images within rounding.
+One class after the other, every real batch in one piece, torch's own pooling, the sum over the classes differentiated
+in the end. The draws are those of ``methods``, in the same order, so that from the same start a step gives the same
+images within rounding.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, draw_dsa
-from benchmarks.networks import Network
+from benchmarks.networks import AveragePool, Network
 from benchmarks.task import Task
 
 
@@ -29,6 +30,9 @@ class Plain:
         """One update of the images. Returns the loss, 0-d."""
         task = self.task
         network = task.network(task.generator)
+        for i, layer in enumerate(network.body):
+            if isinstance(layer, AveragePool):
+                network.body[i] = nn.AvgPool2d(2)
         loss = torch.zeros((), dtype=task.dtype, device=task.device)
         for c, rows in enumerate(self.rows):
             real, synthetic = task.draw(rows, self.batch_real), self.images[c * task.ipc : (c + 1) * task.ipc]
