@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -163,7 +164,7 @@ class _Run:
             benchmark,
             network=network_spec(benchmark, protocol),
             cell=self.found["cell"],
-            config=self.job.config,
+            config=self.found["config"],
         )
 
     def _warm_up(
@@ -202,6 +203,8 @@ class _Run:
         store.on_made = progress = Progress("preparing, entries made", None)
         begin = clock.read()
         method = make()
+        # What follows from the task is resolved by now.
+        self.found["config"] = json.loads(json.dumps(dataclasses.asdict(method.config)))
         method.prepare(store)
         cost["prepare_seconds"] = clock.read() - begin + sum(store.found.values())
         cost["prepare_cached"] = len(store.found)

@@ -1,21 +1,27 @@
 """Matching real and synthetic images class by class: what DC, DSA and DM share.
 
-The gradient distance and the loop lengths are those of Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient
+The gradient distance, the loop and its lengths are those of Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient
 Matching", ICLR 2021.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, draw_dsa
+from benchmarks.errors import UserError
 from benchmarks.networks import BatchNorm, Network
-from benchmarks.task import Task
+from benchmarks.protocols import Recipe
+from benchmarks.task import Task, generator_for
+from benchmarks.training import train
+from methods.base import Method, Synthetic
 
 EPS = 1e-6
 """Added to the product of the norms in a cosine; rows of a gradient can be that small."""
@@ -23,6 +29,169 @@ STATISTICS_IMAGES = 16
 """Real images per class from which batch norm takes its statistics before a gradient is matched."""
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """ipc → (outer_loop, inner_loop), as published."""
+PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
+    (dataset, ipc): {"steps": 1000 * LOOPS[ipc][0], "outer_loop": LOOPS[ipc][0], "inner_loop": LOOPS[ipc][1]}
+    for dataset, ipcs in (
+        ("mnist", (1, 10, 50)),
+        ("fashion_mnist", (1, 10, 50)),
+        ("svhn", (1, 10, 50)),
+        ("cifar10", (1, 10, 50)),
+        ("cifar100", (1, 10)),
+    )
+    for ipc in ipcs
+}
+"""``PAPER`` of DC and DSA: 1000 iterations everywhere."""
+CPU_CHUNK = 32
+"""Real images per chunk on a CPU: memory for larger activations is slow to come by. On other devices a batch is one
+chunk."""
+
+
+class Matching(Method):
+    """Synthetic images that follow a gradient with momentum, and the real images class by class."""
+
+    PROTOCOL = "vico"
+
+    def __init__(self, task: Task, config: Any, total_steps: int) -> None:
+        super().__init__(task, config, total_steps)
+        self.rows = task.rows_of_classes()
+        self.images, classes = task.draw_per_class()
+        self.labels = F.one_hot(classes, task.num_classes).to(task.dtype)
+        if config.init == "noise":
+            self.images = torch.randn(self.images.shape, generator=task.generator, dtype=task.dtype).to(task.device)
+        self.velocity = torch.zeros_like(self.images)
+
+    def update(self, gradient: Tensor) -> None:
+        """One step of SGD with momentum on the images."""
+        self.velocity.mul_(self.config.momentum).add_(gradient)
+        self.images.sub_(self.config.lr_img * self.velocity)
+
+    def synthetic(self) -> Synthetic:
+        return Synthetic(self.images.clone(), self.labels.clone(), "probability")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images": self.images.clone(),
+            "velocity": self.velocity.clone(),
+            "generator": self.task.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.images.copy_(state["images"])
+        self.velocity.copy_(state["velocity"])
+        self.task.generator.set_state(state["generator"])
+
+
+def check_range(method: str, config: Any) -> None:
+    """Raises UserError where an integer of ``config`` is below 1 or another number below 0."""
+    for name, value in asdict(config).items():
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{method}: {name} is {value}; it must be at least 1")
+        if isinstance(value, float) and not value >= 0:
+            raise UserError(f"{method}: {name} is {value}; it must be at least 0")
+
+
+# --- gradient matching
+
+
+@dataclass(frozen=True)
+class GradientMatchingConfig:
+    """What DC and DSA have in common."""
+
+    outer_loop: int | None = None
+    """T: updates of the images before the network is replaced by a fresh one; None: the published number for the ipc,
+    or else for the next larger one."""
+    inner_loop: int | None = None
+    """ς_θ: epochs on the synthetic images that the network is trained for between two updates of them; None: as
+    ``outer_loop``."""
+    lr_img: float = 0.1
+    """η_S: step size of the synthetic images."""
+    momentum: float = 0.5
+    """Momentum of their updates."""
+    lr_net: float = 0.01
+    """η_θ: step size of the network's SGD, which has neither momentum nor weight decay."""
+    batch_real: int = 256
+    """Real images per class and update."""
+    batch_train: int = 256
+    """Synthetic images per step of the network."""
+    init: Literal["noise", "real"] = "noise"
+    """Synthetic images start from standard normal noise or from random real images."""
+    dis_metric: Literal["ours", "mse", "cos"] = "ours"
+    """D: one minus cosine for every output of a layer, squared differences, or one cosine for the whole gradient."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value out of range."""
+        check_range(type(self).__name__.removesuffix("Config").lower(), self)
+
+
+class GradientMatching(Matching):
+    """Algorithm 1 of DC and of DSA, which differ in ``pair`` and ``AUGMENT``."""
+
+    AUGMENT: ClassVar[Literal["none", "dsa"]]
+    """How the synthetic images are augmented, each for itself, when the network is trained on them."""
+
+    network: Network
+
+    def __init__(self, task: Task, config: GradientMatchingConfig, total_steps: int) -> None:
+        outer, inner = loops(task.ipc)
+        config = replace(config, outer_loop=config.outer_loop or outer, inner_loop=config.inner_loop or inner)
+        super().__init__(task, config, total_steps)
+        assert config.outer_loop and config.inner_loop
+        self.steps_per_cycle = config.outer_loop
+        self.outer = 0  # updates of the images since the network was fresh
+        self.recipe = Recipe(
+            loss="cross_entropy",
+            optimiser="sgd",
+            lr=config.lr_net,
+            batch_size=config.batch_train,
+            shuffle=True,
+            epochs=config.inner_loop,
+            augment=self.AUGMENT,
+        )
+
+    @abstractmethod
+    def pair(self, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
+        """The two batches of one class as their gradients are to be matched; differentiable in ``synthetic``."""
+
+    def step(self) -> dict[str, Tensor]:
+        """One update of the images, and the training of the network that comes after it."""
+        config, task = self.config, self.task
+        # A fresh network, T updates long
+        if self.outer == 0:
+            self.network = task.network(task.generator)
+        freeze_batch_norm(self.network, task, self.rows)
+
+        # The distance of the gradients, summed over the classes
+        def distance(c: int, synthetic: Tensor) -> Tensor:
+            real, synthetic = self.pair(task.draw(self.rows[c], config.batch_real), synthetic)
+            return matching_loss(self.network, real, synthetic, c, config.dis_metric)
+
+        loss, gradient = sum_over_chunks(distance, self.images, task.ipc)
+        # One update of the images
+        self.update(gradient)
+        # Train the network on them, unless it is to be replaced
+        self.outer = (self.outer + 1) % self.steps_per_cycle
+        if self.outer:
+            train(
+                self.network,
+                self.images,
+                self.labels,
+                "probability",
+                self.recipe,
+                flip=task.flip,
+                generator=task.generator,
+            )
+        return {"matching": loss}
+
+    def state_dict(self) -> dict[str, Any]:
+        network = self.network.state_dict() if self.outer else None
+        return {**super().state_dict(), "outer": self.outer, "network": network}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.outer = state["outer"]
+        if self.outer:
+            self.network = self.task.network(generator_for("matching"))  # its structure
+            self.network.load_state_dict(state["network"])
 
 
 def loops(ipc: int) -> tuple[int, int]:
@@ -60,17 +229,27 @@ def matching_loss(
 ) -> Tensor:
     """D(∇θ of the mean cross entropy on synthetic images, the same on real ones), all of class ``c``; 0-d.
 
-    Differentiable in the synthetic images (a second derivative); the real gradient is a constant.
+    Differentiable in the synthetic images (a second derivative); the real gradient is a constant. No image may change
+    what ``network`` makes of another: see ``freeze_batch_norm``.
     """
     parameters = list(network.parameters())
 
-    def gradient(images: Tensor, create_graph: bool) -> tuple[Tensor, ...]:
+    def gradient(images: Tensor, count: int, create_graph: bool = False) -> tuple[Tensor, ...]:
         labels = torch.full((len(images),), c, device=images.device)
-        loss = F.cross_entropy(network(images), labels)
+        loss = F.cross_entropy(network(images), labels, reduction="sum") / count
         return torch.autograd.grad(loss, parameters, create_graph=create_graph)
 
-    gw_real = gradient(real, create_graph=False)
-    return gradient_distance(gradient(synthetic, create_graph=True), gw_real, metric)
+    # The gradient of a mean over images is the sum of those of its chunks
+    gw_real: tuple[Tensor, ...] = ()
+    for chunk in chunks(real):
+        part = gradient(chunk, len(real))
+        gw_real = tuple(torch._foreach_add(gw_real, part)) if gw_real else part
+    return gradient_distance(gradient(synthetic, len(synthetic), create_graph=True), gw_real, metric)
+
+
+def chunks(images: Tensor) -> tuple[Tensor, ...]:
+    """``images`` (n, …) in the portions that pass fastest through a network on their device."""
+    return torch.split(images, CPU_CHUNK if images.device.type == "cpu" else len(images))
 
 
 def sum_over_chunks(loss: Callable[[int, Tensor], Tensor], images: Tensor, size: int) -> tuple[Tensor, Tensor]:

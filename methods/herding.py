@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.protocols import Recipe
 from benchmarks.training import train
-from methods.base import Method, Store, Synthetic
+from methods._selection import Selection
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,14 @@ def features_of(network: Network, images: Tensor, batch_size: int = 256) -> Tens
     return torch.cat([network.features(batch) for batch in torch.split(images, batch_size)])
 
 
-class Herding(Method):
-    """``ipc`` real images of every class by herding, with one-hot labels; every seed has a network of its own."""
+class Herding(Selection):
+    """``ipc`` real images of every class by herding; every seed has a network of its own."""
 
     Config = HerdingConfig
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"train_steps": 5}, "quick": {"train_steps": 200}}
-    PROTOCOL = "vico"
-    iterative = False
 
-    chosen: Synthetic
-
-    def prepare(self, store: Store) -> None:
-        """Trains the network and chooses; nothing is stored, for every seed has its own network."""
+    def choose(self) -> tuple[Tensor, Tensor]:
+        """Trains the network, and herds its features class by class."""
         task, steps = self.task, self.config.train_steps
         network = task.network(task.generator)
         if steps:
@@ -94,18 +89,4 @@ class Herding(Method):
             rows = rows.to(task.device)
             picked.append(rows[herd(features_of(network, task.images[rows]), task.ipc)])
         index = torch.cat(picked)
-        labels = F.one_hot(task.labels[index], task.num_classes).to(task.dtype)
-        self.chosen = Synthetic(task.images[index].clone(), labels, "probability")
-
-    def step(self) -> dict[str, Tensor]:
-        """Raises NotImplementedError: there is nothing to optimise."""
-        raise NotImplementedError("herding has no steps: prepare() is all there is")
-
-    def synthetic(self) -> Synthetic:
-        return Synthetic(self.chosen.images.clone(), self.chosen.labels.clone(), "probability")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"images": self.chosen.images.clone(), "labels": self.chosen.labels.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.chosen = Synthetic(state["images"].clone(), state["labels"].clone(), "probability")
+        return task.images[index], task.labels[index]

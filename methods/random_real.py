@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from methods.base import Method, Store, Synthetic
+from methods._selection import Selection
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class RandomRealConfig:
     """Nothing to set."""
 
 
-class RandomReal(Method):
+class RandomReal(Selection):
     """``ipc`` real images of every class, drawn uniformly with the task's generator, with one-hot labels."""
 
     Config = RandomRealConfig
@@ -38,26 +37,6 @@ class RandomReal(Method):
         )
         for ipc in ipcs
     }
-    PROTOCOL = "vico"
-    iterative = False
 
-    chosen: Synthetic
-
-    def prepare(self, store: Store) -> None:
-        """Draws the images; nothing is stored, for every seed is a draw of its own."""
-        images, classes = self.task.draw_per_class()
-        labels = F.one_hot(classes, self.task.num_classes).to(images.dtype)
-        self.chosen = Synthetic(images, labels, "probability")
-
-    def step(self) -> dict[str, Tensor]:
-        """Raises NotImplementedError: there is nothing to optimise."""
-        raise NotImplementedError("random_real has no steps: prepare() is all there is")
-
-    def synthetic(self) -> Synthetic:
-        return Synthetic(self.chosen.images.clone(), self.chosen.labels.clone(), "probability")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"images": self.chosen.images.clone(), "labels": self.chosen.labels.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.chosen = Synthetic(state["images"].clone(), state["labels"].clone(), "probability")
+    def choose(self) -> tuple[Tensor, Tensor]:
+        return self.task.draw_per_class()

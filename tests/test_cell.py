@@ -73,6 +73,14 @@ def test_a_cell_fills_in_its_record_and_leaves_an_artefact(tmp_path: Path, dummy
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png", ".safetensors"]
 
 
+def test_the_record_has_the_configuration_as_the_method_resolved_it(tmp_path: Path) -> None:
+    made = job(tmp_path, "dsa", config={"outer_loop": None, "inner_loop": None})
+    found = run(made)
+    assert found["status"] == "ok"
+    assert found["config"] == {**made.config, "outer_loop": 1, "inner_loop": 1}
+    assert record.load(made.record_path)["config"] == dict(artifact.load(made.artifact_path).config) == found["config"]
+
+
 @pytest.mark.parametrize("method", ["frepo", "random_real", "dummy"])
 def test_the_same_cell_gives_the_same_bytes(tmp_path: Path, dummy: type[Dummy], method: str) -> None:
     jobs = [job(tmp_path / name, method, **({} if method == "random_real" else {"steps": 3})) for name in "ab"]

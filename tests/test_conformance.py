@@ -241,7 +241,7 @@ def check_config(cls: type[Method]) -> None:
     assert dataclasses.is_dataclass(config)
     assert config.__dataclass_params__.frozen  # type: ignore[attr-defined]
     names = {field.name for field in dataclasses.fields(config)}
-    undocumented = names - documented(config)
+    undocumented = names.difference(*(documented(part) for part in config.__mro__ if dataclasses.is_dataclass(part)))
     assert not undocumented, f"fields without a word: {undocumented}"
     assert cls.BUDGETS.keys() <= {"smoke", "quick"}
     for (dataset, ipc), changes in cls.PAPER.items():

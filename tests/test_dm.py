@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from benchmarks.networks import Network, NetworkSpec
 from benchmarks.task import Task
 from methods import _matching, dm
 from methods._matching import sum_over_chunks
-from methods.dm import DM, DMConfig, mean_embedding_loss
+from methods.dm import DM, DMConfig, mean_embedding, mean_embedding_loss, mean_embeddings
 from tests.test_conformance import CLASSES, IPC, tiny_task
 
 
@@ -44,7 +46,7 @@ def test_the_gradient_is_that_of_finite_differences(name: str, norm: str) -> Non
     net, real, synthetic = network(norm, name), torch.split(images(15), 5), images(6, seed=3)
 
     def distance(_: int, own: Tensor) -> Tensor:
-        return mean_embedding_loss(net, real, torch.split(own, 2))
+        return mean_embedding_loss(net, zip(real, torch.split(own, 2), strict=True))
 
     _, gradient = sum_over_chunks(distance, synthetic, 6)
     direction, h = images(6, seed=4), 1e-7
@@ -52,13 +54,27 @@ def test_the_gradient_is_that_of_finite_differences(name: str, norm: str) -> Non
     torch.testing.assert_close((above - below) / (2 * h), (gradient * direction).sum(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_follows_the_gradient_of_its_loss(seed: int) -> None:
+    """Augmentation included; the first velocity is the gradient."""
+    made = method(seed, torch.float64, lr_img=0.0)
+    start, direction, h = made.state_dict(), images(CLASSES * IPC, seed=4), 1e-6
+    losses = []
+    for sign in (1, -1, 0):
+        made.load_state_dict({**start, "images": start["images"] + sign * h * direction})
+        losses.append(made.step()["distance"])
+    expected = (losses[0] - losses[1]) / (2 * h)
+    torch.testing.assert_close((made.velocity * direction).sum(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_zero_where_synthetic_images_are_the_real_ones() -> None:
     real = torch.split(images(15), 5)
     own = [batch.clone().requires_grad_() for batch in real]
-    loss = mean_embedding_loss(network(), real, own)
+    loss = mean_embedding_loss(network(), zip(real, own, strict=True))
     assert float(loss.detach()) == 0
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, own))
-    assert mean_embedding_loss(network(), real, torch.split(images(6, seed=3), 2)) > 0.01
+    others = torch.split(images(6, seed=3), 2)
+    assert mean_embedding_loss(network(), zip(real, others, strict=True)) > 0.01
 
 
 def test_zero_in_a_step_where_synthetic_images_are_the_real_ones() -> None:
@@ -78,7 +94,7 @@ def test_sums_over_classes_of_means_over_images() -> None:
 
     real = [torch.zeros(3, 1, 1, 2), torch.full((4, 1, 1, 2), 2.0)]
     synthetic = [torch.tensor([[1.0, 0.0], [3.0, 2.0]]).view(2, 1, 1, 2), torch.tensor([[2.0, 5.0]]).view(1, 1, 1, 2)]
-    assert float(mean_embedding_loss(Pixels(), real, synthetic)) == (2**2 + 1**2) + (0 + 3**2)
+    assert float(mean_embedding_loss(Pixels(), zip(real, synthetic, strict=True))) == (2**2 + 1**2) + (0 + 3**2)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 100])
@@ -90,17 +106,49 @@ def test_classes_that_pass_together_change_nothing(at_once: int) -> None:
     torch.testing.assert_close(one.synthetic().images, other.synthetic().images, rtol=0, atol=1e-12)
 
 
+def test_real_images_that_pass_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch = network(), images(7)
+    whole = mean_embeddings(net, [batch])[0]
+    for size in (1, 3, 7, 100):
+        monkeypatch.setattr(_matching, "CPU_CHUNK", size)
+        found = mean_embedding(net, batch)
+        assert not found.requires_grad
+        torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_one_batch_of_real_images_at_a_time() -> None:
+    """Classes whose synthetic images pass together do not hold their real images together."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for seed in range(5):
+            assert sum(ref() is not None for ref in alive) <= 1
+            real = images(3, seed=seed)
+            alive.append(weakref.ref(real))
+            yield real, images(2, seed=seed)
+
+    mean_embedding_loss(network(), pairs())
+    assert len(alive) == 5
+
+
+@pytest.mark.parametrize(("ipc", "classes"), [(1, 32), (10, 3), (50, 1)])
+def test_as_many_classes_at_once_as_have_few_images(ipc: int, classes: int) -> None:
+    made = method(task=dataclasses.replace(tiny_task(), ipc=ipc))
+    assert made.config.classes_at_once == min(classes, CLASSES)
+    assert method(classes_at_once=2).config.classes_at_once == 2
+
+
 def test_with_batch_norm_all_classes_pass_together(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def loss(net: Network, real: Any, synthetic: Any) -> Tensor:
-        sizes.append((len(real), len(synthetic)))
-        return mean_embedding_loss(net, real, synthetic)
+    def embeddings(net: Network, batches: Any) -> Tensor:
+        sizes.append([len(batch) for batch in batches])
+        return mean_embeddings(net, batches)
 
-    monkeypatch.setattr(dm, "mean_embedding_loss", loss)
+    monkeypatch.setattr(dm, "mean_embeddings", embeddings)
     spec = NetworkSpec("convnet", 1, (8, 8), CLASSES, width=4, norm="batch")
-    method(task=dataclasses.replace(tiny_task(), network=spec.build)).step()
-    assert sizes == [(CLASSES, CLASSES)]
+    method(task=dataclasses.replace(tiny_task(), network=spec.build), classes_at_once=1).step()
+    assert sizes == [[7] * CLASSES, [IPC] * CLASSES]
 
 
 def test_a_step_is_sgd_with_momentum_in_a_fresh_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +166,7 @@ def test_a_step_is_sgd_with_momentum_in_a_fresh_network(monkeypatch: pytest.Monk
     optimiser = torch.optim.SGD([pixels], lr=1.0, momentum=0.5)
     for _ in range(3):
         found = made.step()["distance"]
-        loss = mean_embedding_loss(built[-1], real, torch.split(pixels, IPC))
+        loss = mean_embedding_loss(built[-1], zip(real, torch.split(pixels, IPC), strict=True))
         (pixels.grad,) = torch.autograd.grad(loss, pixels)
         optimiser.step()
         torch.testing.assert_close(found, loss.detach(), rtol=1e-11, atol=0)
@@ -163,7 +211,7 @@ def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_the_published_settings() -> None:
-    assert len(DM.PAPER) == 18
+    assert len(DM.PAPER) == 14
     assert all(changes == {"steps": 20_000} for changes in DM.PAPER.values())
     config = DMConfig()
     assert (config.lr_img, config.momentum, config.batch_real, config.init) == (1.0, 0.5, 256, "real")

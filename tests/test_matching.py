@@ -15,7 +15,7 @@ from benchmarks.augment import apply_dsa
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.task import Task
-from methods import _matching, dc, dsa
+from methods import _matching
 from methods._matching import (
     augment_alike,
     freeze_batch_norm,
@@ -69,6 +69,20 @@ def test_the_gradient_of_the_images_is_that_of_finite_differences(metric: Any, n
     assert gradient.flatten(1).any(1).all(), "every image has a gradient"
 
 
+@BOTH
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_follows_the_gradient_of_its_loss(cls: Any, seed: int) -> None:
+    """Augmentation included; the first velocity is the gradient."""
+    made = method(cls, seed, torch.float64, outer_loop=1, lr_img=0.0)
+    start, direction, h = made.state_dict(), images(CLASSES * IPC, seed=4), 1e-6
+    losses = []
+    for sign in (1, -1, 0):
+        made.load_state_dict({**start, "images": start["images"] + sign * h * direction})
+        losses.append(made.step()["matching"])
+    expected = (losses[0] - losses[1]) / (2 * h)
+    torch.testing.assert_close((made.velocity * direction).sum(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_sum_over_chunks_is_that_over_all_at_once() -> None:
     net, real, synthetic = network(), images(5), images(6, seed=3).requires_grad_()
     total = torch.stack([matching_loss(net, real, synthetic[2 * c : 2 * c + 2], c) for c in range(3)]).sum()
@@ -77,6 +91,20 @@ def test_the_sum_over_chunks_is_that_over_all_at_once() -> None:
     torch.testing.assert_close(found, total.detach(), rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
     assert not found.requires_grad and not gradient.requires_grad
+
+
+@pytest.mark.parametrize("metric", ["ours", "mse", "cos"])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_real_images_that_pass_in_chunks_change_nothing(
+    size: int, metric: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, real, synthetic = network(), images(5), images(2, seed=3).requires_grad_()
+    whole = matching_loss(net, real, synthetic, 1, metric)
+    monkeypatch.setattr(_matching, "CPU_CHUNK", size)
+    found = matching_loss(net, real, synthetic, 1, metric)
+    torch.testing.assert_close(found, whole, rtol=1e-11, atol=0)
+    gradients = [torch.autograd.grad(loss, synthetic)[0] for loss in (found, whole)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["ours", "mse", "cos"])
@@ -122,7 +150,7 @@ def test_an_ipc_that_was_not_published_has_the_loops_of_the_next_larger(ipc: int
 class Counts:
     """What a method did, in order: ``fresh`` networks, steps of network training, and updates of the images."""
 
-    def __init__(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         train, task = training.train, tiny_task()
 
@@ -133,15 +161,15 @@ class Counts:
         def counted(*args: Any, **kwargs: Any) -> None:
             train(*args, progress=lambda done, steps: self.events.append("inner"), **kwargs)
 
-        monkeypatch.setattr(module, "train", counted)
+        monkeypatch.setattr(_matching, "train", counted)
         self.task = dataclasses.replace(task, network=build)
 
 
-@pytest.mark.parametrize(("cls", "module"), [(DC, dc), (DSA, dsa)])
+@BOTH
 def test_the_network_is_trained_between_updates_and_fresh_after_the_last(
-    cls: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+    cls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = Counts(module, monkeypatch)
+    counts = Counts(monkeypatch)
     made = method(cls, task=counts.task)
     cycles = []
     for _ in range(2):
@@ -158,8 +186,7 @@ def test_the_network_is_trained_between_updates_and_fresh_after_the_last(
 
 @BOTH
 def test_one_step_per_cycle_trains_nothing(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = {DC: dc, DSA: dsa}[cls]
-    counts = Counts(module, monkeypatch)
+    counts = Counts(monkeypatch)
     made = method(cls, task=counts.task, outer_loop=1)
     for _ in range(3):
         made.step()
@@ -264,7 +291,6 @@ def test_only_images_that_may_be_mirrored_are(monkeypatch: pytest.MonkeyPatch) -
 
 @BOTH
 def test_the_real_images_are_of_the_class(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = {DC: dc, DSA: dsa}[cls]
     made = method(cls)
     task, classes = made.task, []
     monkeypatch.setattr(_matching, "apply_dsa", lambda op, batch, draws: batch)
@@ -277,7 +303,7 @@ def test_the_real_images_are_of_the_class(cls: Any, monkeypatch: pytest.MonkeyPa
         classes.append(c)
         return matching_loss(net, real, synthetic, c)
 
-    monkeypatch.setattr(module, "matching_loss", loss)
+    monkeypatch.setattr(_matching, "matching_loss", loss)
     made.step()
     assert classes == [0, 1, 2]
 

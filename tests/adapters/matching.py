@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,12 +54,15 @@ def dc_step(case: Case) -> None:
 def dm_loss(case: Case) -> None:
     network, ipc, classes = network_of(case), case.cfg["ipc"], case.cfg["C"]
     real, synthetic = list(case["in.x_real"]), case["in.x_syn"]
+    means = torch.stack([dm.mean_embedding(network, batch) for batch in real])
+    case.check("out.mean_feat_real", means, f64=1e-11, f32=2e-5)
     case.check("out.mean_feat_real", dm.mean_embeddings(network, real), f64=1e-11, f32=2e-5)
     case.check("out.mean_feat_syn", dm.mean_embeddings(network, torch.split(synthetic, ipc)), f64=1e-11, f32=2e-5)
     for at_once in (1, 2, classes):
 
         def distance(chunk: int, own: Tensor, at_once: int = at_once) -> Tensor:
-            return dm.mean_embedding_loss(network, real[chunk * at_once : (chunk + 1) * at_once], torch.split(own, ipc))
+            batches = real[chunk * at_once : (chunk + 1) * at_once]
+            return dm.mean_embedding_loss(network, zip(batches, torch.split(own, ipc), strict=True))
 
         loss, gradient = _matching.sum_over_chunks(distance, synthetic, at_once * ipc)
         case.check("out.loss", loss, f64=1e-11, f32=2e-5)
@@ -177,14 +180,20 @@ def embedding_is_the_logits(network: Network, batches: Sequence[Tensor]) -> Tens
     return torch.stack([network(batch).mean(0) for batch in batches])
 
 
-def distance_not_squared(network: Network, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+def distance_not_squared(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    real, synthetic = zip(*pairs, strict=True)
     difference = _embeddings(network, real).detach() - _embeddings(network, synthetic)
     return torch.sum(torch.linalg.vector_norm(difference, dim=1))
 
 
-def classes_in_one_mean(network: Network, real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+def classes_in_one_mean(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    real, synthetic = zip(*pairs, strict=True)
     difference = _embeddings(network, real).detach() - _embeddings(network, synthetic)
     return difference.mean(0).square().sum() * len(real)
+
+
+def mean_of_the_first_chunk(network: Network, batch: Tensor) -> Tensor:
+    return network.features(batch[: len(batch) // 2]).mean(0).detach()
 
 
 def mistake(module: object, attribute: str, wrong: object, file: str, name: str = "") -> Mistake:
@@ -221,6 +230,7 @@ MISTAKES = [
     mistake(dm, "mean_embeddings", mean_over_features, "dm_loss"),
     mistake(dm, "mean_embeddings", sum_of_embeddings, "dm_loss"),
     mistake(dm, "mean_embeddings", embedding_is_the_logits, "dm_loss"),
+    mistake(dm, "mean_embedding", mean_of_the_first_chunk, "dm_loss"),
     mistake(dm, "mean_embedding_loss", distance_not_squared, "dm_loss"),
     mistake(dm, "mean_embedding_loss", classes_in_one_mean, "dm_loss"),
 ]
