@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from methods._matching import batch_norms
+from methods._matching import batch_norms, chunks
 from methods._unroll import flatten, unflatten, unroll_rematerialised
 from methods.base import Method, Synthetic
 
@@ -38,8 +38,6 @@ BETAS = (0.5, 0.999)
 """Of the outer Adam."""
 SMOOTHING = 0.1
 """What learned labels give to the other classes at the start: a softmax that is one-hot has no gradient."""
-CPU_CHUNK = 64
-"""Real images per chunk on a CPU: activations this small stay in memory that the process already has."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +137,9 @@ def outer_gradient(network: Network, parameters: Tensor, images: Tensor, labels:
     On a CPU in chunks of the batch, which is the same sum, in the memory of one chunk; not with batch norm.
     """
     leaf = parameters.detach().requires_grad_()
-    whole = images.device.type != "cpu" or bool(batch_norms(network))
-    size = len(images) if whole else CPU_CHUNK
-    loss, gradient = torch.zeros_like(leaf[0]).detach(), torch.zeros_like(leaf)
-    for own_images, own_labels in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+    parts = (images,) if batch_norms(network) else chunks(images)
+    loss, gradient = torch.zeros((), dtype=leaf.dtype, device=leaf.device), torch.zeros_like(leaf)
+    for own_images, own_labels in zip(parts, torch.split(labels, len(parts[0])), strict=True):
         share = outer_loss(network, leaf, own_images, own_labels) * (len(own_labels) / len(labels))
         gradient += torch.autograd.grad(share, leaf)[0]
         loss += share.detach()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
-from methods import bptt
+from methods import _matching, bptt
 from methods._unroll import flatten, unroll
 from methods.bptt import BPTT, BPTTConfig
 from tests.test_conformance import tiny_task
@@ -197,7 +197,7 @@ def test_the_real_batch_in_chunks_is_the_same_sum(norm: str, monkeypatch: pytest
     seen = []
     plain = bptt.outer_loss
     monkeypatch.setattr(bptt, "outer_loss", lambda n, w, x, t: (seen.append(len(x)), plain(n, w, x, t))[1])
-    monkeypatch.setattr(bptt, "CPU_CHUNK", 5)
+    monkeypatch.setattr(_matching, "CPU_CHUNK", 5)
     found, gradient = bptt.outer_gradient(net, at, images, y)
     assert seen == ([12] if norm == "batch" else [5, 5, 2])
     assert not found.requires_grad and not gradient.requires_grad
