@@ -32,7 +32,7 @@ from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
 from harness.evaluate import evaluate, network_spec
-from harness.experiments import Job
+from harness.experiments import BUDGETS, Job, prepare_is_reduced
 from harness.measure.clock import Clock
 from harness.measure.energy import EnergyMeter
 from harness.measure.memory import MemoryMeter
@@ -45,7 +45,7 @@ from methods.base import Method, Synthetic
 SAMPLES = 1000
 """About so many timing windows are kept."""
 WARMUP_STEPS = 3
-"""At least, before steps are timed."""
+"""Before cycles are timed; fewer where they take longer than ``WARMUP_SECONDS``."""
 WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
 """Cycles are timed until so many are done or so long has passed."""
 GPU_WINDOW_SECONDS = 0.05
@@ -126,6 +126,7 @@ class _Run:
         key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.device_kind, cell.tf32)
         store = DiskStore(folder_for(Path(job.cache), *key), self.now)
         cost = self.found["cost"]
+        cost["prepare"] = "reduced" if prepare_is_reduced(method_class, cell, job.config) else None
         cost["parameters"] = _parameters(benchmark.spec.build(generator_for("count")))
         cost["parameters_evaluated"] = _parameters(network_spec(benchmark, protocol).build(generator_for("count")))
 
@@ -140,6 +141,8 @@ class _Run:
             method.prepare(store)
             with contextlib.ExitStack() as files:
                 snapshots = self._distil(method, steps, step_seconds, clock, meter, files)
+                if not cell.networks_evaluated:
+                    return
                 synthetic = method.synthetic()
                 del method
                 self._evaluate(synthetic, benchmark, protocol, clock)
@@ -188,7 +191,8 @@ class _Run:
 
         warm = clock.read()
         first = timed(cycle)
-        timed(max(0, WARMUP_STEPS - cycle))
+        if first < WARMUP_SECONDS:
+            timed(max(0, WARMUP_STEPS - cycle))
         seconds: list[float] = []
         while len(seconds) < WARMUP_CYCLES and sum(seconds) < WARMUP_SECONDS:
             seconds.append(timed(cycle))
@@ -212,18 +216,16 @@ class _Run:
         return method
 
     def _steps_for(self, seconds: float | None, cycle: int, step_seconds: float) -> int:
-        """As many whole cycles as fit into ``seconds``, one at least."""
+        """As many whole cycles as fit into ``seconds``, and at least those that the budget asks for."""
         assert seconds is not None
         if self.job.cell.seconds_include_prepare:
             seconds -= self.found["cost"]["prepare_seconds"] or 0.0
-        return max(1, int(seconds / (cycle * step_seconds))) * cycle
+        return max(BUDGETS[self.job.cell.budget].cycles, int(seconds / (cycle * step_seconds))) * cycle
 
     def _estimate(self, steps: int, step_seconds: float) -> None:
         networks = self.job.cell.networks_evaluated
-        _say(
-            f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}, "
-            f"then {networks} network{'s' if networks > 1 else ''}"
-        )
+        after = f", then {networks} network{'s' if networks > 1 else ''}" if networks else ""
+        _say(f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}{after}")
 
     def _distil(
         self,
@@ -261,7 +263,7 @@ class _Run:
                 if (end - begin) % cycle == 0:
                     cost["step_seconds"].append(elapsed / (end - begin))
                 cost["distill_seconds"] = total
-                progress(end, _check(losses, end))
+                progress(end, self._checked(losses, end))
                 if any(begin < step <= end for step in wanted) and end < steps:
                     # On disk, so that they are no part of the memory that is being measured.
                     file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
@@ -272,6 +274,19 @@ class _Run:
             cost["memory"] = meter.stop()
             progress.close()
         return snapshots
+
+    def _checked(self, losses: Mapping[str, Tensor], step: int) -> str:
+        """The first loss in words; that it is not finite ends the cell, unless only its cost is asked for.
+
+        A step size published for another network or data set may well diverge, and an iteration costs the same.
+        """
+        try:
+            return _check(losses, step)
+        except Diverged as error:
+            if self.job.cell.networks_evaluated:
+                raise
+            self.found["message"] = self.found["message"] or f"{error}, which costs as much as a finite number"
+            return str(error)
 
     def _evaluate(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol, clock: Clock) -> None:
         accuracy = self.found["accuracy"]

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,13 +43,18 @@ class Budget:
     cpu_width: int | None
     """Width of the network on a CPU. None: the protocol's, as on a GPU."""
     steps: int | None
-    """Outer steps for a method whose ``BUDGETS`` name none. None: the published number is needed."""
+    """Outer steps for a method whose ``BUDGETS`` name none. None: the published number is needed, or ``seconds``."""
+    seconds: float | None = None
+    """Steps are as many whole cycles as fit into this. None: a number of steps is fixed."""
+    cycles: int = 1
+    """At least so many whole cycles where seconds decide."""
 
 
 BUDGETS = {
     "smoke": Budget("seconds: the real path, numbers without meaning", (0,), 1, 20, 8, 5),
     "quick": Budget("minutes: shortened schedules", (0,), 3, 1000, 32, 200),
     "paper": Budget("the published schedule", (0,), 5, None, None, None),
+    "cost": Budget("time and memory of an iteration as published, no accuracy", (0,), 0, 0, 32, None, 20.0, 3),
 }
 WIDTH = 128
 """The published width of either network."""
@@ -157,6 +163,7 @@ class Request:
     datasets: tuple[str, ...]
     ipcs: tuple[int, ...] = (1,)
     network: str | None = None
+    """``native`` is that of the protocol, as None is."""
     widths: tuple[int, ...] | None = None
     depth: int | None = None
     seeds: tuple[int, ...] | None = None
@@ -180,6 +187,77 @@ class Request:
     command: str = ""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One grid of an experiment."""
+
+    settings: Mapping[str, Any]
+    """Fields of ``Request``, where the command line says nothing else."""
+    on_cpu: Mapping[str, Any]
+    """Those that are others on a CPU."""
+    not_mine: tuple[str, ...] = ()
+    """Fields that say nothing to this part."""
+    one_width: bool = False
+    """Of several widths only the one nearest to the budget's own is taken."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named request."""
+
+    meaning: str
+    parts: tuple[Part, ...]
+
+
+_FIGURE3 = {"methods": ("frepo", "mtt", "dsa", "dm", "bptt"), "network": "convnet_doubling"}
+_FIGURE3_COST = Part(
+    {**_FIGURE3, "budget": "cost", "widths": (16, 32, 64, 128, 256, 512)},
+    on_cpu={"widths": (16, 32, 64)},
+    not_mine=("budget", "curve_points", "networks_evaluated", "evaluate_steps", "seconds_include_prepare"),
+)
+_FIGURE3_ACCURACY = Part(
+    {**_FIGURE3, "protocol": "common", "seconds": 300.0, "curve_points": 6}, on_cpu={"seconds": 60.0}, one_width=True
+)
+EXPERIMENTS = {
+    "figure3": Experiment("both of the following", (_FIGURE3_COST, _FIGURE3_ACCURACY)),
+    "figure3_cost": Experiment("time and memory of an iteration as the network grows", (_FIGURE3_COST,)),
+    "figure3_accuracy": Experiment("accuracy against time and iterations, at one width", (_FIGURE3_ACCURACY,)),
+}
+"""Figure 3 of Zhou et al., NeurIPS 2022: a, b are the accuracies; c, d the costs."""
+
+
+def requests(experiment: str, given: Mapping[str, Any]) -> list[Request]:
+    """The requests that make up ``experiment``, one for each part; ``given``: the fields that the command line sets.
+
+    Where there are several parts, each takes what is its own: the costs neither what is said about evaluation nor
+    methods without steps. Raises UserError for an unknown experiment, and for fields that mean nothing to its one part.
+    """
+    import methods
+
+    parts = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)].parts
+    device = find_device(given.get("device"))
+    made = []
+    for part in parts:
+        own = {name: value for name, value in given.items() if name not in part.not_mine}
+        if len(parts) == 1 and (left := [name for name in given if name not in own]):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in left)
+            raise UserError(f"{flags} says nothing to --experiment {experiment}: leave it out")
+        fields = {**part.settings, **(part.on_cpu if device == "cpu" else {}), **own}
+        if "steps" in own and "seconds" not in own:
+            fields.pop("seconds", None)
+        budget = fields.get("budget", Request.budget)
+        if part.one_width and "widths" in own and budget in BUDGETS:
+            usual = default_width(budget, device)
+            fields["widths"] = (min(own["widths"], key=lambda width: abs(math.log(max(width, 1) / usual))),)
+        if len(parts) > 1 and budget == "cost":
+            kept = [name for name in fields["methods"] if methods.get(name).iterative]
+            given_options = fields.get("options", {})
+            fields["methods"] = tuple(kept)
+            fields["options"] = {name: tokens for name, tokens in given_options.items() if name in kept}
+        made.append(Request(**fields))
+    return made
+
+
 def check(request: Request) -> None:
     """Everything that can be checked without importing torch.
 
@@ -193,7 +271,7 @@ def check(request: Request) -> None:
         if not name.startswith("folder:"):
             choose("data set", name, [*DATASETS, "folder:PATH"])
     if request.network is not None:
-        choose("network", request.network, NETWORKS)
+        choose("network", request.network, [*NETWORKS, "native"])
     choose("budget", request.budget, BUDGETS)
     choose("protocol", request.protocol, PROTOCOLS)
     _at_least(1, "--ipcs", request.ipcs)
@@ -214,6 +292,15 @@ def check(request: Request) -> None:
         raise UserError("--steps and --seconds exclude each other: give one")
     if request.seconds_include_prepare and request.seconds is None:
         raise UserError("--seconds-include-prepare means nothing without --seconds")
+    if request.budget == "cost":
+        for flag, told in (
+            ("--networks-evaluated", request.networks_evaluated),
+            ("--evaluate-steps", request.evaluate_steps),
+            ("--curve-points", request.curve_points),
+            ("--seconds-include-prepare", request.seconds_include_prepare),
+        ):
+            if told:
+                raise UserError(f"--budget cost evaluates nothing and times steps alone: leave {flag} out")
     if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
         raise UserError(f"--device must be cpu, cuda or cuda:N, not {request.device!r}")
     for name in request.options:
@@ -280,6 +367,8 @@ def resolve(
 
     defaults, steps = {}, {}
     for name, method in classes.items():
+        if budget == "cost" and not method.iterative:
+            raise UserError(f"{name} has no steps that --budget cost could time: leave it out")
         published = method.PAPER.get((dataset, ipc))
         if budget == "paper" and method.iterative and (published is None or "steps" not in published):
             known: dict[str, list[str]] = {}
@@ -297,6 +386,13 @@ def resolve(
         defaults[name] = dataclasses.replace(method.Config(), **changes)
     configs = parse(defaults, options)
     return {name: (configs[name], steps[name]) for name in classes}
+
+
+def prepare_is_reduced(method: type[Method], cell: Cell, config: Mapping[str, Any]) -> bool:
+    """Whether a cost cell prepares less than the method does: what its ``BUDGETS`` change for it is in force."""
+    published = {**dataclasses.asdict(method.Config()), **method.PAPER.get((cell.dataset, cell.ipc), {})}
+    full = json.loads(json.dumps(published))
+    return cell.budget == "cost" and any(config[name] != full[name] for name in method.BUDGETS.get("cost", {}))
 
 
 def default_width(budget: str, device: str) -> int:
@@ -335,9 +431,11 @@ def _cell(
 
     budget = BUDGETS[request.budget]
     protocol = protocols.PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
+    seconds = request.seconds if request.steps or request.seconds else budget.seconds
     channels, height, breadth = raw.train_images.shape[1:]
+    network = protocol.network if request.network in (None, "native") else request.network
     spec = NetworkSpec(
-        name=request.network or protocol.network,  # type: ignore[arg-type]  # checked on construction
+        name=network,  # type: ignore[arg-type]  # checked on construction
         in_channels=channels,
         image_size=(height, breadth),
         num_classes=len(raw.class_names),
@@ -360,8 +458,8 @@ def _cell(
         seed=seed,
         protocol=protocol.name,
         budget=request.budget,
-        steps=None if steps is None or request.seconds is not None else (request.steps or steps),
-        seconds=request.seconds if method.iterative else None,
+        steps=None if not method.iterative or seconds is not None else (request.steps or steps),
+        seconds=seconds if method.iterative else None,
         seconds_include_prepare=request.seconds_include_prepare and method.iterative,
         device_kind=device.partition(":")[0],
         dtype="float32",

@@ -26,10 +26,10 @@ PROTOCOL_VERSION = "1"
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
-LATER_COSTS = ("compile_seconds", "peak_live_bytes", "forecast_bytes")
+LATER_COSTS = ("prepare", "compile_seconds", "peak_live_bytes", "forecast_bytes")
 LATER_MEMORY = ("period_seconds", "busy", "missing")
 """What the first records of this schema do not have."""
-WORDS = ("meter", "busy", "missing")
+WORDS = ("meter", "busy", "missing", "prepare")
 """Of the keys that may be null, those that are not numbers."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
@@ -83,6 +83,8 @@ class Cost(TypedDict):
 
     prepare_seconds: float | None
     """One-off work, including what it took when it was done: entries of the cache count with their recorded seconds."""
+    prepare: Literal["reduced"] | None
+    """``reduced``: less was prepared than the method needs, for a cost cell; null: all that its settings say."""
     prepare_cached: int | None
     """How many entries came from the cache of an earlier cell."""
     warmup_seconds: float | None
@@ -135,6 +137,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
         "accuracy": {"values": [], "mean": None, "std": None, "krr_values": [], "curve": []},
         "cost": {
             "prepare_seconds": None,
+            "prepare": None,
             "prepare_cached": None,
             "warmup_seconds": None,
             "compile_seconds": None,

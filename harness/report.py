@@ -9,6 +9,7 @@ protocol; what was measured by different meters, and what was measured and what 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import textwrap
@@ -36,6 +37,23 @@ METERS = {
 }
 """Meter → the number of the record it gives, and the column that shows it."""
 NONE = "–"
+OURS = "frepo"
+"""The method that ratios are taken to."""
+CLAIM = (
+    "Claimed by Zhou et al., NeurIPS 2022, for their GPU and cifar100 at ipc 1: frepo needs a hundredth of the time of "
+    "mtt, the second best, and a tenth of the memory"
+)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The synthetic sets of several seeds after the same share of their steps."""
+
+    step: float
+    """Mean over the seeds, as ``seconds`` of distilling is."""
+    seconds: float
+    values: tuple[float, ...]
+    """Test accuracies over networks and seeds."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,26 @@ class Group:
     def step_seconds(self) -> list[float]:
         return [value for r in self.counted for value in r["cost"]["step_seconds"]]
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether accuracies were asked for."""
+        return bool(self.cell["budget"] != "cost")
+
+    @property
+    def curve(self) -> list[CurvePoint]:
+        """The points that all seeds have. Points are counted from the end: short runs lack the first ones."""
+        curves = [[point for point in r["accuracy"]["curve"] if point["values"]] for r in self.counted]
+        together = zip(*(reversed(curve) for curve in curves), strict=False)
+        points = [
+            CurvePoint(
+                statistics.fmean(point["step"] for point in same),
+                statistics.fmean(point["seconds"] for point in same),
+                tuple(value for point in same for value in point["values"]),
+            )
+            for same in together
+        ]
+        return points[::-1]
+
     def costs(self, name: str) -> list[float]:
         """A number of the cost of every record that has it."""
         numbers: list[Any] = [dict(r["cost"])[name] for r in self.counted]
@@ -101,6 +139,11 @@ class Group:
         memories = [dict(r["cost"]["memory"]) for r in self.counted]
         peaks: list[Any] = [m[METERS[meter][0]] for m in memories if m["meter"] == meter]
         return max((peak for peak in peaks if peak is not None), default=None)
+
+    @property
+    def meters(self) -> set[str]:
+        """The headline meters."""
+        return {str(r["cost"]["memory"]["meter"]) for r in self.counted if r["cost"]["memory"]["meter"]}
 
 
 @dataclass(frozen=True)
@@ -125,8 +168,8 @@ def write(records: Sequence[Record], folder: Path) -> None:
     tables = tabulate_all(groups)
     contents = {
         "table.md": "\n\n".join(markdown(table) for table in tables) + "\n",
-        "table.tex": _TEX_HEAD + "\n".join(latex(table) for table in tables),
-        "table.csv": pd.DataFrame(raw(group) for group in groups).to_csv(index=False),
+        "table.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
+        "table.csv": pd.DataFrame({**raw(group), **_raw_ratios(group, groups)} for group in groups).to_csv(index=False),
     }
     try:
         for name, content in contents.items():
@@ -182,7 +225,7 @@ def raw(group: Group) -> dict[str, Any]:
     mean, std = summarise(group.values)
     krr_mean, krr_std = summarise(group.krr_values)
     seconds = group.step_seconds
-    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [None] * 3
+    lower, upper = quartiles(seconds) or (None, None)
     memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in group.counted]
     reported = next(iter(reported_for(group)), {})
     return {
@@ -200,8 +243,8 @@ def raw(group: Group) -> dict[str, Any]:
         "krr_accuracy_mean": krr_mean,
         "krr_accuracy_std": krr_std,
         "step_seconds_median": statistics.median(seconds) if seconds else None,
-        "step_seconds_lower_quartile": quartiles[0],
-        "step_seconds_upper_quartile": quartiles[2],
+        "step_seconds_lower_quartile": lower,
+        "step_seconds_upper_quartile": upper,
         "step_seconds_mean": statistics.fmean(seconds) if seconds else None,
         **{
             f"{part}_mean": statistics.fmean(group.costs(part)) if group.costs(part) else None
@@ -211,7 +254,9 @@ def raw(group: Group) -> dict[str, Any]:
             f"peak_{number}": max((m[number] for m in memories if m[number] is not None), default=None)
             for number in ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
         },
-        "headline_meter": " ".join(sorted({m["meter"] for m in memories if m["meter"]})) or None,
+        "headline_meter": " ".join(sorted(group.meters)) or None,
+        "prepare": "reduced" if _reduced(group) else None,
+        **{name: max(group.costs(name), default=None) for name in COUNTERS},
         "parameters": next(iter(group.costs("parameters")), None),
         "parameters_evaluated": next(iter(group.costs("parameters_evaluated")), None),
         "torch": _versions(group.records, "torch"),
@@ -221,6 +266,76 @@ def raw(group: Group) -> dict[str, Any]:
         "reported_std": reported.get("std"),
         "reported_source": sources()[reported["source"]] if reported else None,
     }
+
+
+COUNTERS = ("peak_live_bytes", "flops_per_step", "saved_bytes_per_step", "forecast_bytes", "joules_per_step")
+
+
+def quartiles(samples: Sequence[float]) -> tuple[float, float] | None:
+    """The lower and the upper one; None of fewer than two samples."""
+    if len(samples) < 2:
+        return None
+    lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return lower, upper
+
+
+def _reduced(group: Group) -> bool:
+    return any(r["cost"]["prepare"] == "reduced" for r in group.counted)
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What a method takes of what ``OURS`` takes; None where one of the two was not measured."""
+
+    seconds: float | None = None
+    """Of the median of an iteration."""
+    memory: float | None = None
+    """Of the peaks, as ``meter`` has both."""
+    meter: str | None = None
+    live: float | None = None
+    """Of the peaks of live tensors."""
+
+
+def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
+    """To the one group of ``OURS`` among ``groups`` on the same device, data, network and width.
+
+    None where there is no such group or more than one, and where one of the two did not end well.
+    """
+    same = [g for g in groups if g.cell["method"] == OURS and g.ok and _setting(g) == _setting(group)]
+    if len(same) != 1 or not group.ok:
+        return Ratios()
+    (ours,) = same
+
+    def ratio(theirs: float | None, own: float | None) -> float | None:
+        return theirs / own if theirs is not None and own else None
+
+    meter = next((meter for meter in METERS if meter in group.meters & ours.meters), None)
+    return Ratios(
+        seconds=ratio(_median(group.step_seconds), _median(ours.step_seconds)),
+        memory=ratio(group.peak(meter), ours.peak(meter)) if meter else None,
+        meter=meter,
+        live=ratio(max(group.costs("peak_live_bytes"), default=None), max(ours.costs("peak_live_bytes"), default=None)),
+    )
+
+
+def _setting(group: Group) -> tuple[Any, ...]:
+    """What groups share whose costs are compared: everything but the method and what is the method's own."""
+    names = ("network", "width", "depth", "image_size", "dtype", "tf32", "seconds", "memory_limit_bytes")
+    return group.table, group.contest, *(group.cell.get(name) for name in names)
+
+
+def _raw_ratios(group: Group, groups: Sequence[Group]) -> dict[str, float | None]:
+    """For ``table.csv``; the iterations of a shortened schedule are not the published ones, and have none."""
+    found = Ratios() if group.evaluated else ratios(group, groups)
+    return {
+        f"step_seconds_over_{OURS}": found.seconds,
+        f"peak_memory_over_{OURS}": found.memory,
+        f"peak_live_bytes_over_{OURS}": found.live,
+    }
+
+
+def _median(samples: Sequence[float]) -> float | None:
+    return statistics.median(samples) if samples else None
 
 
 def steps(group: Group) -> str | None:
@@ -296,31 +411,29 @@ def _reported_text(group: Group, numbering: Mapping[str, int]) -> str:
 
 def tabulated(groups: Sequence[Group]) -> Table:
     """The table of groups that share device, budget and kind of protocol; columns that nobody fills are left out."""
-    used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group))
+    evaluated = groups[0].evaluated
+    used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group) if evaluated)
     numbering = {source: i for i, source in enumerate(used, start=1)}
-    variants = _variants(groups)
+
     score = "accuracy (%)"
     columns: dict[str, list[str]] = {
         "method": [group.cell["method"] for group in groups],
-        "setting": variants,
+        "setting": variants(groups),
         "data set": [group.cell["dataset"] for group in groups],
         "ipc": [str(group.cell["ipc"]) for group in groups],
         "network": [str(group.cell.get("network") or NONE) for group in groups],
         "width": [str(group.cell.get("width") or NONE) for group in groups],
         "parameters": [_number(group.costs("parameters"), max, ",.0f") for group in groups],
         "steps": [steps(group) or NONE for group in groups],
-        score: [accuracy(group) for group in groups],
-        "n": [_count(group) for group in groups],
-        "KRR accuracy (%)": [_percent(*summarise(group.krr_values)) for group in groups],
-        "s/iteration (median)": [_number(group.step_seconds, statistics.median, ".3g") for group in groups],
-        **{title: [_mebibytes(group.peak(meter)) for group in groups] for meter, (_, title) in METERS.items()},
-        "prepare (s)": [_number(group.costs("prepare_seconds"), statistics.fmean, ".1f") for group in groups],
+        **({score: [accuracy(group) for group in groups], **_scores(groups)} if evaluated else _costs(groups)),
+        "prepare (s)": [_prepare(group) for group in groups],
         "distil (s)": [_number(group.costs("distill_seconds"), statistics.fmean, ".1f") for group in groups],
-        "reported by papers, not measured here (%)": [_reported_text(group, numbering) for group in groups],
     }
+    if evaluated:
+        columns["reported by papers, not measured here (%)"] = [_reported_text(group, numbering) for group in groups]
     filled = {title: cells for title, cells in columns.items() if set(cells) - {NONE}}
-    notes = [f"[{number}] {sources()[source]}." for source, number in numbering.items()]
-    if any(entry["rerun"] for group in groups for entry in reported_for(group)):
+    notes = [*claims(groups), *(f"[{number}] {sources()[source]}." for source, number in numbering.items())]
+    if any(entry["rerun"] for group in groups for entry in reported_for(group) if evaluated):
         first = numbering["frepo-table1"]
         notes.append(f"† run again by the authors of [{first}], better than first published.")
     notes += [_origin(group) for group in groups if "files" in group.records[0]["provenance"]]
@@ -329,7 +442,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
         f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {' '.join((r['message'] or 'no message').split())}"
         for group in groups
         for r in group.records
-        if r["status"] != "ok"
+        if r["status"] != "ok" or r["message"] is not None
     ]
     return Table(
         caption=_caption(groups, reported=bool(used)),
@@ -350,9 +463,159 @@ def _origin(group: Group) -> str:
     )
 
 
+def _scores(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """What stands beside the accuracy."""
+    return {
+        "n": [_count(group) for group in groups],
+        "KRR accuracy (%)": [_percent(*summarise(group.krr_values)) for group in groups],
+        "s/iteration (median)": [_number(group.step_seconds, statistics.median, ".3g") for group in groups],
+        **{title: [_mebibytes(group.peak(meter)) for group in groups] for meter, (_, title) in METERS.items()},
+    }
+
+
+def _costs(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Of a table without accuracies: the costs, and beside each what it is of that of ``OURS``; a mark for failure."""
+    found = [ratios(group, groups) for group in groups]
+    seconds = [_number(group.step_seconds, statistics.median, ".3g") for group in groups]
+    spreads = [quartiles(group.step_seconds) for group in groups]
+    live = [_number([v / 2**20 for v in group.costs("peak_live_bytes")], max, ",.0f") for group in groups]
+    return {
+        "s/iteration (median)": [
+            (text if group.ok else "") + _marks(group) for group, text in zip(groups, seconds, strict=True)
+        ],
+        "s/iteration (quartiles)": [
+            NONE if spread is None or not group.ok else f"{spread[0]:.3g} to {spread[1]:.3g}"
+            for group, spread in zip(groups, spreads, strict=True)
+        ],
+        f"s/iteration ÷ {OURS}": [_times(ratio.seconds) for ratio in found],
+        **{
+            title: [_mebibytes(group.peak(meter)) if group.ok else NONE for group in groups]
+            for meter, (_, title) in METERS.items()
+        },
+        f"memory ÷ {OURS}": [_times(ratio.memory) for ratio in found],
+        "peak of live tensors (MiB)": [text if group.ok else NONE for group, text in zip(groups, live, strict=True)],
+        f"live tensors ÷ {OURS}": [_times(ratio.live) for ratio in found],
+        "GFLOP/iteration": [_short(max(group.costs("flops_per_step"), default=None), 1e9) for group in groups],
+        "J/iteration": [_number(group.costs("joules_per_step"), statistics.fmean, ".3g") for group in groups],
+    }
+
+
+def _marks(group: Group) -> str:
+    """The status where the group did not end well; behind a number, that of the seeds that did not."""
+    if not group.ok:
+        return accuracy(group)
+    failed = [f" ({s} {n} of {len(group.records)})" for s, n in sorted(_statuses(group).items()) if s != "ok"]
+    return "".join(failed)
+
+
+def _short(number: float | None, unit: float = 1.0) -> str:
+    """Three digits, or all before the point."""
+    return NONE if number is None else f"{number / unit:{'.3g' if number < 1000 * unit else ',.0f'}}"
+
+
+def _times(ratio: float | None) -> str:
+    return NONE if ratio is None else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def _prepare(group: Group) -> str:
+    return _number(group.costs("prepare_seconds"), statistics.fmean, ".1f") + (" (reduced)" if _reduced(group) else "")
+
+
+# --- what the paper claims, and what was measured here ----------------------------------------------------------------
+
+
+def time_to(curve: Sequence[CurvePoint], target: float) -> tuple[float, bool] | None:
+    """Seconds of distilling until the mean accuracy first reaches ``target``, and whether they are an upper bound.
+
+    Between the last point below and the first one not below, the accuracy is taken as linear in the logarithm of the
+    time. An upper bound: the first point measured is not below. None: no point reaches it.
+    """
+    before: tuple[float, float] | None = None
+    for point in curve:
+        mean = statistics.fmean(point.values)
+        if mean >= target:
+            if before is None:
+                return point.seconds, True
+            low, start = before
+            share = (target - low) / (mean - low)
+            return start * math.exp(share * math.log(point.seconds / start)), False
+        before = mean, point.seconds
+    return None
+
+
+def claims(groups: Sequence[Group]) -> list[str]:
+    """What the paper claims of time and memory, and after it what the ``groups`` of one table have measured of it."""
+    ours = [group for group in groups if group.cell["method"] == OURS and group.ok]
+    lines = [line for own in ours for line in _accuracies(own, groups)] if groups[0].evaluated else _iterations(groups)
+    if not lines:
+        return []
+    units = " (seconds until an accuracy is reached; in brackets with the preparation)"
+    return [f"{CLAIM}. Measured here, on {device(groups[0].records[0])}{units if groups[0].evaluated else ''}:", *lines]
+
+
+def _iterations(groups: Sequence[Group]) -> list[str]:
+    """A line for every method, data set, ipc and network, at the largest width that has a ratio."""
+    largest: dict[tuple[Any, ...], str] = {}
+    for group in groups:  # in the order of their widths
+        cell, found = group.cell, ratios(group, groups)
+        if cell["method"] == OURS or found.seconds is None:
+            continue
+        memory = "" if found.memory is None else f" and {_memory(found)}"
+        where = f"{cell['dataset']}, ipc {cell['ipc']}, {cell['network']}, width {cell['width']}"
+        largest[cell["method"], *group.contest, cell["network"]] = (
+            f"{where}: an iteration of {cell['method']} takes {_times(found.seconds)} the time{memory} of {OURS}'s."
+        )
+    return list(largest.values())
+
+
+def _memory(found: Ratios) -> str:
+    assert found.meter is not None
+    return f"{_times(found.memory)} the memory ({METERS[found.meter][1].removesuffix(' (MiB)')})"
+
+
+def _accuracies(ours: Group, groups: Sequence[Group]) -> list[str]:
+    """A line for every rival of the same contest and width: the times to equal accuracy, and the memory."""
+    lines = []
+    for group in groups:
+        cell = group.cell
+        rival = cell["method"] != OURS and group.ok and min(len(group.curve), len(ours.curve)) > 1
+        if not rival or (group.contest, cell["width"]) != (ours.contest, ours.cell["width"]):
+            continue
+        found = ratios(group, [ours])
+        parts = [_equal_accuracy(ours, group, ended) for ended in (group, ours)]
+        if found.memory is not None:
+            parts.append(f"{cell['method']} takes {_memory(found)} of {OURS}")
+        where = f"{cell['dataset']}, ipc {cell['ipc']}, width {cell['width']}, budget {cell['budget']}"
+        lines.append(f"{where}: {'; '.join(parts)}.")
+    return lines
+
+
+def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
+    """The times that both need for the accuracy that ``ended`` has in the end; in brackets with the preparation."""
+    target = statistics.fmean(ended.curve[-1].values)
+    texts, times, bounds = [], [], []
+    for group in (ours, rival):
+        found, name = time_to(group.curve, target), group.cell["method"]
+        seconds, bound = found or (group.curve[-1].seconds, False)
+        whole = seconds + statistics.fmean(group.costs("prepare_seconds") or [0.0])
+        text = f"{_short(seconds)} s ({_short(whole)} s)"
+        if found is None:
+            texts.append(f"{name} not reached in the time measured, {text}")
+            continue
+        texts.append(f"{name} {'at most ' if bound else ''}{text}")
+        times.append((seconds, whole))
+        bounds.append(bound)
+    shown = f"to {target:.1%}, where {ended.cell['method']} ended: {', '.join(texts)}"
+    if len(times) < 2 or all(bounds):
+        return shown
+    kind = "at least " if bounds[0] else "at most " if bounds[1] else ""
+    apart, whole_ratio = (_times(theirs / own) for own, theirs in zip(*times, strict=True))
+    return f"{shown}, that is {kind}{apart} ({whole_ratio})"
+
+
 def _best(groups: Sequence[Group]) -> set[int]:
     """The indices of the groups with the highest mean accuracy among at least two of the same contest."""
-    means = {i: statistics.fmean(group.values) for i, group in enumerate(groups) if group.ok}
+    means = {i: statistics.fmean(group.values) for i, group in enumerate(groups) if group.ok and group.evaluated}
     best = set()
     for i, mean in means.items():
         rivals = [means[j] for j in means if groups[j].contest == groups[i].contest]
@@ -361,7 +624,7 @@ def _best(groups: Sequence[Group]) -> set[int]:
     return best
 
 
-def _variants(groups: Sequence[Group]) -> list[str]:
+def variants(groups: Sequence[Group]) -> list[str]:
     """For groups that would look the same, the settings in which they differ."""
     shown = ("method", "dataset", "ipc", "network", "width", "steps")
     texts = []
@@ -373,23 +636,26 @@ def _variants(groups: Sequence[Group]) -> list[str]:
 
 
 def _caption(groups: Sequence[Group], *, reported: bool) -> str:
-    name, budget, kind, version = groups[0].table
-    records = [record for group in groups for record in group.records]
     cells = [group.cell for group in groups]
-    threads = _listed(r["provenance"].get("threads") for r in records)
-    versions = [f"{package} {found}" for package in ("torch", "python") if (found := _versions(records, package))]
-    natives = sorted({f"{cell['method']}: {cell['protocol']}" for cell in cells})
     shortened = _listed(cell.get("evaluate_steps") for cell in cells)
     sentences = [
-        f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),
-        f"Protocol {kind}, version {version}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
-        f"Measured on {name}" + (f", CPU threads: {threads}" if threads else "") + f"; {', '.join(versions)}",
+        *measured_on(groups),
         f"Networks: {_listed(cell.get('network') for cell in cells)}; width {_listed(c.get('width') for c in cells)}",
+    ]
+    if not groups[0].evaluated:
+        sentences.append(
+            "Nothing was distilled to its end or evaluated. Seconds are those of one update of the synthetic images, "
+            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width"
+        )
+        if any(map(_reduced, groups)):
+            sentences.append("prepare reduced: real experts, but fewer and shorter than the method needs")
+        return ". ".join(sentences) + "."
+    sentences.append(
         "Accuracy: top-1 on the test set after the last step, mean ± sample standard deviation over "
         "n = evaluated networks × seeds"
         + (f"; evaluation shortened to at most {shortened} training steps" if shortened else "")
-        + "; the best for each data set and ipc in bold",
-    ]
+        + "; the best for each data set and ipc in bold"
+    )
     contests = {group.contest: f"{group.cell['dataset']} at ipc {group.cell['ipc']}" for group in groups}
     with_random = {group.contest for group in groups if group.cell["method"] == "random_real"}
     if missing := [text for contest, text in contests.items() if contest not in with_random]:
@@ -397,6 +663,20 @@ def _caption(groups: Sequence[Group], *, reported: bool) -> str:
     if reported:
         sentences.append("The last column is what papers report for their full schedules, not measured here")
     return ". ".join(sentences) + "."
+
+
+def measured_on(groups: Sequence[Group]) -> list[str]:
+    """Budget, protocol, and what the ``groups`` of one table were measured on: a sentence each, without its stop."""
+    name, budget, kind, version = groups[0].table
+    records = [record for group in groups for record in group.records]
+    threads = _listed(r["provenance"].get("threads") for r in records)
+    versions = [f"{package} {found}" for package in ("torch", "python") if (found := _versions(records, package))]
+    natives = sorted({f"{group.cell['method']}: {group.cell['protocol']}" for group in groups})
+    return [
+        f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),
+        f"Protocol {kind}, version {version}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
+        f"Measured on {name}" + (f", CPU threads: {threads}" if threads else "") + f"; {', '.join(versions)}",
+    ]
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -445,7 +725,7 @@ def _narrow(title: str) -> list[str]:
     return textwrap.wrap(title, 10, break_long_words=False)
 
 
-_TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -457,6 +737,7 @@ _TEX = {
     "×": r"$\times$",
     "†": r"$^\dagger$",
     "–": "--",
+    "÷": r"$\div$",
 }
 
 

@@ -8,9 +8,11 @@ run), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 import signal
+import statistics
 import sys
 import time
 from collections import Counter
@@ -23,7 +25,19 @@ from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError
 from harness import record
 from harness.command_line import Parser, exit_status
-from harness.experiments import BUDGETS, DEFAULT_OUTPUT, PROTOCOLS, WIDTH, Job, Request, check, plan, resolve
+from harness.experiments import (
+    BUDGETS,
+    DEFAULT_OUTPUT,
+    EXPERIMENTS,
+    PROTOCOLS,
+    WIDTH,
+    Job,
+    Request,
+    check,
+    plan,
+    requests,
+    resolve,
+)
 from harness.launch import launch
 from harness.options import describe, split
 from harness.record import FINAL, Record
@@ -53,12 +67,14 @@ def _parser() -> Parser:
     narrow = ", ".join(f"{b.cpu_width} under {name}" for name, b in BUDGETS.items() if b.cpu_width)
     parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]",
+        usage=f"{PROGRAM} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
+        f"       {PROGRAM} --experiment NAME --dataset NAMES [options]",
         description="Distil data sets, measure what it costs, test what it gives. "
         "A plural takes a comma list; lists make a grid.",
         epilog=f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
-        f"networks    {', '.join(NETWORKS)}\n\n"
+        f"networks    {', '.join(NETWORKS)}\n"
+        f"experiments {', '.join(EXPERIMENTS)}\n\n"
         "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
         add_help=False,
@@ -67,30 +83,40 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("-h", "--help", action="store_true", help="this text")
     add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
+    add("--experiment", metavar="NAME", help="a named request, with figures at the end; any other flag overrides")
     add("--methods", "--method", type=_names, metavar="NAMES")
     add("--datasets", "--dataset", type=_names, metavar="NAMES")
     add("--ipcs", "--ipc", type=_integers, metavar="N,…", help="synthetic images per class (1)")
-    add("--network", metavar="NAME", help="the same network for every method, with its usual norm (the protocol's)")
+    add(
+        "--network",
+        metavar="NAME",
+        help="the same network for every method, with its usual norm (native: the protocol's)",
+    )
     widths = f"channels of the first block ({WIDTH}; on a CPU {narrow})"
     add("--widths", "--width", type=_integers, metavar="N,…", help=widths)
     add("--depth", type=int, metavar="N", help="blocks of the network (by image size)")
     add("--seeds", "--seed", type=_integers, metavar="N,…", help="distillation seeds (0)")
-    add("--budget", default="quick", metavar="NAME", help=f"{budgets} (quick)")
+    add("--budget", metavar="NAME", help=f"{budgets} (quick)")
     add("--steps", type=int, metavar="N", help="updates of the synthetic images (by method and budget)")
     add("--seconds", type=float, metavar="S", help="as many steps as fit into so many seconds")
-    add("--seconds-include-prepare", action="store_true", help="--seconds pays for one-off preparation too")
-    add("--protocol", default="native", metavar="NAME", help="native: each paper's own evaluation; common: one for all")
+    add(
+        "--seconds-include-prepare",
+        action="store_true",
+        default=None,
+        help="--seconds pays for one-off preparation too",
+    )
+    add("--protocol", metavar="NAME", help="native: each paper's own evaluation; common: one for all (native)")
     add("--networks-evaluated", type=int, metavar="N", help="networks trained on each distilled set (by budget)")
     add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
-    add("--curve-points", type=int, default=0, metavar="N", help="evaluate at N log-spaced steps too (0)")
+    add("--curve-points", type=int, metavar="N", help="evaluate at N log-spaced steps too (0)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
     add("--tf32", action="store_true", help="let a GPU round products to TF32; off, the ridge does not survive it")
     add("--data-root", type=Path, metavar="DIR", help="where the data sets lie (FREPO_BENCH_DATA or a cache folder)")
     add("--image-size", type=int, metavar="N", help="resize images to N×N")
     add("--download", action="store_true", help="fetch data sets that are missing")
     add("--cache", type=Path, metavar="DIR", help="for preprocessed data and expert trajectories (FREPO_BENCH_CACHE)")
-    add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
-    add("--no-random", action="store_true", help=f"do not add {FLOOR} to the methods; without it, it is in every table")
+    add("--output", type=Path, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
+    add("--no-random", action="store_true", help=f"do not add {FLOOR}, which else is in every table of accuracies")
     add("--force", action="store_true", help="run cells again that have a result")
     return parser
 
@@ -113,23 +139,29 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
     if given.list:
         print(_listing())
         return 0
-    for flag, value in (("--methods", given.methods), ("--dataset", given.datasets)):
+    for flag, value in (("--methods", given.methods or given.experiment), ("--dataset", given.datasets)):
         if value is None:
             raise UserError(f"{flag} is missing; for instance: {PROGRAM} --methods frepo,mtt --dataset digits")
-    command = shlex.join([*PROGRAM.split(), *arguments])
-    if added := FLOOR not in given.methods and not given.no_random:
-        given.methods += (FLOOR,)
-    fields = {name: value for name, value in vars(given).items() if name not in ("help", "list", "force", "no_random")}
-    request = Request(**{n: v for n, v in fields.items() if v is not None}, options=options, command=command)
-    jobs = plan(request)
-    _say(_announcement(request, jobs))
-    if added:
+    ours = ("help", "list", "force", "no_random", "experiment")
+    fields = {name: value for name, value in vars(given).items() if name not in ours and value is not None}
+    fields |= {"options": options, "command": shlex.join([*PROGRAM.split(), *arguments])}
+    wanted = [Request(**fields)] if given.experiment is None else requests(given.experiment, fields)
+    if not given.no_random:
+        wanted = [_with_floor(request) for request in wanted]
+    planned = [(request, plan(request)) for request in wanted]
+    for request, jobs in planned:
+        _say(_announcement(request, jobs))
+    if FLOOR not in (given.methods or ()) and any(FLOOR in request.methods for request in wanted):
         _say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
-    return carry_out(jobs, request.output, launch, force=given.force)
+    jobs = [job for _, part in planned for job in part]
+    return carry_out(jobs, wanted[0].output, launch, force=given.force, drawn=given.experiment is not None)
 
 
-def carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool) -> int:
-    """Run those of ``jobs`` that have no result, or with ``force`` all; then the tables. Returns the exit status."""
+def carry_out(
+    jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool, drawn: bool = False
+) -> int:
+    """Run those of ``jobs`` that have no result, or with ``force`` all; then the tables, and where they are to be
+    ``drawn`` the figures. Returns the exit status."""
     records, interrupted = _run(jobs, launch, force=force)
     written = True
     if records:
@@ -144,6 +176,8 @@ def carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record]
             report.write(kept, output)
             count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
             _say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
+            if drawn:
+                _draw(kept, output)
         except UserError as error:
             _say(f"error: {error}")
             written = False
@@ -155,6 +189,26 @@ def carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record]
         )
         return 130
     return 0 if written and all(found["status"] == "ok" for found in records) else 1
+
+
+def _with_floor(request: Request) -> Request:
+    """``request`` with real images drawn at random among its methods, where accuracies are asked for."""
+    if FLOOR in request.methods or request.budget == "cost":
+        return request
+    return dataclasses.replace(request, methods=(*request.methods, FLOOR))
+
+
+def _draw(records: Sequence[Record], folder: Path) -> None:
+    """Exponents and figures; without the packages that draw, a line says so and nothing is lost."""
+    from harness import figures, scaling
+
+    written = scaling.write(records, folder)
+    try:
+        written += figures.write(records, folder)
+    except UserError as error:
+        _say(str(error))
+    if written:
+        _say(f"and {', '.join(path.name for path in written)}")
 
 
 def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -> tuple[list[Record], bool]:
@@ -194,6 +248,9 @@ def _existing(job: Job) -> Record | None:
 def _outcome(found: Record) -> str:
     if found["status"] != "ok":
         return f"{found['status']}: {found['message']}"
+    if not found["accuracy"]["values"]:
+        samples = found["cost"]["step_seconds"]
+        return f"{statistics.median(samples):.3g} s per iteration" if samples else "no whole cycle of steps was timed"
     mean, std = found["accuracy"]["mean"], found["accuracy"]["std"]
     spread = "" if std is None else f" ± {std:.2%}"
     count = len(found["accuracy"]["values"])
@@ -224,11 +281,12 @@ def _announcement(request: Request, jobs: Sequence[Job]) -> str:
 def _hyperparameters(given: argparse.Namespace) -> str:
     """The hyper-parameters as they stand for the first data set, ipc and budget asked for."""
     dataset, ipc = (given.datasets or ("digits",))[0], (given.ipcs or (1,))[0]
-    check(Request(given.methods, (dataset,), (ipc,), budget=given.budget))
+    budget = given.budget or Request.budget
+    check(Request(given.methods, (dataset,), (ipc,), budget=budget))
     classes = {name: methods.get(name) for name in given.methods}
-    resolved = resolve(classes, dataset, ipc, given.budget, {})
+    resolved = resolve(classes, dataset, ipc, budget, {})
     shown = describe({name: config for name, (config, _) in resolved.items()})
-    return f"Hyper-parameters, with the values they have on {dataset}, ipc {ipc}, budget {given.budget}:\n{shown}"
+    return f"Hyper-parameters, with the values they have on {dataset}, ipc {ipc}, budget {budget}:\n{shown}"
 
 
 def _listing() -> str:
@@ -246,6 +304,7 @@ def _listing() -> str:
     lines += ["networks", *(f"  {name}" for name in NETWORKS)]
     lines += [f"protocols ({' or '.join(PROTOCOLS)})", *(f"  {name}" for name in RECIPES)]
     lines += ["budgets", *(f"  {name:<12} {budget.meaning}" for name, budget in BUDGETS.items())]
+    lines += ["experiments", *(f"  {name:<18} {known.meaning}" for name, known in EXPERIMENTS.items())]
     return "\n".join(lines)
 
 

@@ -43,7 +43,8 @@ class Method(ABC):
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {}
     """(data set, ipc) → what the paper changes there. No entry: no published setting; ``--budget paper`` says so."""
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """``smoke`` and ``quick`` → what they change."""
+    """``smoke`` and ``quick`` → what they change. ``cost``: what shortens ``prepare`` and changes nothing of what a
+    step costs; without an entry a cost cell prepares everything."""
     PROTOCOL: ClassVar[str] = "vico"
     """The native evaluation protocol, a name of ``benchmarks.protocols.PROTOCOLS``."""
     iterative: ClassVar[bool] = True

@@ -226,6 +226,45 @@ def test_seconds_become_whole_cycles_and_the_identity_stays(tmp_path: Path, dumm
     assert short["cell"]["steps"] == 2
 
 
+def test_a_cost_cell_times_whole_cycles_and_evaluates_nothing(tmp_path: Path, dummy: type[Dummy]) -> None:
+    cost = {"budget": "cost", "networks_evaluated": 0, "steps": None}
+    found = run(short := job(tmp_path, seconds=0.1, **cost), Ticks())
+    assert found["status"] == "ok" and found == record.load(short.record_path)
+    assert found["cell"]["steps"] == 6 and found["cost"]["step_seconds"] == [0.5] * 3  # three cycles at least
+    assert found["accuracy"] == {"values": [], "mean": None, "std": None, "krr_values": [], "curve": []}
+    assert found["cost"]["evaluate_seconds"] is None and found["cost"]["memory"]["meter"] == "host_rss"
+    assert run(job(tmp_path, seconds=6.5, **cost), Ticks())["cell"]["steps"] == 12
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
+
+
+def test_a_cost_cell_says_that_less_was_prepared(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dummy, "BUDGETS", {**dummy.BUDGETS, "cost": {"lr": 0.5}})
+    cost = {"budget": "cost", "networks_evaluated": 0, "steps": 6}
+    assert run(job(tmp_path, config={"lr": 0.5}, **cost))["cost"]["prepare"] == "reduced"
+    assert run(job(tmp_path, config={"lr": 0.1}, **cost))["cost"]["prepare"] is None  # as the method has it
+    assert run(job(tmp_path, config={"lr": 0.5}, steps=6))["cost"]["prepare"] is None
+
+
+def test_a_loss_that_is_not_finite_does_not_end_a_cost_cell(tmp_path: Path, dummy: type[Dummy]) -> None:
+    cost = {"budget": "cost", "networks_evaluated": 0, "steps": 8}
+    found = run(job(tmp_path, config={"fail": "nan"}, **cost), Ticks())
+    assert found["status"] == "ok" and found["cost"]["step_seconds"] == [0.5] * 4
+    assert str(found["message"]).startswith("loss is nan at step 4")
+
+
+def test_a_slow_method_is_warmed_up_for_two_cycles(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Dummy] = []
+    step = dummy.step
+    monkeypatch.setattr(dummy, "step", lambda method: taken.append(method) or step(method))  # type: ignore[func-returns-value]
+    ticks = Ticks()
+    run(job(tmp_path, steps=4), lambda: 10 * ticks())
+    assert sum(method is taken[0] for method in taken) == 2 * dummy.steps_per_cycle
+
+
 def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: type[Dummy]) -> None:
     first = run(job(tmp_path / "a", config={"entry": True}), Ticks())["cost"]
     second = run(job(tmp_path / "b", config={"entry": True}), Ticks())["cost"]

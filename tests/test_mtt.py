@@ -280,7 +280,7 @@ def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
         MTTConfig(**change)
 
 
-@pytest.mark.parametrize("budget", ["smoke", "quick"])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "cost"])
 @pytest.mark.parametrize("published", [None, *MTT.PAPER], ids=str)
 def test_every_resolved_setting_can_run(published: tuple[str, int] | None, budget: str) -> None:
     """Defaults, then what the paper changes, then what the budget changes: the pieces must fit."""

@@ -249,3 +249,109 @@ def test_reported_numbers_are_fractions_with_a_source() -> None:
         assert 0 < entry["accuracy"] < 1
         assert entry["source"] in report.sources()
         assert not entry["rerun"] or entry["source"] == "frepo-table1"
+
+
+# Costs
+
+
+def cost(
+    method: str = "frepo", seconds: float = 0.1, peak: int | None = 100 * MIB, live: int = 50, **cell: Any
+) -> Record:
+    """A cost cell of a sweep."""
+    settings = {"budget": "cost", "protocol": {"frepo": "frepo", "mtt": "mtt"}.get(method, "vico"), **cell}
+    found = made((), method=method, peak=peak, **settings)
+    found["cost"]["step_seconds"] = [seconds] * 3 if found["status"] == "ok" else []
+    found["cost"]["peak_live_bytes"] = live * MIB
+    return found
+
+
+def test_a_table_of_costs_has_ratios_and_no_accuracies(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt", 1.2, 1000 * MIB, 400), cost(width=64), cost("mtt", 30.0, 200 * MIB, width=64)]
+    records[1]["cost"]["prepare"] = "reduced"
+    text = written(records, tmp_path)
+    assert not {"accuracy (%)", "n", "KRR accuracy (%)"} & set(cells(text)[0]) and "reported" not in text
+    assert column(text, "s/iteration ÷ frepo") == ["1.0×", "12.0×", "1.0×", "300×"]
+    assert column(text, "memory ÷ frepo") == ["1.0×", "10.0×", "1.0×", "2.0×"]
+    assert column(text, "live tensors ÷ frepo") == ["1.0×", "8.0×", "1.0×", "1.0×"]
+    assert column(text, "prepare (s)") == ["2.0", "2.0 (reduced)", "2.0", "2.0"] and "prepare reduced" in text
+    row = pd.read_csv(tmp_path / "table.csv").query("method == 'mtt' and width == 32").iloc[0]
+    assert row["step_seconds_over_frepo"] == pytest.approx(12) and row["prepare"] == "reduced"
+    assert r"12.0$\times$" in (tmp_path / "table.tex").read_text()
+
+
+@pytest.mark.parametrize("other", [{"network": "convnet"}, {"width": 64}, {"ipc": 10}, {"device": "B"}], ids=str)
+def test_ratios_are_of_the_same_setting_or_none(other: dict[str, Any], tmp_path: Path) -> None:
+    report.write([cost(), cost("mtt", **other)], tmp_path)
+    row = pd.read_csv(tmp_path / "table.csv").query("method == 'mtt'").iloc[0]
+    assert pd.isna(row["step_seconds_over_frepo"]) and pd.isna(row["peak_memory_over_frepo"])
+
+
+def test_meters_are_never_divided_by_each_other(tmp_path: Path) -> None:
+    text = written([cost(meter="nvml"), cost("mtt", 0.2)], tmp_path)
+    assert column(text, "s/iteration ÷ frepo") == ["1.0×", "2.0×"] and column(text, "memory ÷ frepo") == ["1.0×", "–"]
+
+
+def test_a_cost_that_was_not_measured_is_a_mark(tmp_path: Path) -> None:
+    text = written([cost(), cost("mtt", status="oom", message="too much")], tmp_path)
+    assert column(text, "s/iteration (median)") == ["0.1", "oom"]
+    assert column(text, "peak host RSS above baseline (MiB)") == ["100", "–"]
+    assert "oom: mtt on mnist, ipc 1, width 32, seed 0: too much" in text
+
+
+# The paper's claims
+
+
+def curve(method: str, points: list[tuple[float, float]], prepare: float = 0.0, **cell: Any) -> Record:
+    """A cell of an accuracy experiment, with a curve of (seconds, accuracy)."""
+    found = made((points[-1][1],), method=method, protocol="common", **cell)
+    found["accuracy"]["curve"] = [
+        {"step": i, "seconds": seconds, "values": [value]} for i, (seconds, value) in enumerate(points, start=1)
+    ]
+    found["cost"]["prepare_seconds"] = prepare
+    return found
+
+
+def test_the_time_to_an_accuracy_is_interpolated_in_the_logarithm() -> None:
+    (group,) = report.grouped([curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.3), (400.0, 0.6)])])
+    assert report.time_to(group.curve, 0.3) == (pytest.approx(10.0), False)
+    assert report.time_to(group.curve, 0.4) == (pytest.approx(100.0), False)
+    assert report.time_to(group.curve, 0.2) == (1.0, True)  # earlier was not measured
+    assert report.time_to(group.curve, 0.61) is None
+
+
+def test_seeds_share_a_curve_counted_from_its_end() -> None:
+    short = curve("frepo", [(4.0, 0.4), (16.0, 0.6)], seconds=16.0, seed=1)
+    (group,) = report.grouped([curve("frepo", [(1.0, 0.1), (2.0, 0.2), (8.0, 0.4)], seconds=16.0), short])
+    assert [(point.seconds, point.values) for point in group.curve] == [(3.0, (0.2, 0.4)), (12.0, (0.4, 0.6))]
+
+
+def test_claims_are_answered_at_equal_accuracy(tmp_path: Path) -> None:
+    ours = curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.5)], prepare=1.0)
+    text = written([ours, curve("mtt", [(10.0, 0.1), (1000.0, 0.3)], prepare=500.0)], tmp_path)
+    assert "Claimed by Zhou et al., NeurIPS 2022" in text and "Measured here, on A CPU" in text
+    assert "to 30.0%, where mtt ended: frepo 10 s (11 s), mtt 1,000 s (1,500 s), that is 100× (136×)" in text
+    assert "to 50.0%, where frepo ended: frepo 200 s (201 s), mtt not reached in the time measured" in text
+    assert "mtt takes 1.0× the memory (peak host RSS above baseline) of frepo." in text
+
+
+def test_a_bound_is_called_one(tmp_path: Path) -> None:
+    records = [curve("frepo", [(1.0, 0.5), (2.0, 0.6)]), curve("mtt", [(10.0, 0.1), (100.0, 0.3)])]
+    assert "frepo at most 1 s (1 s), mtt 100 s (100 s), that is at least 100× (100×)" in written(records, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"width": 64}, {"dataset": "digits"}, {"ipc": 10}, {"device": "B"}, {"status": "oom"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_no_claim_without_a_pair(other: dict[str, Any], tmp_path: Path) -> None:
+    points = [(1.0, 0.2), (100.0, 0.4)]
+    assert "Claimed" not in written([curve("frepo", points), curve("mtt", points, **other)], tmp_path)
+
+
+def test_claims_about_iterations_are_of_the_largest_width(tmp_path: Path) -> None:
+    records = [cost(width=w) for w in (16, 32, 64)]
+    records += [cost("mtt", 5.0, 900 * MIB, width=w, status="oom" if w == 64 else "ok") for w in (16, 32, 64)]
+    text = written(records, tmp_path)
+    expected = "width 32: an iteration of mtt takes 50.0× the time and 9.0× the memory (peak host RSS above baseline)"
+    assert expected in text and text.count("an iteration of mtt") == 1

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.errors import UserError
-from harness import cell, record
-from harness.experiments import BUDGETS, Job, Request, plan, resolve
+from harness import cell, record, run
+from harness.experiments import BUDGETS, Job, Request, plan, prepare_is_reduced, resolve
 from harness.measure import memory
 from harness.options import describe, parse, split
 from harness.record import Record
 from harness.run import main
+from methods.mtt import MTT
 from tests.dummies import Dummy, DummyConfig, dummy
 
 __all__ = ["dummy"]  # a fixture
@@ -231,6 +234,7 @@ def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[D
         (1, 20, 8),
         (3, 1000, 32),
         (5, None, 128),
+        (0, 0, 32),
     ]
     (job,) = plan(request(networks_evaluated=2, evaluate_steps=7, output=tmp_path))
     assert (job.cell.networks_evaluated, job.cell.evaluate_steps) == (2, 7)
@@ -244,6 +248,75 @@ def test_protocols_and_networks(tmp_path: Path) -> None:
     assert shape() == ("frepo", "convnet_doubling", "batch", "standardise")
     assert shape(network="convnet") == ("frepo", "convnet", "batch", "standardise")
     assert shape(protocol="common") == ("common", "convnet", "instance", "standardise")
+
+
+# Costs, and experiments
+
+
+def test_a_cost_cell_is_the_published_setting_for_a_time(tmp_path: Path, dummy: type[Dummy]) -> None:
+    def cost(**changes: object) -> tuple[float | None, int | None, dict[str, Any]]:
+        (job,) = plan(request(budget="cost", output=tmp_path, **changes))
+        return job.cell.seconds, job.cell.steps, job.config
+
+    assert cost(ipcs=(2,))[:2] == (20.0, None) and cost(ipcs=(2,))[2]["lr"] == 0.2  # the paper's; not its steps
+    assert cost(ipcs=(1,))[2]["lr"] == DummyConfig.lr
+    assert cost(seconds=3.0)[:2] == (3.0, None) and cost(steps=7)[:2] == (None, 7)
+
+
+def test_only_experts_are_reduced_for_costs(tmp_path: Path) -> None:
+    (job,) = plan(request(methods=("mtt",), budget="cost", output=tmp_path))
+    default = json.loads(json.dumps(dataclasses.asdict(MTT.Config())))
+    assert {name for name in default if job.config[name] != default[name]} == MTT.BUDGETS["cost"].keys()
+    assert prepare_is_reduced(MTT, job.cell, job.config) and not prepare_is_reduced(MTT, job.cell, default)
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, arguments: str, output: Path) -> list[Job]:
+    launcher = Launcher()
+    monkeypatch.setattr(run, "_draw", lambda records, folder: None)
+    assert main([*arguments.split(), "--dataset", "digits", "--output", str(output)], launch=launcher) == 0
+    return launcher.jobs
+
+
+def test_figure3_is_a_sweep_of_costs_and_accuracies_at_one_width(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = planned(monkeypatch, "--experiment figure3 --device cpu", tmp_path)
+    costs = [job.cell for job in jobs if job.cell.budget == "cost"]
+    others = [job.cell for job in jobs if job.cell.budget != "cost"]
+    methods = ["frepo", "mtt", "dsa", "dm", "bptt"]
+    assert [(c.width, c.method) for c in costs] == [(w, m) for w in (16, 32, 64) for m in methods]
+    assert {(c.network, c.seconds, c.curve_points) for c in costs} == {("convnet_doubling", 20.0, 0)}
+    assert [c.method for c in others] == [*methods, "random_real"]
+    assert {(c.budget, c.protocol, c.width, c.network) for c in others} == {("quick", "common", 32, "convnet_doubling")}
+    assert {(c.seconds, c.curve_points) for c in others} == {(60.0, 6), (None, 0)}
+
+
+def test_flags_override_an_experiment_each_part_taking_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "--experiment figure3 --methods frepo,random_real,dm --widths 8,256,512 --seconds 1 --network native"
+    jobs = planned(monkeypatch, f"{asked} --budget smoke --curve-points 3 --ipc 2 --dm.batch-real 7", tmp_path)
+    found = [(job.cell.method, job.cell.width, job.cell.budget, job.cell.curve_points) for job in jobs]
+    costs = [(method, width, "cost", 0) for width in (8, 256, 512) for method in ("frepo", "dm")]
+    assert found == [*costs, ("frepo", 8, "smoke", 3), ("random_real", 8, "smoke", 0), ("dm", 8, "smoke", 3)]
+    assert {job.cell.seconds for job in jobs} == {1.0, None} and {job.cell.ipc for job in jobs} == {2}
+    assert [job.cell.network for job in jobs[:2]] == ["convnet_doubling", "convnet"]
+    assert {job.config["batch_real"] for job in jobs if job.cell.method == "dm"} == {7}
+
+
+def test_the_command_of_the_paper_s_figure_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "--experiment figure3 --methods frepo,mtt,dsa,dm,bptt --dataset cifar100 --widths 16,32,64,128,256,512"
+    seen = []
+    monkeypatch.setattr(run, "plan", lambda request: seen.append(request) or interrupt())
+    assert main([*asked.split(), "--device", "cpu"]) == 130
+    assert seen[0].widths == (16, 32, 64, 128, 256, 512) and seen[0].budget == "cost" and len(seen[0].methods) == 5
+
+
+def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    asked = f"--experiment figure3_cost --methods frepo --dataset digits --width 4 --device cpu --output {tmp_path}"
+    assert main(asked.split(), launch=Launcher()) == 0
+    assert "no figures, because seaborn is missing: pip install" in capsys.readouterr().err
 
 
 def test_everything_that_determines_a_result_is_in_the_identity(tmp_path: Path, dummy: type[Dummy]) -> None:
@@ -294,6 +367,12 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path) -> None:
         ("--methods frepo --dataset digits --network convnt", "did you mean 'convnet'"),
         ("--methods frepo --dataset digits --budget quik", "did you mean 'quick'"),
         ("--methods frepo --dataset digits --protocol nativ", "did you mean 'native'"),
+        ("--experiment figur3 --dataset digits", "unknown experiment 'figur3': did you mean 'figure3'"),
+        ("--experiment figure3", "--dataset is missing"),
+        ("--experiment figure3_cost --dataset digits --budget quick", "--budget says nothing to --experiment"),
+        ("--experiment figure3_cost --dataset digits --methods herding", "herding has no steps"),
+        ("--methods frepo --dataset digits --budget cost --curve-points 3", "leave --curve-points out"),
+        ("--methods frepo,random_real --dataset digits --budget cost", "random_real has no steps"),
         ("--methods frepo --dataset digits --widht 4", "did you mean --width"),
         ("--methods frepo --dataset digits stray", "unknown argument 'stray'"),
         ("--methods frepo --dataset digits --ipc 0", "--ipcs must be at least 1, not 0"),
@@ -356,7 +435,8 @@ def test_folders_that_cannot_be_written(
 def test_help_and_its_names_import_nothing_heavy() -> None:
     code = (
         "import sys\nfrom harness.run import main\nassert main(['--help']) == 0\n"
-        "heavy = {'torch', 'numpy', 'pandas', 'tyro', 'tqdm', 'sklearn', 'PIL'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'tyro', 'tqdm', 'sklearn', 'PIL', 'scipy', 'seaborn'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -378,7 +458,13 @@ def test_help_on_methods_shows_their_hyper_parameters_and_writes_nothing(
 def test_list_names_papers_and_protocols(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     shown = capsys.readouterr().out
-    assert "NeurIPS 2022" in shown and "[protocol mtt]" in shown and "common" in shown and "folder:PATH" in shown
+    assert (
+        "figure3_accuracy" in shown
+        and "NeurIPS 2022" in shown
+        and "[protocol mtt]" in shown
+        and "common" in shown
+        and "folder:PATH" in shown
+    )
 
 
 # Hyper-parameters

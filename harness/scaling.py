@@ -1,0 +1,173 @@
+"""How cost grows with the network: fitted exponents, into ``scaling.md``, ``scaling.tex`` and ``scaling.csv``.
+
+Time and memory are taken as a power of the width or of the number of parameters, y = a·x^b; b is the slope of ordinary
+least squares of log y on log x, one point per width: the median over the samples of an iteration, the largest peak over
+the seeds. Where a fixed cost bends the line at small widths, b is an average over the range that was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.errors import UserError
+from harness.files import replacing
+from harness.record import Record
+from harness.report import METERS, NONE, TEX_HEAD, Group, Table, grouped, latex, markdown, measured_on, variants
+
+LEVEL = 0.95
+"""Of the confidence intervals."""
+LEAST = 3
+"""Points of a fit; through two every line goes exactly."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The exponent b of y = a·x^b, and the limits of its confidence interval."""
+
+    exponent: float
+    low: float
+    high: float
+    points: int
+
+
+def power_law(x: Sequence[float], y: Sequence[float], level: float = LEVEL) -> Fit | None:
+    """Least squares of log y on log x; the interval is that of Student's t with n − 2 degrees of freedom.
+
+    None for fewer than three different ``x``. Raises ValueError where a number is not positive.
+    """
+    if len(set(x)) < LEAST:
+        return None
+    from scipy.stats import t
+
+    log_x, log_y = [math.log(value) for value in x], [math.log(value) for value in y]
+    slope, intercept = statistics.linear_regression(log_x, log_y)
+    squares = sum((v - intercept - slope * u) ** 2 for u, v in zip(log_x, log_y, strict=True))
+    mean = statistics.fmean(log_x)
+    freedom = len(log_x) - 2
+    error = math.sqrt(squares / freedom / sum((u - mean) ** 2 for u in log_x))
+    margin = float(t.ppf((1 + level) / 2, freedom)) * error
+    return Fit(slope, slope - margin, slope + margin, len(log_x))
+
+
+def sweeps(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
+    """Groups that differ in nothing but the width, together, in the order of the width."""
+    together: dict[str, list[Group]] = {}
+    for group in groups:
+        settings = {name: value for name, value in group.settings.items() if name != "width"}
+        together.setdefault(json.dumps([group.table, settings], sort_keys=True), []).append(group)
+    return [tuple(sorted(same, key=lambda group: group.cell["width"])) for same in together.values()]
+
+
+def _peak(meter: str) -> Callable[[Group], float | None]:
+    return lambda group: group.peak(meter)
+
+
+QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
+    "s/iteration": lambda group: statistics.median(group.step_seconds) if group.step_seconds else None,
+    **{title.removesuffix(" (MiB)"): _peak(meter) for meter, (_, title) in METERS.items()},
+    "peak of live tensors": lambda group: max(group.costs("peak_live_bytes"), default=None),
+}
+"""What grows: name → its value for one width; None where it was not measured."""
+AGAINST: Mapping[str, Callable[[Group], float | None]] = {
+    "width": lambda group: float(group.cell["width"]),
+    "parameters": lambda group: max(group.costs("parameters"), default=None),
+}
+
+
+def fits(sweep: Sequence[Group]) -> dict[tuple[str, str], Fit]:
+    """(quantity, what it grows with) → its exponent, for those with enough widths that went well."""
+    found = {}
+    for quantity, value in QUANTITIES.items():
+        for against, size in AGAINST.items():
+            pairs = [(size(group), value(group)) for group in sweep if group.ok]
+            known = [(x, y) for x, y in pairs if x and y]
+            fit = power_law([x for x, _ in known], [y for _, y in known])
+            if fit is not None:
+                found[quantity, against] = fit
+    return found
+
+
+def write(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write the three files into ``folder``; none where no sweep has enough widths. Returns what was written.
+
+    Raises UserError where the files cannot be written.
+    """
+    found = [(sweep, fits(sweep)) for sweep in sweeps(grouped(records))]
+    found = [(sweep, fitted) for sweep, fitted in found if fitted]
+    if not found:
+        return []
+    tables = [
+        _table([pair for pair in found if pair[0][0].table == key])
+        for key in dict.fromkeys(sweep[0].table for sweep, _ in found)
+    ]
+    contents = {
+        "scaling.md": "\n\n".join(markdown(table) for table in tables) + "\n",
+        "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
+        "scaling.csv": pd.DataFrame([row for pair in found for row in _rows(*pair)]).to_csv(index=False),
+    }
+    try:
+        for name, content in contents.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the exponents cannot be written into {folder}: {error.strerror}") from error
+    return [folder / name for name in contents]
+
+
+def _rows(sweep: Sequence[Group], fitted: Mapping[tuple[str, str], Fit]) -> list[dict[str, Any]]:
+    """Rows of ``scaling.csv``, one for each fit: nothing rounded."""
+    device, budget, kind, version = sweep[0].table
+    settings = {name: value for name, value in sweep[0].settings.items() if name != "width"}
+    return [
+        {
+            "device": device,
+            "protocol_kind": kind,
+            "protocol_version": version,
+            **settings,
+            "budget": budget,
+            "quantity": quantity,
+            "against": against,
+            "exponent": fit.exponent,
+            "confidence_low": fit.low,
+            "confidence_high": fit.high,
+            "confidence_level": LEVEL,
+            "points": fit.points,
+            "widths": " ".join(str(group.cell["width"]) for group in sweep if group.ok),
+        }
+        for (quantity, against), fit in fitted.items()
+    ]
+
+
+def _table(found: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit]]]) -> Table:
+    first = [sweep[0] for sweep, _ in found]
+    columns = {
+        "method": [group.cell["method"] for group in first],
+        "setting": variants(first),
+        "data set": [group.cell["dataset"] for group in first],
+        "ipc": [str(group.cell["ipc"]) for group in first],
+        "network": [str(group.cell["network"]) for group in first],
+        "widths": [", ".join(str(group.cell["width"]) for group in sweep if group.ok) for sweep, _ in found],
+        **{
+            f"{quantity} with {against}": [_words(fitted.get((quantity, against))) for _, fitted in found]
+            for quantity in QUANTITIES
+            for against in AGAINST
+        },
+    }
+    filled = {title: cells for title, cells in columns.items() if set(cells) - {NONE}}
+    caption = (
+        f"Exponents b of y = a x^b with {LEVEL:.0%} confidence intervals: least squares in the logarithms, one point "
+        f"for each width. {'. '.join(measured_on([group for sweep, _ in found for group in sweep]))}."
+    )
+    return Table(caption, tuple(filled), tuple(zip(*filled.values(), strict=True)), frozenset(), ())
+
+
+def _words(fit: Fit | None) -> str:
+    return NONE if fit is None else f"{fit.exponent:.2f} [{fit.low:.2f}, {fit.high:.2f}]"

@@ -1,0 +1,270 @@
+"""Figures: what is drawn, what is kept apart, how failures show, and that the same records give the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from benchmarks.errors import UserError
+from harness import figures, record
+from harness.figures import OWN_NETWORKS, Drawing, Panel, drawings
+from harness.record import Record
+from tests.test_report import MIB, made
+
+PROTOCOL_OF = {"frepo": "frepo", "mtt": "mtt"}
+
+
+def cost(method: str = "frepo", width: int = 32, status: Any = "ok", **changes: Any) -> Record:
+    """A cost cell; the peak of its live tensors is half of its memory."""
+    protocol = PROTOCOL_OF.get(method, "vico")
+    settings = {"protocol": protocol, "budget": "cost", "seconds": 20.0, "peak": MIB * width, **changes}
+    found = made((), status=status, method=method, width=width, **settings)
+    found["cost"]["step_seconds"] = [width * s for s in (0.1, 0.2, 0.3, 0.4, 0.5)] if status == "ok" else []
+    found["cost"]["parameters"] = width**2
+    found["cost"]["peak_live_bytes"] = MIB * width // 2
+    return found
+
+
+def curve(method: str = "frepo", prepare: float = 2.0, seed: int = 0, **changes: Any) -> Record:
+    """A cell with a curve of two points."""
+    settings = {"protocol": "common", "seconds": 60.0, "evaluate_steps": 1000, **changes}
+    found = made((0.5, 0.7), method=method, seed=seed, **settings)
+    found["cost"]["prepare_seconds"] = prepare
+    found["accuracy"]["curve"] = [
+        {"step": 1, "seconds": 0.5, "values": [0.2, 0.4]},
+        {"step": 100, "seconds": 60.0, "values": [0.5, 0.7]},
+    ]
+    return found
+
+
+def random_real(**changes: Any) -> Record:
+    settings = {"protocol": "common", "seconds": None, "steps": None, "evaluate_steps": 1000, **changes}
+    found = made((0.3, 0.5), method="random_real", meter=None, peak=None, **settings)
+    found["cost"]["step_seconds"] = []
+    return found
+
+
+def only(records: list[Record]) -> Drawing:
+    (found,) = drawings(records)
+    return found
+
+
+def panels(drawing: Drawing) -> dict[tuple[str, str], Panel]:
+    return {(panel.x_label, panel.y_label): panel for row in drawing.rows for panel in row}
+
+
+# What is drawn
+
+
+def test_cost_against_width_and_parameters() -> None:
+    drawing = only([cost(width=width) for width in (64, 16, 32)])
+    assert drawing.name == "cost-mnist-ipc1-convnet_doubling-native-host_rss-A-CPU"
+    found = panels(drawing)
+    quantities = ["seconds per iteration", "peak host RSS above baseline (MiB)", "peak of live tensors (MiB)"]
+    assert list(found) == [(against, quantity) for against in ("width", "parameters") for quantity in quantities]
+    (line,) = found["width", quantities[0]].series
+    assert line.x == (16, 32, 64) and line.y == (0.3 * 16, 0.3 * 32, 0.3 * 64)
+    assert line.low == pytest.approx((3.2, 6.4, 12.8)) and line.high == pytest.approx((6.4, 12.8, 25.6))  # quartiles
+    (line,) = found["parameters", quantities[1]].series
+    assert line.x == (256, 1024, 4096) and line.y == line.low == (16, 32, 64)
+    assert [panel.ticks for panel in found.values()] == [(16, 32, 64)] * 3 + [()] * 3
+    for part in ("budget cost", "a cpu", "torch 2.13.0", "python 3.11.7", "protocol native", "convnet_doubling"):
+        assert part in " ".join(drawing.footer).lower()
+
+
+def test_failures_stand_at_their_width() -> None:
+    lost = cost("mtt", 64, "oom", meter=None, peak=None)
+    lost["cost"]["parameters"] = None  # killed before it could count
+    drawing = only([cost(width=32), cost(width=64), cost("mtt", 32), lost, cost("dm", 32, "timeout")])
+    for (against, _), panel in panels(drawing).items():
+        marks = {series.method: series.marks for series in panel.series}
+        x = {"width": (32, 64), "parameters": (1024, 4096)}[against]
+        assert marks == {"frepo": (), "mtt": ((x[1], "oom"),), "dm": ((x[0], "timeout"),)}
+    assert "OOM: out of memory; time: time limit" in drawing.footer[-1]
+
+
+def test_what_was_not_measured_has_no_panel() -> None:
+    one = cost(meter=None, peak=None)
+    one["cost"]["peak_live_bytes"] = None
+    assert {y for _, y in panels(only([one]))} == {"seconds per iteration"}
+    every = panels(only([cost(width=32, status="oom", meter=None), cost(width=64, status="oom", meter=None)]))
+    assert {y for _, y in every} == {"seconds per iteration"}
+    assert [mark for panel in every.values() for series in panel.series for mark in series.marks]
+
+
+def test_accuracy_against_time_with_and_without_preparation_and_against_iterations() -> None:
+    drawing = only([curve(), curve("mtt", prepare=30.0), curve("mtt", prepare=50.0, seed=1), random_real()])
+    assert drawing.name == "accuracy-mnist-ipc1-convnet_doubling-w32-common-quick-A-CPU"
+    found = {panel.x_label: panel for panel in panels(drawing).values()}
+    lines = {x: {series.method: series for series in panel.series} for x, panel in found.items()}
+    assert lines["seconds of distilling"]["mtt"].x == (0.5, 60.0)
+    assert lines["seconds with preparation"]["mtt"].x == (40.5, 100.0)
+    assert lines["seconds with preparation"]["frepo"].x == (2.5, 62.0)
+    assert lines["iterations"]["frepo"].x == (1, 100)
+    series = lines["iterations"]["frepo"]
+    assert series.y == pytest.approx((30, 60)) and series.high == pytest.approx((30 + 200**0.5, 60 + 200**0.5))
+    for panel in found.values():
+        (level,) = panel.levels
+        assert level.method == "random_real" and (level.mean, level.std) == pytest.approx((40, 200**0.5))
+
+
+@pytest.mark.parametrize("records", [[random_real()], [made()], []], ids=["random", "no curve", "none"])
+def test_without_curves_and_sweeps_there_is_no_figure(records: list[Record]) -> None:
+    assert drawings(records) == []
+
+
+def test_a_curve_without_values_is_no_line_and_a_failed_method_is_named() -> None:
+    empty = curve("mtt")
+    empty["status"], empty["accuracy"]["curve"] = "diverged", []
+    drawing = only([curve(), empty])
+    assert [series.method for series in drawing.rows[0][0].series] == ["frepo"]
+    assert drawing.footer[-1] == "Did not end well: mtt (diverged)"
+
+
+def test_settings_tell_lines_of_one_method_apart() -> None:
+    records = [cost("mtt", width, config={"syn_steps": n}) for n in (10, 20) for width in (16, 32)]
+    assert [series.label for series in only(records).rows[0][0].series] == ["mtt (syn_steps=10)", "mtt (syn_steps=20)"]
+
+
+# What is kept apart
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"device": "Another CPU"},
+        {"meter": "nvml"},
+        {"network": "convnet"},
+        {"protocol": "common"},
+        {"dataset": "digits"},
+        {"ipc": 10},
+        {"data_fingerprint": "fedcba"},
+        {"tf32": True},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_no_figure_mixes(other: dict[str, Any]) -> None:
+    records = [cost("dm", width, **changes) for changes in ({}, {**other, "seed": 1}) for width in (16, 32)]
+    found = drawings(records)
+    assert len(found) == 2 and len({drawing.name for drawing in found}) == 2
+    for drawing in found:
+        for panel in panels(drawing).values():
+            assert [series.x for series in panel.series] in ([(16, 32)], [(256, 1024)])
+
+
+def test_widths_never_share_a_figure_of_accuracies() -> None:
+    names = [drawing.name.split("-") for drawing in drawings([curve(width=16), curve(width=32)])]
+    assert [name[4] for name in names if name[0] == "accuracy"] == ["w16", "w32"]
+
+
+def test_every_method_on_its_own_network_is_a_figure_of_its_own() -> None:
+    own = [cost(), cost("dm", network="convnet"), cost("mtt", network="convnet")]
+    assert f"-{OWN_NETWORKS}-" in only(own).name and "its own network" in only(own).footer[0]
+    both = {drawing.name: drawing for drawing in drawings([*own, cost("dm"), cost("mtt")])}
+    shown = {name.split("-")[3]: {s.method for s in drawing.rows[0][0].series} for name, drawing in both.items()}
+    assert shown == {name: {"frepo", "dm", "mtt"} for name in (OWN_NETWORKS, "convnet_doubling")}
+
+
+# How it looks
+
+
+def test_no_two_methods_look_the_same() -> None:
+    drawing = only([cost(method) for method in (*figures.ORDER, "new", "newer")])
+    styles = figures._styles(drawing)
+    assert next(iter(styles)) == "frepo" and list(styles)[-2:] == ["new", "newer"]
+    looks = [(style["marker"], style["linestyle"]) for style in styles.values()]  # without colour
+    assert len(set(map(str, looks))) == len(looks)
+    alone = figures._styles(only([cost("dm")]))["dm"]
+    assert alone == styles["dm"]
+
+
+def test_marks_stand_above_all_lines() -> None:
+    records = [cost(m, w, "oom" if w == 64 and m != "dm" else "ok") for m in ("frepo", "dm", "mtt") for w in (16, 64)]
+    figure = figures.draw(only(records))
+    for axes in figure.axes:
+        marks = [line for line in axes.lines if line.get_marker() == "X"]
+        assert [line.get_xdata()[0] for line in marks] in ([64, 64], [4096, 4096])
+        heights = sorted(line.get_ydata()[0] for line in marks)
+        assert heights[0] < heights[1] < 1
+        to_axes = axes.transData + axes.transAxes.inverted()
+        top = max(to_axes.transform((1, y))[1] for line in axes.lines if line not in marks for y in line.get_ydata())
+        assert top < heights[0] - 0.04
+
+
+@pytest.mark.parametrize("widths", [(16, 64), (16, 32, 64, 128, 256, 512)], ids=len)
+def test_no_text_covers_another(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Text] = []
+    draw = Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, renderer: drawn.append(text) or draw(text, renderer))  # type: ignore[func-returns-value]
+    methods = ("frepo", "dm", "mtt", "dsa", "bptt")
+    costs = [cost(m, w, "oom" if w == 512 and m != "dm" else "ok", meter="nvml") for m in methods for w in widths]
+    for records in (costs, [*(curve(method) for method in methods), random_real()]):
+        drawn.clear()
+        with matplotlib.rc_context(figures.look()):
+            canvas = FigureCanvasAgg(figures.draw(only(records)))
+            canvas.draw()
+        boxes = {text: text.get_window_extent() for text in drawn if text.get_text() and text.get_visible()}
+        assert len(boxes) >= 20
+        for one, other in itertools.combinations(boxes, 2):
+            assert not boxes[one].overlaps(boxes[other]), (one.get_text(), other.get_text())
+
+
+def test_a_figure_without_a_single_number_is_drawn() -> None:
+    lost = cost("mtt", 64, "oom", meter=None, peak=None)
+    assert len(figures.draw(only([lost])).axes) == 2
+
+
+def test_the_same_records_give_the_same_bytes_without_dates(tmp_path: Path) -> None:
+    records = [cost("dm", 16), cost("mtt", 16, "oom", meter=None)]
+    records[0]["cost"]["peak_live_bytes"] = None
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    written = figures.write(records, tmp_path / "a")
+    figures.write(records[::-1], tmp_path / "b")
+    assert len(written) == 3 and {path.suffix for path in written} == {".png", ".pdf", ".svg"}
+    for path in written:
+        content = path.read_bytes()
+        assert content == (tmp_path / "b" / path.name).read_bytes()
+        assert b"CreationDate" not in content and b"<dc:date>" not in content
+        if path.suffix == ".png":
+            place = content.index(b"pHYs") + 4
+            assert struct.unpack(">I", content[place : place + 4])[0] / 39.37 >= 200  # dots per metre
+
+
+# The command
+
+
+def test_missing_packages_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    with pytest.raises(UserError, match="no figures, because seaborn is missing: pip install"):
+        figures.write([cost()], tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["missing", "."])
+def test_nothing_to_draw_is_a_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    record.write(made(), tmp_path / "a.json")
+    assert figures.main([str(tmp_path / folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_draws_a_folder_and_names_what_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FORMATS", {"svg": {"Date": None}})
+    for width in (16, 32, 64):
+        record.write(cost(width=width), tmp_path / f"{width}.json")
+    (tmp_path / "x.json").write_text("{")
+    assert figures.main([str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "x.json" in shown.err
+    assert [Path(line).suffix for line in shown.out.splitlines()] == [".md", ".tex", ".csv", ".svg"]
