@@ -160,6 +160,13 @@ def test_no_figure_mixes(other: dict[str, Any]) -> None:
             assert [series.x for series in panel.series] in ([(16, 32)], [(256, 1024)])
 
 
+def test_seeds_of_two_meters_are_not_pooled() -> None:
+    slow = cost(meter="nvml", seed=1)
+    slow["cost"]["step_seconds"] = [50.0] * 3
+    found = [panels(drawing)["width", "seconds per iteration"].series[0].y for drawing in drawings([cost(), slow])]
+    assert found == [(0.3 * 32,), (50.0,)]
+
+
 def test_widths_never_share_a_figure_of_accuracies() -> None:
     names = [drawing.name.split("-") for drawing in drawings([curve(width=16), curve(width=32)])]
     assert [name[4] for name in names if name[0] == "accuracy"] == ["w16", "w32"]
