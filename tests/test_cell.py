@@ -174,6 +174,7 @@ def test_a_point_of_the_curve_that_cannot_be_trained_has_no_values(
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried …"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), True),  # torch.AcceleratorError
         (RuntimeError("shapes do not match"), False),
         (ValueError("can't allocate memory"), False),
     ],
