@@ -117,8 +117,7 @@ class Group:
     @property
     def curve(self) -> list[CurvePoint]:
         """The points that all seeds have. Points are counted from the end: short runs lack the first ones."""
-        curves = [[point for point in r["accuracy"]["curve"] if point["values"]] for r in self.counted]
-        together = zip(*(reversed(curve) for curve in curves), strict=False)
+        together = zip(*(reversed(r["accuracy"]["curve"]) for r in self.counted), strict=False)
         points = [
             CurvePoint(
                 statistics.fmean(point["step"] for point in same),
@@ -126,6 +125,7 @@ class Group:
                 tuple(value for point in same for value in point["values"]),
             )
             for same in together
+            if all(point["values"] for point in same)  # none where the set could not be trained with as it was then
         ]
         return points[::-1]
 

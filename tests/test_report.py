@@ -325,6 +325,14 @@ def test_seeds_share_a_curve_counted_from_its_end() -> None:
     assert [(point.seconds, point.values) for point in group.curve] == [(3.0, (0.2, 0.4)), (12.0, (0.4, 0.6))]
 
 
+def test_a_point_that_one_seed_lacks_does_not_shift_the_others() -> None:
+    points = [(1.0, 0.1), (10.0, 0.3), (100.0, 0.5)]
+    records = [curve("mtt", points), curve("mtt", points, seed=1)]
+    records[1]["accuracy"]["curve"][1]["values"] = []
+    (group,) = report.grouped(records)
+    assert [(point.seconds, point.values) for point in group.curve] == [(1.0, (0.1, 0.1)), (100.0, (0.5, 0.5))]
+
+
 def test_claims_are_answered_at_equal_accuracy(tmp_path: Path) -> None:
     ours = curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.5)], prepare=1.0)
     text = written([ours, curve("mtt", [(10.0, 0.1), (1000.0, 0.3)], prepare=500.0)], tmp_path)
