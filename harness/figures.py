@@ -138,11 +138,11 @@ _Value = Callable[[Group], tuple[float, float, float] | None]
 def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]], meter: str | None) -> _Found:
     labels = _labels([sweep[0] for sweep in shown])
     groups = [group for sweep in shown for group in sweep]
-    parameters = {group.cell["width"]: number for group in groups for number in group.costs("parameters")}
+    parameters = {_place(group): number for group in groups for number in group.costs("parameters")}
 
     def size(against: str, group: Group) -> float | None:
         # A cell that was killed before it could count has the parameters that its neighbours have.
-        return AGAINST[against](group) or parameters.get(group.cell["width"])
+        return AGAINST[against](group) or parameters.get(_place(group))
 
     def line(label: str, sweep: Sequence[Group], against: str, value: _Value) -> Series:
         points = [(x, y) for g in sweep if g.ok and (x := size(against, g)) and (y := value(g))]
@@ -164,6 +164,8 @@ def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]]
     )
     measured = [(title, value) for title, value in quantities if any(value(group) for group in groups if group.ok)]
     rows = tuple(tuple(panel(against, *quantity) for quantity in measured or quantities[:1]) for against in AGAINST)
+    # Where every cell was killed before it could count, nobody knows the parameters.
+    rows = tuple(row for row in rows if any(line.x or line.marks for line in row[0].series))
     first = groups[0].cell
     footer = [
         f"{_task(first)}, {_network_words(network)}",
@@ -175,6 +177,11 @@ def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]]
     budget = [] if first["budget"] == "cost" else [first["budget"]]
     name = _slug("cost", first["dataset"], f"ipc{first['ipc']}", network, groups[0].table[2], *budget, meter, key[0])
     return name, key, Drawing(name, rows, tuple(footer))
+
+
+def _place(group: Group) -> tuple[str, int]:
+    """What groups with as many parameters share."""
+    return group.cell["network"], group.cell["width"]
 
 
 def _seconds(group: Group) -> tuple[float, float, float] | None:

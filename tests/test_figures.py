@@ -229,6 +229,22 @@ def test_a_figure_without_a_single_number_is_drawn() -> None:
     assert len(figures.draw(only([lost])).axes) == 2
 
 
+def test_cells_that_were_all_killed_have_no_parameters() -> None:
+    lost = cost("mtt", 64, "oom", meter=None, peak=None)
+    lost["cost"]["parameters"] = None
+    drawing = only([lost])
+    assert [x for x, _ in panels(drawing)] == ["width"] and len(figures.draw(drawing).axes) == 1
+
+
+def test_a_killed_cell_has_the_parameters_of_its_own_network() -> None:
+    lost = cost("mtt", 64, "oom", meter=None, peak=None, network="convnet")
+    lost["cost"]["parameters"] = None
+    other = cost("dm", 64, network="convnet")
+    other["cost"]["parameters"] = 777
+    found = panels(only([other, cost("frepo", 64), lost]))["parameters", "seconds per iteration"]
+    assert {series.method: series.marks for series in found.series}["mtt"] == ((777, "oom"),)
+
+
 def test_the_same_records_give_the_same_bytes_without_dates(tmp_path: Path) -> None:
     records = [cost("dm", 16), cost("mtt", 16, "oom", meter=None)]
     records[0]["cost"]["peak_live_bytes"] = None
