@@ -27,7 +27,7 @@ from harness.command_line import Parser, exit_status
 from harness.experiments import DEFAULT_OUTPUT
 from harness.files import replacing
 from harness.record import Record, load_all, summarise
-from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, variants
+from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, threads, variants
 from harness.scaling import AGAINST, sweeps
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _comparable(groups: Sequence[Group], names: Sequence[str]) -> Iterator[tuple
     shared = ("dataset", "data_fingerprint", "ipc", "depth", "image_size", "dtype", "tf32", "memory_limit_bytes")
 
     def key(group: Group) -> tuple[Any, ...]:
-        return *group.table, *(group.cell.get(name) for name in (*shared, *names))
+        return *group.table, threads(group.records[0]), *(group.cell.get(name) for name in (*shared, *names))
 
     for found in dict.fromkeys(map(key, groups)):
         for network, same in _by_network([group for group in groups if key(group) == found]):

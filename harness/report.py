@@ -68,9 +68,10 @@ class Group:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that determined the result but the seed, flat."""
+        """Everything that determined the result and its seconds but device and seed, flat."""
         flat = {**{f"config.{k}": v for k, v in self.records[0]["config"].items()}, **self.cell}
         flat["data_fingerprint"] = str(flat.get("data_fingerprint"))[:8]
+        flat["threads"] = threads(self.records[0])
         if flat.get("seconds") is not None:
             flat.pop("steps", None)  # found from the time, anew for every seed
         flat.pop("seed")
@@ -216,6 +217,11 @@ def device(record: Record) -> str:
     return record["provenance"].get("device") or record["cell"].get("device_kind") or "unknown device"
 
 
+def threads(record: Record) -> int | None:
+    """CPU threads that its seconds depend on; None for a GPU, and where nobody noted them."""
+    return record["provenance"].get("threads") if record["cell"].get("device_kind") == "cpu" else None
+
+
 # --- one group, in numbers and in words -------------------------------------------------------------------------------
 
 
@@ -321,7 +327,7 @@ def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
 def _setting(group: Group) -> tuple[Any, ...]:
     """What groups share whose costs are compared: everything but the method and what is the method's own."""
     names = ("network", "width", "depth", "image_size", "dtype", "tf32", "seconds", "memory_limit_bytes")
-    return group.table, group.contest, *(group.cell.get(name) for name in names)
+    return group.table, group.contest, threads(group.records[0]), *(group.cell.get(name) for name in names)
 
 
 def _raw_ratios(group: Group, groups: Sequence[Group]) -> dict[str, float | None]:

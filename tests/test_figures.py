@@ -25,8 +25,10 @@ PROTOCOL_OF = {"frepo": "frepo", "mtt": "mtt"}
 def cost(method: str = "frepo", width: int = 32, status: Any = "ok", **changes: Any) -> Record:
     """A cost cell; the peak of its live tensors is half of its memory."""
     protocol = PROTOCOL_OF.get(method, "vico")
+    threads = changes.pop("threads", 1)
     settings = {"protocol": protocol, "budget": "cost", "seconds": 20.0, "peak": MIB * width, **changes}
     found = made((), status=status, method=method, width=width, **settings)
+    found["provenance"]["threads"] = threads
     found["cost"]["step_seconds"] = [width * s for s in (0.1, 0.2, 0.3, 0.4, 0.5)] if status == "ok" else []
     found["cost"]["parameters"] = width**2
     found["cost"]["peak_live_bytes"] = MIB * width // 2
@@ -148,6 +150,7 @@ def test_settings_tell_lines_of_one_method_apart() -> None:
         {"ipc": 10},
         {"data_fingerprint": "fedcba"},
         {"tf32": True},
+        {"threads": 2},
     ],
     ids=lambda other: next(iter(other)),
 )

@@ -286,6 +286,16 @@ def test_ratios_are_of_the_same_setting_or_none(other: dict[str, Any], tmp_path:
     assert pd.isna(row["step_seconds_over_frepo"]) and pd.isna(row["peak_memory_over_frepo"])
 
 
+def test_seconds_on_more_threads_are_other_seconds(tmp_path: Path) -> None:
+    records = [cost(), cost(seed=1, seconds=0.05), cost("mtt", 1.2)]
+    for one, count in zip(records, (1, 2, 1), strict=True):
+        one["provenance"]["threads"] = count
+    text = written(records, tmp_path)
+    rows = zip(column(text, "setting"), column(text, "s/iteration (median)"), strict=True)
+    assert list(rows) == [("threads=1", "0.1"), ("threads=2", "0.05"), ("–", "1.2")]
+    assert column(text, "s/iteration ÷ frepo") == ["1.0×", "1.0×", "12.0×"]
+
+
 def test_meters_are_never_divided_by_each_other(tmp_path: Path) -> None:
     text = written([cost(meter="nvml"), cost("mtt", 0.2)], tmp_path)
     assert column(text, "s/iteration ÷ frepo") == ["1.0×", "2.0×"] and column(text, "memory ÷ frepo") == ["1.0×", "–"]
