@@ -254,7 +254,7 @@ def raw(group: Group) -> dict[str, Any]:
         "step_seconds_mean": statistics.fmean(seconds) if seconds else None,
         **{
             f"{part}_mean": statistics.fmean(group.costs(part)) if group.costs(part) else None
-            for part in ("prepare_seconds", "distill_seconds", "evaluate_seconds")
+            for part in ("prepare_seconds", "compile_seconds", "distill_seconds", "evaluate_seconds")
         },
         **{
             f"peak_{number}": max((m[number] for m in memories if m[number] is not None), default=None)
@@ -450,6 +450,13 @@ def tabulated(groups: Sequence[Group]) -> Table:
         for r in group.records
         if r["status"] != "ok" or r["message"] is not None
     ]
+    notes += [
+        f"Other work on the GPU: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
+        f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {r['cost']['memory']['busy']}."
+        for group in groups
+        for r in group.records
+        if r["cost"]["memory"]["busy"]
+    ]
     return Table(
         caption=_caption(groups, reported=bool(used)),
         columns=tuple(filled),
@@ -493,7 +500,10 @@ def _costs(groups: Sequence[Group]) -> dict[str, list[str]]:
             NONE if spread is None or not group.ok else f"{spread[0]:.3g} to {spread[1]:.3g}"
             for group, spread in zip(groups, spreads, strict=True)
         ],
-        f"s/iteration ÷ {OURS}": [_times(ratio.seconds) for ratio in found],
+        "s/iteration (mean)": [
+            _number(group.step_seconds, statistics.fmean, ".3g") if group.ok else NONE for group in groups
+        ],
+        f"s/iteration (median) ÷ {OURS}": [_times(ratio.seconds) for ratio in found],
         **{
             title: [_mebibytes(group.peak(meter)) if group.ok else NONE for group in groups]
             for meter, (_, title) in METERS.items()
@@ -579,13 +589,17 @@ def _memory(found: Ratios) -> str:
     return f"{_times(found.memory)} the memory ({METERS[found.meter][1].removesuffix(' (MiB)')})"
 
 
+_EVALUATED = ("width", "depth", "image_size", "dtype", "tf32", "evaluate_steps")
+"""What sets must share, their contest apart, for their accuracies to be those of the same test."""
+
+
 def _accuracies(ours: Group, groups: Sequence[Group]) -> list[str]:
-    """A line for every rival of the same contest and width: the times to equal accuracy, and the memory."""
+    """A line for every rival that was evaluated in the same way: the times to equal accuracy, and the memory."""
     lines = []
     for group in groups:
         cell = group.cell
         rival = cell["method"] != OURS and group.ok and min(len(group.curve), len(ours.curve)) > 1
-        if not rival or (group.contest, cell["width"]) != (ours.contest, ours.cell["width"]):
+        if not rival or group.contest != ours.contest or any(cell.get(n) != ours.cell.get(n) for n in _EVALUATED):
             continue
         found = ratios(group, [ours])
         parts = [_equal_accuracy(ours, group, ended) for ended in (group, ours)]
@@ -676,7 +690,8 @@ def measured_on(groups: Sequence[Group]) -> list[str]:
     name, budget, kind, version = groups[0].table
     records = [record for group in groups for record in group.records]
     threads = _listed(r["provenance"].get("threads") for r in records)
-    versions = [f"{package} {found}" for package in ("torch", "python") if (found := _versions(records, package))]
+    packages = ("torch", "python", "cuda", "driver")
+    versions = [f"{package} {found}" for package in packages if (found := _versions(records, package))]
     natives = sorted({f"{group.cell['method']}: {group.cell['protocol']}" for group in groups})
     return [
         f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),

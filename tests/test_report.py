@@ -270,7 +270,7 @@ def test_a_table_of_costs_has_ratios_and_no_accuracies(tmp_path: Path) -> None:
     records[1]["cost"]["prepare"] = "reduced"
     text = written(records, tmp_path)
     assert not {"accuracy (%)", "n", "KRR accuracy (%)"} & set(cells(text)[0]) and "reported" not in text
-    assert column(text, "s/iteration ÷ frepo") == ["1.0×", "12.0×", "1.0×", "300×"]
+    assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "12.0×", "1.0×", "300×"]
     assert column(text, "memory ÷ frepo") == ["1.0×", "10.0×", "1.0×", "2.0×"]
     assert column(text, "live tensors ÷ frepo") == ["1.0×", "8.0×", "1.0×", "1.0×"]
     assert column(text, "prepare (s)") == ["2.0", "2.0 (reduced)", "2.0", "2.0"] and "prepare reduced" in text
@@ -293,12 +293,28 @@ def test_seconds_on_more_threads_are_other_seconds(tmp_path: Path) -> None:
     text = written(records, tmp_path)
     rows = zip(column(text, "setting"), column(text, "s/iteration (median)"), strict=True)
     assert list(rows) == [("threads=1", "0.1"), ("threads=2", "0.05"), ("–", "1.2")]
-    assert column(text, "s/iteration ÷ frepo") == ["1.0×", "1.0×", "12.0×"]
+    assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "1.0×", "12.0×"]
 
 
 def test_meters_are_never_divided_by_each_other(tmp_path: Path) -> None:
     text = written([cost(meter="nvml"), cost("mtt", 0.2)], tmp_path)
-    assert column(text, "s/iteration ÷ frepo") == ["1.0×", "2.0×"] and column(text, "memory ÷ frepo") == ["1.0×", "–"]
+    assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "2.0×"] and column(text, "memory ÷ frepo") == ["1.0×", "–"]
+
+
+def test_rare_expensive_steps_show_in_the_mean(tmp_path: Path) -> None:
+    one = cost()
+    one["cost"]["step_seconds"] = [0.1, 0.1, 0.1, 0.5]
+    text = written([one], tmp_path)
+    assert column(text, "s/iteration (median)") == ["0.1"] and column(text, "s/iteration (mean)") == ["0.2"]
+
+
+def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None:
+    one = cost(meter="nvml")
+    one["cost"]["memory"]["busy"] = "2 other processes on the GPU"
+    one["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
+    text = written([one], tmp_path)
+    assert "Other work on the GPU: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
+    assert "torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1" in text
 
 
 def test_a_cost_that_was_not_measured_is_a_mark(tmp_path: Path) -> None:
@@ -359,7 +375,15 @@ def test_a_bound_is_called_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"width": 64}, {"dataset": "digits"}, {"ipc": 10}, {"device": "B"}, {"status": "oom"}],
+    [
+        {"width": 64},
+        {"dataset": "digits"},
+        {"ipc": 10},
+        {"device": "B"},
+        {"status": "oom"},
+        {"image_size": 16},
+        {"evaluate_steps": 10},
+    ],
     ids=lambda other: next(iter(other)),
 )
 def test_no_claim_without_a_pair(other: dict[str, Any], tmp_path: Path) -> None:
