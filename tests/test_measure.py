@@ -116,6 +116,13 @@ def test_the_check_measures_memory_that_is_known(monkeypatch: pytest.MonkeyPatch
     assert check.main(["--device", "cpu"]) == 2
 
 
+@pytest.mark.parametrize("device", ["cpu:x", "cpux", "tpu", "cuda:99"])
+def test_the_check_of_a_device_that_is_not_there_is_one_line(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--device", device]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --device")
+
+
 @pytest.mark.parametrize(("seconds", "nvml", "status"), [(3.1, 390, 0), (3.2, 390, 1), (3.0, 420, 1)])
 def test_the_check_says_what_is_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float, nvml: int, status: int

@@ -9,6 +9,7 @@ far apart they are; the exit status is 1 if anything is off by more than 5 %.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.errors import UserError
+from harness.experiments import find_device
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter
 from harness.record import Memory, device_name
@@ -88,11 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     device: str = parser.parse_args(arguments).device
     try:
-        if device.partition(":")[0] not in ("cpu", "cuda"):
-            raise UserError(f"--device {device}: it must be cpu, cuda or cuda:N")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {device}: torch finds no GPU here")
-        expected, seconds, memory = measure(torch.device(device))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise UserError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
+        expected, seconds, memory = measure(torch.device(find_device(device)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -117,7 +117,8 @@ class MemoryMeter:
         self._idle = {name: level for name, level in levels.items() if level is not None}
 
     def start(self) -> None:
-        """From here on the peak counts."""
+        """From here on the peak counts; what preparing has freed by now is no part of it."""
+        release()
         if self.gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
         if self.gpu and "device" in self._idle:
