@@ -142,6 +142,12 @@ class Group:
         return max((peak for peak in peaks if peak is not None), default=None)
 
     @property
+    def allocated(self) -> int | None:
+        """The largest peak in bytes that torch allocated on a GPU, whatever the headline meter."""
+        peaks: list[Any] = [r["cost"]["memory"]["allocated_bytes"] for r in self.counted]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    @property
     def meters(self) -> set[str]:
         """The headline meters."""
         return {str(r["cost"]["memory"]["meter"]) for r in self.counted if r["cost"]["memory"]["meter"]}
@@ -298,6 +304,8 @@ class Ratios:
     memory: float | None = None
     """Of the peaks, as ``meter`` has both."""
     meter: str | None = None
+    allocated: float | None = None
+    """Of the peaks that torch allocated on the GPU: without context, cache and libraries, which flatten a ratio."""
     live: float | None = None
     """Of the peaks of live tensors."""
 
@@ -320,6 +328,7 @@ def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
         seconds=ratio(_median(group.step_seconds), _median(ours.step_seconds)),
         memory=ratio(group.peak(meter), ours.peak(meter)) if meter else None,
         meter=meter,
+        allocated=ratio(group.allocated, ours.allocated),
         live=ratio(max(group.costs("peak_live_bytes"), default=None), max(ours.costs("peak_live_bytes"), default=None)),
     )
 
@@ -336,6 +345,7 @@ def _raw_ratios(group: Group, groups: Sequence[Group]) -> dict[str, float | None
     return {
         f"step_seconds_over_{OURS}": found.seconds,
         f"peak_memory_over_{OURS}": found.memory,
+        f"peak_allocated_over_{OURS}": found.allocated,
         f"peak_live_bytes_over_{OURS}": found.live,
     }
 
@@ -508,7 +518,9 @@ def _costs(groups: Sequence[Group]) -> dict[str, list[str]]:
             title: [_mebibytes(group.peak(meter)) if group.ok else NONE for group in groups]
             for meter, (_, title) in METERS.items()
         },
+        METERS["torch"][1]: [_mebibytes(group.allocated) if group.ok else NONE for group in groups],
         f"memory ÷ {OURS}": [_times(ratio.memory) for ratio in found],
+        f"allocated ÷ {OURS}": [_times(ratio.allocated) for ratio in found],
         "peak of live tensors (MiB)": [text if group.ok else NONE for group, text in zip(groups, live, strict=True)],
         f"live tensors ÷ {OURS}": [_times(ratio.live) for ratio in found],
         "GFLOP/iteration": [_short(max(group.costs("flops_per_step"), default=None), 1e9) for group in groups],

@@ -317,6 +317,16 @@ def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None
     assert "torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1" in text
 
 
+def test_what_torch_allocated_stands_beside_nvml_with_a_ratio_of_its_own(tmp_path: Path) -> None:
+    records = [cost(meter="nvml", peak=500 * MIB), cost("mtt", 0.2, 1000 * MIB, meter="nvml")]
+    for one, allocated in zip(records, (50, 400), strict=True):
+        one["cost"]["memory"]["allocated_bytes"] = allocated * MIB
+    text = written(records, tmp_path)
+    assert column(text, "peak GPU memory, NVML (MiB)") == ["500", "1,000"]
+    assert column(text, "peak GPU memory, allocated by torch (MiB)") == ["50", "400"]
+    assert (column(text, "memory ÷ frepo")[1], column(text, "allocated ÷ frepo")[1]) == ("2.0×", "8.0×")
+
+
 def test_a_cost_that_was_not_measured_is_a_mark(tmp_path: Path) -> None:
     text = written([cost(), cost("mtt", status="oom", message="too much")], tmp_path)
     assert column(text, "s/iteration (median)") == ["0.1", "oom"]
