@@ -298,7 +298,8 @@ def test_seconds_on_more_threads_are_other_seconds(tmp_path: Path) -> None:
 
 def test_meters_are_never_divided_by_each_other(tmp_path: Path) -> None:
     text = written([cost(meter="nvml"), cost("mtt", 0.2)], tmp_path)
-    assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "2.0×"] and column(text, "memory ÷ frepo") == ["1.0×", "–"]
+    assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "2.0×"]
+    assert column(text, "memory ÷ frepo") == ["1.0×", "–"]
 
 
 def test_rare_expensive_steps_show_in_the_mean(tmp_path: Path) -> None:
