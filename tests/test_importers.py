@@ -272,6 +272,7 @@ def test_a_published_set_stands_beside_the_distilled_ones(
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
     shown = capsys.readouterr()
     assert "mtt_released: 20 images, 2 per class, probability labels" in shown.err
+    assert "Networks are trained for 3 steps, the recipe's 1001 shortened by" in shown.err
     assert "Real images go through zca_kornia, the set's own, instead of the protocol's standardise_mtt" in shown.err
     (path,) = (published / "out").glob("*.json")
     found = record.load(path)
