@@ -235,6 +235,12 @@ def _notes(job: Job, found: Imported, synthetic: Synthetic) -> list[str]:
     usual = protocol.preprocess(cell.dataset, cell.ipc)
     if usual != cell.preprocess:
         lines.append(f"Real images go through {cell.preprocess}, the set's own, instead of the protocol's {usual}.")
+    steps = protocol.recipe.steps(len(synthetic.images))
+    if cell.evaluate_steps is not None and cell.evaluate_steps < steps:
+        lines.append(
+            f"Networks are trained for {cell.evaluate_steps} steps, the recipe's {steps} shortened by --budget "
+            f"{cell.budget} or --evaluate-steps."
+        )
     if protocol.recipe.learned_lr and synthetic.lr is None:
         lines.append(f"No learned step size is given (--lr): networks are trained with {protocol.recipe.lr:g}.")
     return lines

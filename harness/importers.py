@@ -138,6 +138,11 @@ def fitted(
         raise UserError(f"the images are {_times(images.shape[1:])}, and those of the data set {_times(shape)}")
     if len(labels) != len(images) or len(images) == 0:
         raise UserError(f"there are {len(images)} images and {len(labels)} labels")
+    if found.own is None:
+        labels = labels.long() if labels.ndim == 1 else labels.float()  # whatever integers or floats a file has
+    if label_space is not None and (found.own is not None or labels.ndim == 1):
+        what = "this suite" if found.own is not None else "class indices"
+        raise UserError(f"--label-space means nothing for a set of {what}: leave it out")
     if labels.ndim == 2 and labels.shape[1] != classes:
         raise UserError(f"the labels are for {labels.shape[1]} classes, and the data set has {classes}")
     if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -164,10 +169,10 @@ def fitted(
             "every class must have the same number"
         )
     if labels.ndim == 1:
-        labels, space = F.one_hot(labels, classes), "probability"
+        labels, space = F.one_hot(labels, classes).float(), "probability"
     else:
         space = label_space or found.label_space or _space(labels)
-    return Synthetic(images.float(), labels.float(), cast(LabelSpace, space), found.lr)
+    return Synthetic(images.float(), labels, cast(LabelSpace, space), found.lr)
 
 
 def _space(labels: Tensor) -> LabelSpace:
@@ -222,6 +227,8 @@ def _read_pt(path: Path) -> Any:
 
 def _part(path: Path, tensor: Tensor) -> str:
     """Which part of a set a lone tensor is."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise UserError(f"{path} holds a tensor that is sparse, quantised or complex: save it as plain numbers")
     if tensor.ndim == 4:
         return "images"
     if tensor.numel() == 1 and tensor.is_floating_point():

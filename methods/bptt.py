@@ -6,11 +6,13 @@ differentiated by ``higher`` (Grefenstette et al., 2019, arXiv:1910.01727).
 Differences from the authors' code (github.com/SsnL/dataset-distillation), and why:
 - Every inner step sees all synthetic images. There each of 10 steps has images of its own, which are gone over 3 times;
   a set that a network is evaluated on has no such order.
+- One network is drawn for a step, where algorithm 1 sums the loss over a batch of initial weights.
 - Images start from real ones, as in every other method here; ``pix_init`` "noise" is theirs.
 - The outer step size is constant: they halve it on a schedule of epochs.
 - Soft labels (Sucholutsky and Schonlau, 2019; here a softmax, so that they stay probabilities), momentum of the inner
   training (Deng and Russakovsky, 2022) and truncation (Feng et al., 2024) came later: options, off by default.
 - The inner optimiser is SGD: higher 0.2.1 differentiates it exactly, but Adam not.
+- Evaluated under ``vico``, which trains for longer with a step size of its own; theirs takes the T learned steps.
 There is no ``PAPER``: what they publish is for LeNet and AlexNet, and for images that differ from step to step.
 """
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,9 +24,6 @@ from methods._matching import PUBLISHED, GradientMatching, GradientMatchingConfi
 @dataclass(frozen=True)
 class DCConfig(GradientMatchingConfig):
     """Hyper-parameters of DC; the defaults are the paper's."""
-
-    init: Literal["noise", "real"] = "noise"
-    """Synthetic images start from standard normal noise or from random real images."""
 
 
 class DC(GradientMatching):

@@ -107,7 +107,13 @@ def test_files_of_mtt_in_any_order(tmp_path: Path) -> None:
         synthetic = of(*order)
         assert torch.equal(synthetic.images, IMAGES) and not synthetic.images.requires_grad
         assert torch.equal(synthetic.labels, (CENTRED > 0).float())
-        assert (synthetic.lr is None) == (len(order) == 2) or float(synthetic.lr) == pytest.approx(0.02)
+        assert synthetic.lr is None if len(order) == 2 else float(synthetic.lr) == pytest.approx(0.02)
+
+
+def test_class_indices_of_any_integers(tmp_path: Path) -> None:
+    for dtype in (torch.uint8, torch.int32, torch.uint16):
+        found = of(*mtt(tmp_path, images=IMAGES, labels=CLASSES.to(dtype)))
+        assert torch.equal(found.labels, (CENTRED > 0).float())
 
 
 def test_soft_labels_are_what_their_values_say(tmp_path: Path) -> None:
@@ -118,6 +124,8 @@ def test_soft_labels_are_what_their_values_say(tmp_path: Path) -> None:
     paths = mtt(tmp_path, images=IMAGES, labels=CENTRED * 5 + 1)
     assert "--label-space" in refused(lambda: of(*paths))
     assert fitted(read(paths), NAMES, SHAPE, "centred").label_space == "centred"
+    hard = read(mtt(tmp_path, images=IMAGES, labels=CLASSES))
+    assert "--label-space means nothing" in refused(lambda: fitted(hard, NAMES, SHAPE, "centred"))
 
 
 @pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels"), ("x", "y")], ids="-".join)
@@ -214,6 +222,7 @@ def test_parts_and_files_that_do_not_make_a_set(tmp_path: Path) -> None:
         ([images, images], "the second file with images"),
         ([images, whole], "a whole set"),
         ([odd], "neither images, labels nor a step size"),
+        (mtt(tmp_path, sparse=IMAGES.to_sparse()), "sparse, quantised or complex"),
         ([text], "none of the known formats"),
         ([cut], "cut.pt"),
         ([other], "not a distilled set of this suite"),
@@ -263,6 +272,7 @@ def test_a_published_set_stands_beside_the_distilled_ones(
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
     shown = capsys.readouterr()
     assert "mtt_released: 20 images, 2 per class, probability labels" in shown.err
+    assert "Networks are trained for 3 steps, the recipe's 1001 shortened by" in shown.err
     assert "Real images go through zca_kornia, the set's own, instead of the protocol's standardise_mtt" in shown.err
     (path,) = (published / "out").glob("*.json")
     found = record.load(path)
