@@ -102,6 +102,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     ):
         if name is not None:
             choose(kind, name, known)
+    if given.budget == "cost":
+        raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
     if given.name is not None and (given.name in methods.names() or not given.name.strip()):
         raise UserError(f"--name {given.name!r} is a method of this suite or empty: name the set, as in mtt_released")
     if given.lr is not None and not 0 < given.lr < math.inf:

@@ -358,6 +358,7 @@ def test_a_set_of_this_suite_gives_the_accuracy_of_its_record(
         ("a.pt --dataset digits --name a --preprocess zca", "did you mean 'zca_"),
         ("a.pt --dataset digits --name a --protocol native", "unknown protocol 'native'"),
         ("a.pt --network convnt", "did you mean 'convnet'?"),
+        ("a.pt --budget cost", "evaluates nothing"),
         ("a.pt --name mtt", "is a method of this suite"),
         ("a.pt --lr 0", "--lr must be a positive number"),
         ("a.pt --label-space soft", "unknown label space"),
