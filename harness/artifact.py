@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import safetensors
@@ -31,7 +31,7 @@ from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
 from benchmarks.preprocess import Preprocess
 from harness.files import replacing
-from methods.base import Synthetic
+from methods.base import LabelSpace, Synthetic
 
 SCHEMA = 1
 _HEADER = "frepo_bench"
@@ -85,7 +85,7 @@ class Artifact:
     """(num_classes * ipc, C, H, W), class-major, preprocessed: train on them as they are."""
     labels: Tensor
     """(num_classes * ipc, num_classes), one-hot, soft or regression targets: see ``label_space``."""
-    label_space: str
+    label_space: LabelSpace
     """``probability``: cross entropy or squared error. ``centred`` (one-hot − 1/C, as FRePo learns): squared error."""
     lr: Tensor | None
     """The learned step size of SGD, where the method learns it."""
@@ -184,6 +184,8 @@ def load(path: str | Path) -> Artifact:
 def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
     if header["schema"] != SCHEMA:
         raise ValueError(f"schema {header['schema']!r}, and this version reads {SCHEMA}")
+    if header["label_space"] not in get_args(LabelSpace):
+        raise ValueError(f"labels are {header['label_space']!r}, which is none of {', '.join(get_args(LabelSpace))}")
     size = header["network"].pop("image_size")
     return Artifact(
         images=tensors["images"],

@@ -175,7 +175,8 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
     synthetic = fitted(found, raw.class_names, raw.train_images.shape[1:], given.label_space)
     ipc = len(synthetic.images) // len(raw.class_names)
     (job,) = plan(dataclasses.replace(request, ipcs=(ipc,)))
-    if found.own is not None and found.own.cell["data_fingerprint"] != job.cell.data_fingerprint:
+    made_from = None if found.own is None else found.own.cell.get("data_fingerprint")
+    if made_from not in (None, job.cell.data_fingerprint):
         raise UserError(f"{given.files[0]} was made from other images than those of {given.dataset}")
     config = {
         "sha256": [digest for _, digest in found.files],
@@ -199,12 +200,12 @@ def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str)
         names += ["budget", "width", "networks_evaluated", "evaluate_steps"]
     if given.protocol is None:
         names += ["protocol", "network", "depth"]
-    if given.dataset is None and own["dataset"].startswith("folder:"):
+    if given.dataset is None and str(own.get("dataset", "")).startswith("folder:"):
         raise UserError(f"--dataset is missing: say where the images of {own['dataset']} lie, as folder:PATH")
     for name in names:
         if getattr(given, name) is None:
-            setattr(given, name, own[name])
-    if given.name is None:
+            setattr(given, name, own.get(name))  # a set that somebody saved by hand need not know all of it
+    if given.name is None and "method" in own:
         given.name = f"{own['method']}_reevaluated"
 
 

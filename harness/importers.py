@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,9 +34,7 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from harness import artifact
 from harness.artifact import Artifact
-from methods.base import Synthetic
-
-LabelSpace = Literal["probability", "centred"]
+from methods.base import LabelSpace, Synthetic
 
 USED_BY = {
     "standardise": "FRePo on MNIST and Fashion-MNIST, KIP without ZCA",
@@ -47,8 +45,8 @@ USED_BY = {
 }
 """Preprocessing → whose published sets lie in its space. KIP's ZCA, which scales every image by its own norm, is none
 of ours."""
-KEYS = (("image", "label"), ("images", "labels"), ("x", "y"), ("x_proto", "y_proto"))
-"""Names of images and labels in an ``.npz``: FRePo's, KIP's, and others in use."""
+KEYS = (("image", "label"), ("images", "labels"))
+"""Names of images and labels in an ``.npz``: FRePo's, and KIP's."""
 
 _SCALAR = np.float64(0).__reduce__()[0]
 _ALLOWED = [
@@ -102,8 +100,7 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
         elif len(paths) > 1:
             raise UserError(f"{path} is a whole set: give no other file with it")
         elif isinstance(content, Artifact):
-            space = cast(LabelSpace, content.label_space)
-            found = Imported(content.images, content.labels, content.lr, space, files, own=content)
+            found = Imported(content.images, content.labels, content.lr, content.label_space, files, own=content)
         elif "data" in content:
             found = _of_experiments(path, content, experiment or 0, files)
         else:

@@ -16,6 +16,10 @@ Store = MutableMapping[str, Mapping[str, Tensor]]
 network; the name must tell everything else that determines the tensors."""
 
 
+LabelSpace = Literal["probability", "centred"]
+"""What labels are: one-hot or soft; or regression targets one-hot − 1/C, as FRePo and KIP learn."""
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """A distilled set, in the space of the preprocessed images."""
@@ -24,7 +28,7 @@ class Synthetic:
     """(num_classes * ipc, channels, height, width), class-major."""
     labels: Tensor
     """(num_classes * ipc, num_classes)."""
-    label_space: Literal["probability", "centred"]
+    label_space: LabelSpace
     """``probability``: one-hot or soft. ``centred``: regression targets one-hot − 1/C, as FRePo and KIP learn."""
     lr: Tensor | None = None
     """The learned step size, 0-d (or one per step), where the method learns it."""

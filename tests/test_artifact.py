@@ -215,10 +215,12 @@ def damage(path: Path, kind: str) -> None:
         safetensors.torch.save_file(tensors, path, {"frepo_bench": json.dumps(header)})
     elif kind == "field":
         path.write_bytes(content.replace(b"label_space", b"label_spice"))
+    elif kind == "labels":
+        path.write_bytes(content.replace(b"centred", b"centric").replace(b"probability", b"improbables"))
     assert not path.exists() or path.read_bytes() != content
 
 
-@pytest.mark.parametrize("kind", ["missing", "cut", "text", "empty", "foreign", "schema", "field", "type"])
+@pytest.mark.parametrize("kind", ["missing", "cut", "text", "empty", "foreign", "schema", "field", "labels", "type"])
 def test_a_damaged_file_is_one_line(kind: str, tmp_path: Path) -> None:
     benchmark = digits(tmp_path, "standardise")
     path = tmp_path / "set.safetensors"

@@ -26,6 +26,7 @@ from harness import artifact, cell, record, run
 from harness.evaluate_set import main
 from harness.importers import USED_BY, fitted, read
 from harness.measure import memory
+from tests.test_artifact import digits, some_set
 
 NAMES = tuple("0123456789")
 SHAPE = (1, 8, 8)
@@ -128,7 +129,7 @@ def test_soft_labels_are_what_their_values_say(tmp_path: Path) -> None:
     assert "--label-space means nothing" in refused(lambda: fitted(hard, NAMES, SHAPE, "centred"))
 
 
-@pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels"), ("x", "y")], ids="-".join)
+@pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels")], ids="-".join)
 def test_arrays_of_frepo_and_kip_have_their_channels_last(tmp_path: Path, keys: tuple[str, str]) -> None:
     colour = torch.randn(10 * IPC, 3, 8, 4, generator=generator_for("colour"))
     learned = CENTRED + 0.3 * torch.rand(CENTRED.shape, generator=generator_for("labels"))  # no longer of sum 0
@@ -348,6 +349,22 @@ def test_a_set_of_this_suite_gives_the_accuracy_of_its_record(
     path.write_bytes(path.read_bytes().replace(fingerprint, fingerprint[::-1]))
     assert main(again) == 2
     assert "was made from other images than those of digits" in capsys.readouterr().err
+
+
+def test_a_set_of_this_suite_that_knows_little_about_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Saved by somebody else through `artifact.save`, whose cell may hold anything."""
+    benchmark = digits(tmp_path, "standardise")
+    path = tmp_path / "a.safetensors"
+    artifact.save(path, some_set(benchmark), benchmark, network=benchmark.spec, cell={}, config={})
+        tmp_path / "a.safetensors", some_set(benchmark), benchmark, network=benchmark.spec, cell={}, config={}
+    )
+    words = [str(path), "--output", str(tmp_path / "out")]
+    for missing, given in (("--dataset", []), ("--name", ["--dataset", "digits"])):
+        assert main([*words, *given]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"error: {missing} is missing") and shown.count("\n") == 1
+    fast = "--dataset digits --name by_hand --budget smoke --width 4 --evaluate-steps 2 --device cpu"
+    assert main([*words, *fast.split()]) == 0
 
 
 @pytest.mark.parametrize(
