@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,6 +198,64 @@ def load(
     )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a published set without having it."""
+
+    channels: int
+    size: int
+    """Side in pixels; for sets of image files that to which they are brought."""
+    classes: int
+    train: int
+    test: int
+    """Images."""
+
+
+PUBLISHED = {
+    "mnist": Shape(1, 28, 10, 60_000, 10_000),
+    "fashion_mnist": Shape(1, 28, 10, 60_000, 10_000),
+    "svhn": Shape(3, 32, 10, 73_257, 26_032),
+    "cifar10": Shape(3, 32, 10, 50_000, 10_000),
+    "cifar100": Shape(3, 32, 100, 50_000, 10_000),
+    "tiny_imagenet": Shape(3, 64, 200, 100_000, 10_000),
+    "cub200": Shape(3, 32, 200, 5_994, 5_794),
+    "imagenette": Shape(3, 128, 10, 9_469, 3_925),
+    "imagewoof": Shape(3, 128, 10, 9_025, 3_929),
+    "imagenet64": Shape(3, 64, 1000, 1_281_167, 50_000),
+}
+"""Data set → its shape, for forecasts."""
+
+
+def stand_in(name: str, image_size: int | None = None) -> RawData:
+    """The published data set ``name`` in its shape alone.
+
+    Raises UserError for an ``image_size`` where a set has one already.
+    """
+    _check_image_size(name, image_size)
+    shape = PUBLISHED[name]
+    return blank(name, replace(shape, size=image_size or shape.size))
+
+
+def blank(name: str, shape: Shape) -> RawData:
+    """Blank images that take no memory, in classes of one size."""
+
+    def split(count: int) -> tuple[Tensor, Tensor]:
+        images = torch.zeros(1, dtype=torch.uint8).expand(count, shape.channels, shape.size, shape.size)
+        return images, torch.arange(count) * shape.classes // count
+
+    (train_images, train_labels), (test_images, test_labels) = split(shape.train), split(shape.test)
+    return RawData(
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=tuple(str(c) for c in range(shape.classes)),
+        flip=name not in NO_FLIP,
+        fingerprint="none",
+    )
+
+
 # Where a set lies, and how it is read
 
 Decoded = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[str]]
@@ -263,11 +321,8 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 def _find(name: str, root: Path, image_size: int | None, download: bool) -> _Source:
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image size is {image_size}; it must be at least 1")
     choose("data set", "folder:PATH" if name.startswith("folder:") else name, [*DATASETS, "folder:PATH"])
-    if name in FIXED_SIZE and image_size is not None:
-        raise UserError(f"{name} has one image size: leave out --image-size, which is for sets of image files")
+    _check_image_size(name, image_size)
     if name == "digits":
         return _Source(name, _digits)
     if name in _TORCHVISION:
@@ -275,12 +330,19 @@ def _find(name: str, root: Path, image_size: int | None, download: bool) -> _Sou
     if name == "imagenet64":
         return _find_imagenet64(root)
     if name == "tiny_imagenet":
-        return _find_tiny_imagenet(root, image_size or 64)
+        return _find_tiny_imagenet(root, image_size or PUBLISHED[name].size)
     if name == "cub200":
-        return _find_cub200(root, image_size or 32)
+        return _find_cub200(root, image_size or PUBLISHED[name].size)
     if name in _TEN_CLASSES:
-        return _find_ten_classes(name, root, image_size or 128, download)
+        return _find_ten_classes(name, root, image_size or PUBLISHED[name].size, download)
     return _find_folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size)
+
+
+def _check_image_size(name: str, image_size: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size is {image_size}; it must be at least 1")
+    if name in FIXED_SIZE and image_size is not None:
+        raise UserError(f"{name} has one image size: leave out --image-size, which is for sets of image files")
 
 
 def _read(source: _Source, cache: Path | None) -> RawData:

@@ -32,8 +32,10 @@ from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
 from harness.evaluate import evaluate, network_spec
-from harness.experiments import BUDGETS, Job, prepare_is_reduced
+from harness.experiments import BUDGETS, Job, prepare_is_reduced, tuples
+from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, show_bytes, time_limit
 from harness.measure.clock import Clock
+from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import driver_version
@@ -80,8 +82,14 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
     found["provenance"] |= {**_versions(job.device), **(given.provenance if given else {})}
     job.log_path.unlink(missing_ok=True)
     try:
-        _Run(job, found, now, given).all()
+        with time_limit(job.time_limit_seconds):
+            _Run(job, found, now, given).all()
         found["status"] = "ok"
+    except TimeIsUp as error:
+        found["status"], found["message"] = "timeout", str(error)
+        found["cell"]["time_limit_seconds"] = job.time_limit_seconds
+    except MemoryIsFull as error:
+        found["status"], found["message"] = "oom", str(error)
     except Diverged as error:
         found["status"], found["message"] = "diverged", str(error)
     except UserError as error:
@@ -121,26 +129,30 @@ class _Run:
             self._evaluate_given(self.given, protocol, clock)
             return
         method_class = methods.get(cell.method)
-        config = method_class.Config(**{name: _tuples(value) for name, value in job.config.items()})
+        config = method_class.Config(**{name: tuples(value) for name, value in job.config.items()})
         benchmark = _benchmark(job)
         key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.device_kind, cell.tf32)
         store = DiskStore(folder_for(Path(job.cache), *key), self.now)
         cost = self.found["cost"]
+        cost["forecast_bytes"] = job.forecast_bytes
         cost["prepare"] = "reduced" if prepare_is_reduced(method_class, cell, job.config) else None
         cost["parameters"] = _parameters(benchmark.spec.build(generator_for("count")))
         cost["parameters_evaluated"] = _parameters(network_spec(benchmark, protocol).build(generator_for("count")))
 
         _load_libraries(device)
         if method_class.iterative:
-            cycle, step_seconds = self._warm_up(method_class, config, benchmark, store, clock)
+            with memory_limit(cell.memory_limit_bytes, device):
+                cycle, step_seconds = self._warm_up(method_class, config, benchmark, store, clock)
+            self._count(method_class, config, benchmark, store)
             steps = cell.steps or self._steps_for(cell.seconds, cycle, step_seconds)
             self.found["cell"]["steps"] = steps
             self._estimate(steps, step_seconds)
             meter.idle()
-            method = method_class(benchmark.task, config, steps)
-            method.prepare(store)
             with contextlib.ExitStack() as files:
-                snapshots = self._distil(method, steps, step_seconds, clock, meter, files)
+                with memory_limit(cell.memory_limit_bytes, device):
+                    method = method_class(benchmark.task, config, steps)
+                    method.prepare(store)
+                    snapshots = self._distil(method, steps, step_seconds, clock, meter, files)
                 if not cell.networks_evaluated:
                     return
                 synthetic = method.synthetic()
@@ -200,6 +212,24 @@ class _Run:
         cost["warmup_seconds"] = clock.read() - warm
         cost["compile_seconds"] = max(0.0, first - median)
         return cycle, median / cycle
+
+    def _count(self, method_class: type[Method], config: Any, benchmark: Benchmark, store: DiskStore) -> None:
+        """The counters, of one more instance that is thrown away; nothing where a method cannot be counted."""
+        task = dataclasses.replace(benchmark.task, generator=generator_for("count"))
+
+        def make() -> Method:
+            method = method_class(task, config, self.job.cell.steps or SAMPLES)
+            method.prepare(Uncounted(store))
+            return method
+
+        try:
+            counted = count(make, task.device)
+        except Exception as error:  # steps without counters have been taken: it is for lack of these alone
+            _say(f"operations and live bytes are not counted: {type(error).__name__}: {error}")
+            return
+        cost = self.found["cost"]
+        cost["flops_per_step"], cost["saved_bytes_per_step"] = counted.flops, counted.saved_bytes
+        cost["peak_live_bytes"] = counted.peak_live_bytes
 
     def _prepare(self, make: Callable[[], Method], store: DiskStore, clock: Clock) -> Method:
         """What ``make`` gives, prepared; timed as if nothing had been in the cache."""
@@ -273,6 +303,9 @@ class _Run:
         finally:
             cost["memory"] = meter.stop()
             progress.close()
+        limit, resident = self.job.cell.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
+        if limit is not None and self.job.cell.device_kind == "cpu" and resident is not None and resident > limit:
+            raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
         return snapshots
 
     def _checked(self, losses: Mapping[str, Tensor], step: int) -> str:
@@ -426,11 +459,6 @@ def _versions(device: str) -> dict[str, Any]:
 
 def _parameters(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples; frozen configurations have no lists."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _duration(seconds: float) -> str:

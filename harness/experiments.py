@@ -129,6 +129,10 @@ class Job:
     output: str
     command: str
     """The command line of the run, for the record."""
+    time_limit_seconds: float | None = None
+    """No part of the cell: what a limit did not stop is what it is without. A record that it did stop tells it."""
+    forecast_bytes: int | None = None
+    """Peak of live tensors as forecast, for the record."""
 
     @property
     def stem(self) -> str:
@@ -181,6 +185,12 @@ class Request:
     evaluate_steps: int | None = None
     curve_points: int = 0
     tf32: bool = False
+    memory_limit: int | None = None
+    """Bytes."""
+    time_limit: float | None = None
+    """Seconds."""
+    forecast: bool = False
+    """The cells are not to be run: published data and a GPU need not be there, and nothing is written."""
     output: Path = DEFAULT_OUTPUT
     options: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Method → its arguments on the command line, as ``--method.field value`` tokens."""
@@ -235,7 +245,7 @@ def requests(experiment: str, given: Mapping[str, Any]) -> list[Request]:
     import methods
 
     parts = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)].parts
-    device = find_device(given.get("device"))
+    device = find_device(given.get("device"), there=not given.get("forecast"))
     made = []
     for part in parts:
         own = {name: value for name, value in given.items() if name not in part.not_mine}
@@ -316,17 +326,19 @@ def plan(request: Request) -> list[Job]:
     that do not exist or do not fit, a budget without published settings, and a device that is not there.
     """
     check(request)
-    _writable(request.output, "--output")
-    if request.cache is not None:
-        _writable(request.cache, "--cache")
+    if not request.forecast:
+        _writable(request.output, "--output")
+        if request.cache is not None:
+            _writable(request.cache, "--cache")
     import methods
     from benchmarks.datasets import default_cache, default_root
 
-    device = find_device(request.device)
+    device = find_device(request.device, there=not request.forecast)
     if request.tf32 and not device.startswith("cuda"):
         raise UserError("--tf32 needs a CUDA device")
     cache = request.cache or default_cache()
-    _writable(cache, "cache folder")
+    if not request.forecast:
+        _writable(cache, "cache folder")
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
     # Before the data: a mistyped hyper-parameter should not wait for a download.
@@ -351,6 +363,7 @@ def plan(request: Request) -> list[Job]:
                 cache=str(cache),
                 output=str(request.output),
                 command=request.command,
+                time_limit_seconds=request.time_limit,
             )
             jobs[job.stem] = job
     return list(jobs.values())
@@ -401,14 +414,14 @@ def default_width(budget: str, device: str) -> int:
     return narrow if narrow is not None and device == "cpu" else WIDTH
 
 
-def find_device(wanted: str | None) -> str:
-    """``wanted``, or a GPU where there is one. Raises UserError where CUDA is asked for and not there."""
+def find_device(wanted: str | None, *, there: bool = True) -> str:
+    """``wanted``, or a GPU where there is one. Raises UserError where CUDA is asked for, must be there, and is not."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted is None:
         return "cuda" if count else "cpu"
-    if wanted.startswith("cuda"):
+    if wanted.startswith("cuda") and there:
         index = int(wanted.partition(":")[2] or 0)
         if index >= count:
             raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
@@ -464,7 +477,7 @@ def _cell(
         device_kind=device.partition(":")[0],
         dtype="float32",
         tf32=request.tf32,
-        memory_limit_bytes=None,
+        memory_limit_bytes=request.memory_limit,
         image_size=request.image_size,
         networks_evaluated=request.networks_evaluated or budget.networks_evaluated,
         evaluate_steps=request.evaluate_steps or budget.evaluate_steps,
@@ -474,13 +487,20 @@ def _cell(
 
 
 def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
-    from benchmarks.datasets import load_raw
+    from benchmarks.datasets import PUBLISHED, load_raw, stand_in
 
+    if request.forecast and source in PUBLISHED:
+        return stand_in(source, request.image_size)
     raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
     if source.startswith("folder:"):
         # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
         raw = dataclasses.replace(raw, name=f"folder:{Path(source.removeprefix('folder:')).resolve().name}")
     return raw
+
+
+def tuples(value: Any) -> Any:
+    """JSON has no tuples; frozen configurations have no lists."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _smallest_class(raw: RawData) -> tuple[str, int]:

@@ -11,9 +11,12 @@ from pathlib import Path
 from benchmarks.errors import UserError
 from harness import record
 from harness.experiments import Job
+from harness.limits import show_seconds
 from harness.record import Record, Status
 
 COMMAND = (sys.executable, "-m", "harness.cell")
+GRACE_SECONDS = 60.0
+"""A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
 
 def launch(job: Job) -> Record:
@@ -30,7 +33,12 @@ def launch(job: Job) -> Record:
     try:
         with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
             process.stdin.write(job.to_json().encode() + b"\n")
-        code = process.wait()
+        limit = job.time_limit_seconds
+        code = process.wait(None if limit is None else limit + GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return _failed(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
     except BaseException:
         process.kill()
         process.wait()
@@ -56,6 +64,9 @@ def _failed(job: Job, status: Status, message: str) -> Record:
         record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
     )
     failed["status"], failed["message"] = status, message
+    failed["cost"]["forecast_bytes"] = job.forecast_bytes
+    if status == "timeout":
+        failed["cell"]["time_limit_seconds"] = job.time_limit_seconds
     try:
         record.write(failed, job.record_path)
     except OSError as error:

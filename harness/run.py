@@ -39,6 +39,7 @@ from harness.experiments import (
     resolve,
 )
 from harness.launch import launch
+from harness.limits import parse_bytes, parse_seconds, show_bytes
 from harness.options import describe, split
 from harness.record import FINAL, Record
 
@@ -60,6 +61,16 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}") from None
+
+
+def _limit(parse: Callable[[str], float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _parser() -> Parser:
@@ -117,6 +128,9 @@ def _parser() -> Parser:
     add("--cache", type=Path, metavar="DIR", help="for preprocessed data and expert trajectories (FREPO_BENCH_CACHE)")
     add("--output", type=Path, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
     add("--no-random", action="store_true", help=f"do not add {FLOOR}, which else is in every table of accuracies")
+    add("--forecast", action="store_true", help="what each cell will need, and whether it fits; nothing is run")
+    add("--memory-limit", type=_limit(parse_bytes), metavar="SIZE", help="such as 24GiB: more is out of memory")
+    add("--time-limit", type=_limit(parse_seconds), metavar="TIME", help="such as 2h: longer cells are stopped")
     add("--force", action="store_true", help="run cells again that have a result")
     return parser
 
@@ -149,6 +163,11 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
     if not given.no_random:
         wanted = [_with_floor(request) for request in wanted]
     planned = [(request, plan(request)) for request in wanted]
+    if given.forecast:
+        from harness import forecast
+
+        print(forecast.table([job for _, jobs in planned for job in jobs], given.memory_limit))
+        return 0
     for request, jobs in planned:
         _say(_announcement(request, jobs))
     if FLOOR not in (given.methods or ()) and any(FLOOR in request.methods for request in wanted):
@@ -222,6 +241,7 @@ def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -
                 _say(f"{place}: {found['status']}, done before ({job.record_path.name})")
             else:
                 _say(place)
+                job = _with_forecast(job)
                 started = time.monotonic()
                 found = launch(job)
                 _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
@@ -229,6 +249,23 @@ def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -
     except KeyboardInterrupt:
         return records, True
     return records, False
+
+
+def _with_forecast(job: Job) -> Job:
+    """``job`` with its forecast where memory is what is asked: elsewhere it is not worth its seconds."""
+    if job.cell.steps is None and job.cell.seconds is None:
+        return job
+    if job.cell.memory_limit_bytes is None and job.cell.budget != "cost":
+        return job
+    from harness import forecast
+
+    try:
+        needed = forecast.forecast(job).peak_live_bytes
+    except UserError as error:
+        _say(f"  {error}")
+        return job
+    _say(f"  forecast: {show_bytes(needed)} of live tensors")
+    return dataclasses.replace(job, forecast_bytes=needed)
 
 
 def _existing(job: Job) -> Record | None:
@@ -242,6 +279,9 @@ def _existing(job: Job) -> Record | None:
         job.record_path.replace(aside)
         _say(f"{error}; kept as {aside.name}, the cell is run again")
         return None
+    given = found["cell"].get("time_limit_seconds")  # only where it struck
+    if found["status"] == "timeout" and given is not None:
+        return found if job.time_limit_seconds is not None and job.time_limit_seconds <= given else None
     return found if found["status"] in FINAL else None
 
 

@@ -48,7 +48,8 @@ class Method(ABC):
     """(data set, ipc) → what the paper changes there. No entry: no published setting; ``--budget paper`` says so."""
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """``smoke`` and ``quick`` → what they change. ``cost``: what shortens ``prepare`` and changes nothing of what a
-    step costs; without an entry a cost cell prepares everything."""
+    step costs; without an entry a cost cell prepares everything. ``forecast``: the same where nothing is computed, by
+    default that of ``cost``."""
     PROTOCOL: ClassVar[str] = "vico"
     """The native evaluation protocol, a name of ``benchmarks.protocols.PROTOCOLS``."""
     iterative: ClassVar[bool] = True

@@ -104,8 +104,7 @@ class KIP(Method):
         self.images, self.labels = images.double(), self._centred(classes)
         self.learned = [self.images, self.labels] if config.learn_label else [self.images]
         self.optimiser = torch.optim.Adam(self.learned, lr=config.lr)
-        labels = task.labels.cpu()
-        self.members = [torch.nonzero(labels == c).flatten() for c in range(task.num_classes)]
+        self.members = task.rows_of_classes()
 
     def step(self) -> dict[str, Tensor]:
         """One iteration of algorithm 1."""

@@ -137,6 +137,13 @@ class MTT(Method):
         },
         # A step reads two snapshots of an expert, whichever they are.
         "cost": {"expert_epochs": 1, "max_start_epoch": 1, "num_experts": 1, "train_epochs": 1},
+        "forecast": {
+            "expert_epochs": 1,
+            "max_start_epoch": 1,
+            "num_experts": 1,
+            "train_epochs": 1,
+            "steps_per_epoch": 1,
+        },
     }
 
     def __init__(self, task: Task, config: MTTConfig, total_steps: int) -> None:

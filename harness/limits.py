@@ -1,0 +1,153 @@
+"""Limits of memory and time for a cell: how they are written, and how they are kept."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+# torch is imported where it is used: the command line reads limits before it knows whether there is anything to run.
+
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BYTES |= {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class TimeIsUp(BaseException):
+    """The time limit has passed. Not an Exception: what is caught on the way must not swallow it."""
+
+
+class MemoryIsFull(BaseException):
+    """The memory limit has been passed. Not an Exception, for the same reason."""
+
+
+def parse_bytes(text: str) -> int:
+    """``24GiB``, ``512 MiB``, ``8GB`` or a number of bytes. Raises ValueError for anything else and for 0."""
+    return round(_parse(text, {name: float(size) for name, size in _BYTES.items()}, "24GiB"))
+
+
+def parse_seconds(text: str) -> float:
+    """``90``, ``90s``, ``30min``, ``2h`` or ``1d``. Raises ValueError for anything else and for 0."""
+    return _parse(text, _SECONDS, "2h")
+
+
+def _parse(text: str, units: dict[str, float], example: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].lower() not in units or not float(found[1]) * units[found[2].lower()] > 0:
+        raise ValueError(f"expected something like {example}, not {text!r}")
+    return float(found[1]) * units[found[2].lower()]
+
+
+def show_bytes(count: float) -> str:
+    """With the unit that leaves one to three digits before the point: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def show_seconds(seconds: float) -> str:
+    """``90 s``, ``5 min``, ``2 h``: without a fraction where there is none."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises TimeIsUp in the main thread, from which it must be called, once ``seconds`` have passed.
+
+    A long call into a library ends first.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def over(*_: object) -> NoReturn:
+        raise TimeIsUp(f"the time limit of {show_seconds(seconds)} has passed")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def memory_limit(limit: int | None, device: torch.device) -> Iterator[None]:
+    """No more than ``limit`` bytes: of a GPU for everything that torch keeps there, which raises torch's own error.
+
+    Without a GPU: of resident memory above its present level, which is sampled; MemoryIsFull is raised in the main
+    thread, from which this must be called.
+    """
+    if limit is None:
+        yield
+    elif device.type == "cuda":
+        import torch
+
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+    else:
+        with _watch_resident(limit):
+            yield
+
+
+@contextlib.contextmanager
+def _watch_resident(limit: int) -> Iterator[None]:
+    from harness.measure.memory import PERIOD, host_bytes, release
+
+    release()
+    level, over = host_bytes("VmRSS"), threading.Event()
+    if level is None:  # a system that does not say
+        yield
+        return
+
+    def full(*_: object) -> NoReturn:
+        raise MemoryIsFull(f"more than the memory limit of {show_bytes(limit)}")
+
+    def watch() -> None:
+        while not over.wait(PERIOD):
+            if (host_bytes("VmRSS") or 0) - level > limit:
+                _thread.interrupt_main(signal.SIGUSR1)
+                return
+
+    before = signal.signal(signal.SIGUSR1, full)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def available_bytes(device: str) -> int | None:
+    """Memory that is free: of the machine for ``cpu``, else of the GPU; None where there is none, or nobody says."""
+    if device == "cpu":
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return None
+    import torch
+
+    index = int(device.partition(":")[2] or 0)
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        return None
+    return int(torch.cuda.mem_get_info(index)[0])

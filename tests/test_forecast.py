@@ -1,0 +1,269 @@
+"""The forecast: as the real thing, against committed values, on the command line; and the limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.datasets import PUBLISHED, Shape, blank, stand_in
+from benchmarks.errors import UserError
+from harness import cell, forecast, launch, limits, record
+from harness.experiments import Job, Request, plan
+from harness.forecast import ACCELERATOR, CPU, count_blank
+from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, parse_bytes, parse_seconds, time_limit
+from harness.measure import memory
+from harness.measure.counters import Counters
+from harness.run import main
+from tests import counters
+from tests.counters import cells, changes, count_real
+from tests.dummies import Dummy, dummy
+
+__all__ = ["dummy"]  # a fixture
+
+
+def test_the_counters_of_every_method_are_those_committed() -> None:
+    """Where they change for a reason, ``python -m tests.counters`` writes them anew."""
+    content = json.loads(counters.COMMITTED.read_text())
+    if content["torch"] != counters.version():
+        pytest.skip(f"committed under torch {content['torch']}, and operators differ from version to version")
+    table = changes(content["counters"], {name: count_real(*cell) for name, cell in cells().items()})
+    header = f"{'':32} {'counter':16} {'committed':>16} {'now':>16} {'ratio':>8}"
+    assert not table, "\n".join(["counters changed; if they should: python -m tests.counters", header, *table])
+
+
+def test_a_change_is_a_line_with_old_new_and_ratio() -> None:
+    old = Counters(100.0, 10.0, 1000, 5)
+    new = dataclasses.replace(old, flops=150.0)
+    (line,) = changes({"a": dataclasses.asdict(old)}, {"a": new})
+    assert line.split() == ["a", "flops", "100.0", "150.0", "1.5"]
+    assert changes({"a": dataclasses.asdict(old)}, {}) == ["a: committed, but no longer there"]
+    assert len(changes({}, {"a": new})) == 4
+
+
+SMALL = [name for name in cells() if name.endswith("8x8 ipc 1 width 16")]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_forecast_is_what_is_counted(name: str) -> None:
+    job, raw = cells()[name]
+    real, fake = count_real(job, raw), count_blank(job.cell, job.config, raw, CPU)
+    assert real.flops == fake.flops and real.parameters == fake.parameters
+    assert real.saved_bytes == pytest.approx(fake.saved_bytes, rel=1e-3)
+    assert real.peak_live_bytes == pytest.approx(fake.peak_live_bytes, rel=1e-3)
+
+
+def test_a_gpu_is_forecast_without_one() -> None:
+    """There the real batch is not in chunks, and optimisers have fused kernels."""
+    job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
+    on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
+    assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
+    assert on_gpu.peak_live_bytes > 2 * on_cpu.peak_live_bytes
+
+
+# --- the command line
+
+
+def test_the_command_line_prints_a_table_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Counters(2e9, 3 * 2**20, 5 * 2**20, 1234)
+    monkeypatch.setattr(forecast, "_forecast", lambda found, *_: known if found.method == "dm" else refuse())
+    output = tmp_path / "output"
+    base = f"--methods dm --datasets cifar10,mnist --seeds 0,1 --device cuda --output {output} --forecast"
+
+    def shown(extra: str) -> list[str]:
+        assert main([*base.split(), *extra.split()]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+
+    def refuse() -> Counters:
+        raise UserError("a reason")
+
+    header, cifar, _, mnist, without = shown("--memory-limit 800MiB")
+    assert [word.strip() for word in cifar.split("|")[5:-1]] == ["1,234", "2", "3 MiB", "5 MiB", "704 MiB", "yes"]
+    assert "random_real" in without and "a reason" in without and "mnist" in mnist and "parameters" in header
+    assert shown("--memory-limit 700MiB")[1].split("|")[-2].strip() == "no"
+    if not torch.cuda.is_available():
+        assert shown("")[1].split("|")[-2].strip() == "?"
+    assert not output.exists()
+
+
+def test_a_method_that_asks_for_values_is_said_to_be_beyond_forecasting(dummy: type[Dummy]) -> None:
+    (job,) = plan(Request(("dummy",), ("mnist",), budget="smoke", widths=(4,), device="cpu", forecast=True))
+    found = forecast.forecast(job)
+    # Images of 10 classes, and in a step the random ones and their multiple.
+    assert found.flops == 0 and found.peak_live_bytes >= 3 * 10 * 28 * 28 * 4
+
+    def step(self: Dummy) -> dict[str, Any]:
+        return {"loss": torch.tensor(float(self.images.mean()))}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dummy, "step", step)
+        with pytest.raises(UserError, match="dummy cannot be forecast"):
+            forecast.forecast(dataclasses.replace(job, cell=dataclasses.replace(job.cell, steps=99)))
+
+
+def test_published_shapes_take_no_memory_and_no_data() -> None:
+    for name, shape in PUBLISHED.items():
+        raw = stand_in(name)
+        assert raw.train_images.shape == (shape.train, shape.channels, shape.size, shape.size)
+        assert raw.train_images.untyped_storage().nbytes() == 1 and len(raw.class_names) == shape.classes
+        assert int(raw.train_labels.bincount().min()) >= shape.train // shape.classes - 1
+    assert stand_in("cub200", 64).test_images.shape[2:] == (64, 64)
+    with pytest.raises(UserError, match="one image size"):
+        stand_in("mnist", 32)
+    assert blank("blank", Shape(1, 2, 2, 4, 2)).test_labels.tolist() == [0, 1]
+
+
+# --- limits
+
+
+def test_limits_are_read_as_they_are_written() -> None:
+    sizes = {"24GiB": 24 * 2**30, "512 MiB": 2**29, "8GB": 8 * 10**9, "1.5kib": 1536, "77": 77, "9 B": 9}
+    assert {text: parse_bytes(text) for text in sizes} == sizes
+    times = {"90": 90.0, "90s": 90.0, "30min": 1800.0, "2h": 7200.0, "0.5 d": 43200.0, "1m": 60.0}
+    assert {text: parse_seconds(text) for text in times} == times
+    for wrong in ("", "GiB", "-1GiB", "0", "12 parsecs", "1e3", "nan"):
+        for parse in (parse_bytes, parse_seconds):
+            with pytest.raises(ValueError, match="expected something like"):
+                parse(wrong)
+    assert [limits.show_seconds(t) for t in (90, 300, 7200, 0.5)] == ["90 s", "5 min", "2 h", "0.5 s"]
+    assert [limits.show_bytes(n) for n in (12, 1536, 2**30, 5 * 2**40)] == ["12 B", "1.5 KiB", "1 GiB", "5 TiB"]
+
+
+def test_a_wrong_limit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--methods", "dm", "--dataset", "digits", "--memory-limit", "much"]) == 2
+    assert "--memory-limit: expected something like 24GiB, not 'much'" in capsys.readouterr().err
+
+
+def job(output: Path, **changes: Any) -> Job:
+    request = Request(("dummy",), ("digits",), budget="smoke", widths=(4,), device="cpu", output=output, **changes)
+    (made,) = plan(request)
+    return dataclasses.replace(made, cell=dataclasses.replace(made.cell, evaluate_steps=3))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "release", lambda: None)
+
+
+def test_a_time_limit_leaves_what_was_measured(
+    tmp_path: Path, dummy: type[Dummy], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path, time_limit=3600.0)
+    assert "time_limit" not in "".join(made.cell.to_dict())
+    distil = cell._Run._distil
+
+    def until(self: Any, method: Dummy, *rest: Any) -> Any:
+        step = method.step
+
+        def stop() -> dict[str, Any]:
+            if method.done == 2:
+                signal.raise_signal(signal.SIGALRM)
+            return step()
+
+        method.step = stop  # type: ignore[method-assign]
+        return distil(self, method, *rest)
+
+    monkeypatch.setattr(cell._Run, "_distil", until)
+    found = cell.run(made)
+    assert found == record.load(made.record_path)
+    assert found["status"] == "timeout" and found["message"] == "the time limit of 1 h has passed"
+    assert found["cell"]["time_limit_seconds"] == 3600.0 and len(found["cost"]["step_seconds"]) == 1
+    assert found["cost"]["memory"]["meter"] is not None and found["cost"]["peak_live_bytes"] is not None
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_time_limit_that_does_not_strike_leaves_no_trace(tmp_path: Path, dummy: type[Dummy], quick: None) -> None:
+    limited, free = job(tmp_path, time_limit=3600.0), job(tmp_path)
+    assert limited.stem == free.stem
+    found = cell.run(limited)
+    assert found["status"] == "ok" and "time_limit_seconds" not in found["cell"]
+
+
+def test_a_timeout_is_a_result_until_there_is_more_time(tmp_path: Path, dummy: type[Dummy]) -> None:
+    ran: list[Job] = []
+
+    def run(made: Job) -> record.Record:
+        ran.append(made)
+        return launch._failed(made, "timeout", "too long")
+
+    base = f"--methods dummy --dataset digits --budget smoke --width 4 --device cpu --no-random --output {tmp_path}"
+    for limit, runs in (("1h", 1), ("1h", 1), ("30min", 1), ("2h", 2), ("90min", 2), (None, 3)):
+        extra = ["--time-limit", limit] if limit else []
+        assert main([*base.split(), *extra], launch=run) == 1
+        assert len(ran) == runs, limit
+
+
+def test_the_launcher_ends_a_cell_that_does_not_keep_its_time(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "COMMAND", ("sleep", "60"))
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.0)
+    made = job(tmp_path, time_limit=1e-3)
+    found = launch.launch(made)
+    assert found["status"] == "timeout" and found == record.load(made.record_path)
+    assert found["cell"]["time_limit_seconds"] == 1e-3
+
+
+@pytest.mark.skipif(memory.host_bytes("VmRSS") is None, reason="the system does not tell the resident set")
+def test_memory_above_the_limit_is_out_of_memory(
+    tmp_path: Path, dummy: type[Dummy], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, made = job(tmp_path), job(tmp_path, memory_limit=64 * 2**20)
+    assert made.cell.memory_limit_bytes == 2**26 and made.stem != free.stem
+    step = Dummy.step
+
+    def hungry(self: Dummy) -> dict[str, Any]:
+        kept = bytearray(b"x") * (256 * 2**20)
+        while True:  # the watcher sees it
+            assert kept
+
+    monkeypatch.setattr(Dummy, "step", hungry)
+    found = cell.run(made)
+    assert found == record.load(made.record_path)
+    assert found["status"] == "oom" and found["message"] == "more than the memory limit of 64 MiB"
+    monkeypatch.setattr(Dummy, "step", step)
+    assert cell.run(made)["status"] == "ok"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_peak_that_nobody_saw_in_time_is_out_of_memory_too(
+    tmp_path: Path, dummy: type[Dummy], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = memory.MemoryMeter.stop
+
+    def high(self: memory.MemoryMeter) -> Any:
+        return {**stop(self), "host_rss_bytes": 2**30}
+
+    monkeypatch.setattr(memory.MemoryMeter, "stop", high)
+    found = cell.run(job(tmp_path, memory_limit=2**29))
+    assert found["status"] == "oom" and found["message"] == "1 GiB, more than the memory limit of 512 MiB"
+
+
+def test_a_gpu_is_limited_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    device = torch.device("cuda")
+
+    class Properties:
+        total_memory = 40 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    with memory_limit(10 * 2**30, device):
+        assert fractions == [0.25]
+    with memory_limit(80 * 2**30, device):
+        pass
+    assert fractions == [0.25, 1.0, 1.0, 1.0]
+
+
+def test_what_is_caught_on_the_way_does_not_swallow_a_limit() -> None:
+    assert not issubclass(TimeIsUp, Exception) and not issubclass(MemoryIsFull, Exception)
+    with pytest.raises(TimeIsUp, match="the time limit of 1 h has passed"), time_limit(3600):
+        signal.raise_signal(signal.SIGALRM)
