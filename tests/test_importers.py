@@ -356,8 +356,6 @@ def test_a_set_of_this_suite_that_knows_little_about_itself(tmp_path: Path, caps
     benchmark = digits(tmp_path, "standardise")
     path = tmp_path / "a.safetensors"
     artifact.save(path, some_set(benchmark), benchmark, network=benchmark.spec, cell={}, config={})
-        tmp_path / "a.safetensors", some_set(benchmark), benchmark, network=benchmark.spec, cell={}, config={}
-    )
     words = [str(path), "--output", str(tmp_path / "out")]
     for missing, given in (("--dataset", []), ("--name", ["--dataset", "digits"])):
         assert main([*words, *given]) == 2
