@@ -721,7 +721,10 @@ def _versions(records: Iterable[Record], package: str) -> str:
 
 
 def _mebibytes(number: int | None) -> str:
-    return NONE if number is None else f"{number / 2**20:,.0f}"
+    if number is None:
+        return NONE
+    mebibytes = number / 2**20
+    return f"{mebibytes:,.0f}" if mebibytes >= 10 else f"{mebibytes:.2g}"
 
 
 # --- renderings -------------------------------------------------------------------------------------------------------

@@ -233,11 +233,11 @@ def test_every_step_has_a_fresh_network_and_a_new_batch(monkeypatch: pytest.Monk
         return parameters.square().sum()
 
     monkeypatch.setattr(bptt, "outer_loss", outer_loss)
-    made = method()
+    made = method(batch_size=20)  # one chunk
     for _ in range(3):
         made.step()
     networks, batches = zip(*seen, strict=True)
-    assert len(set(networks)) == len(set(batches)) == 3
+    assert len(seen) == len(set(networks)) == len(set(batches)) == 3
 
 
 def test_noise_as_a_start() -> None:
