@@ -6,11 +6,18 @@ A folder or a single record each. Compared are cells that agree in everything th
 were measured on the same device with as many threads under the same version of the protocol. A difference counts where
 it exceeds the bound of its kind (`Bounds`); times and accuracies must differ significantly as well. Exit status: 0
 nothing is worse, 1 something is worse or missing, 2 there is nothing to compare.
+
+Windows that follow each other share what else the machine did meanwhile, and a whole run may be slow: neither is a
+change of the code. So of every run no more than ``BLOCKS`` medians are tested, and the median of every run of one side
+must lie above that of every run of the other. However much runs scatter, chance alone does so in 33 of 100 comparisons
+of two runs a side, 10 of three, 3 of four and 1 of five. A single run says nothing of how another would have gone: its
+row says that runs were not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -45,6 +52,10 @@ RANKS = {"ok": 2, "oom": 1, "timeout": 1, "diverged": 1, "error": 0}
 """Status → how good it is."""
 FEWEST_NETWORKS = 3
 """Accuracies of fewer networks are not compared: their spread says nothing."""
+BLOCKS = 20
+"""Neighbouring windows of a run are taken together until so many are left, as they are not independent."""
+LONGER = 2
+"""Windows that differ in length by more than this factor are not compared: long ones average what short ones show."""
 SHOWN = ("method", "dataset", "ipc", "network", "width", "budget")
 """What names a cell, where no other cell has the same."""
 VERSIONS = ("torch", "python", "driver", "cuda", "platform")
@@ -230,14 +241,37 @@ def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     old, new = before.step_seconds, after.step_seconds
     if not old or not new:
         return _unmeasured(name, quantity, old, new)
-    if 2 / math.comb(len(old) + len(new), len(old)) > bounds.p_value:  # the smallest p that the test can give
+    lengths = sorted({int(length) for group in (before, after) for length in group.costs("steps_per_sample")})
+    if lengths and lengths[-1] > LONGER * lengths[0]:
+        reason = f"windows of {lengths[0]} to {lengths[-1]} steps"
+        return Finding("not compared", name, quantity, change=reason)
+    runs = [
+        [r["cost"]["step_seconds"] for r in group.counted if r["cost"]["step_seconds"]] for group in (before, after)
+    ]
+    tested = [[median for run in side for median in blocks(run)] for side in runs]
+    counts = [len(side) for side in tested]
+    if 2 / math.comb(sum(counts), counts[0]) > bounds.p_value:  # the smallest p that the test can give
         return Finding("not compared", name, quantity, change=f"too few samples for p < {bounds.p_value:g}")
     from scipy.stats import mannwhitneyu
 
-    p = float(mannwhitneyu(old, new).pvalue)
+    p = float(mannwhitneyu(*tested).pvalue)
     a, b = statistics.median(old), statistics.median(new)
-    verdict = _verdict(a, b, lambda number: number * (1 + bounds.seconds)) if p < bounds.p_value else UNCHANGED
-    return Finding(verdict, name, quantity, f"{a:.3g} s", f"{b:.3g} s", f"{_percent(a, b)}, p = {p:.2g}")
+    medians = [[statistics.median(run) for run in side] for side in runs]
+    apart = max(medians[0]) < min(medians[1]) or max(medians[1]) < min(medians[0])
+    significant = p < bounds.p_value and apart
+    verdict = _verdict(a, b, lambda number: number * (1 + bounds.seconds)) if significant else UNCHANGED
+    remarks = [_percent(a, b), f"p = {p:.2g}"]
+    if min(map(len, runs)) == 1:
+        remarks.append("runs not repeated")
+    elif not apart:
+        remarks.append("runs overlap")
+    return Finding(verdict, name, quantity, f"{a:.3g} s", f"{b:.3g} s", ", ".join(remarks))
+
+
+def blocks(run: Sequence[float], count: int = BLOCKS) -> list[float]:
+    """The medians of ``count`` parts of consecutive samples of one run; the samples themselves where they are fewer."""
+    edges = [i * len(run) // count for i in range(count + 1)]
+    return [statistics.median(run[begin:end]) for begin, end in itertools.pairwise(edges) if end > begin]
 
 
 def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:

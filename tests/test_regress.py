@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from harness.cell import run
 from harness.measure import memory
 from harness.record import Record
 from harness.regress import Bounds, Comparison, compare, main, markdown
+from harness.report import Group
 from tests.dummies import Dummy, dummy
 from tests.test_cell import job
 from tests.test_report import CELL
@@ -149,19 +149,81 @@ def test_missing_and_new_cells_are_told_apart() -> None:
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
-def test_noise_of_the_clock_is_not_a_regression() -> None:
-    """250 pairs that differ in nothing but chance, quiet and very noisy, few and many samples."""
-    rng = np.random.default_rng(0)
-    flagged = []
-    for trial, (spread, count) in zip(
-        range(250), itertools.cycle([(0.02, 200), (0.05, 20), (0.3, 50), (0.3, 10), (0.1, 7)]), strict=False
-    ):
-        pair = [made(), made()]
+def run_samples(rng: np.random.Generator, between: float, within: float, count: int, memory: float) -> list[float]:
+    """Seconds of one run: its own median, log-normal by ``between``; around it AR(1) that remembers ``memory``."""
+    shocks = within * np.sqrt(1 - memory**2) * rng.standard_normal(count)
+    state = within * rng.standard_normal()
+    drawn = []
+    for shock in shocks:
+        state = memory * state + shock
+        drawn.append(state)
+    return list(0.010 * np.exp(between * rng.standard_normal() + np.array(drawn)))
+
+
+@pytest.mark.parametrize(("seeds", "between", "trials"), [(3, 0.04, 100), (5, 0.30, 100), (2, 0.02, 50)])
+def test_noise_of_the_clock_is_not_a_regression(seeds: int, between: float, trials: int) -> None:
+    """Runs that are slower or faster as a whole, and windows that resemble their neighbours: on a quiet machine a few
+    runs suffice, on a noisy one five."""
+    rng, blank = np.random.default_rng(0), made()
+    flagged = 0
+    for trial in range(trials):
+        sides = []
+        for _ in range(2):
+            sides.append([copy.deepcopy(blank) for _ in range(seeds)])
+            for one in sides[-1]:
+                count, memory = ((200, 0.9), (50, 0.5), (20, 0.1))[trial % 3]
+                one["cost"]["step_seconds"] = run_samples(rng, between, 0.1, count, memory)
+        flagged += regress._seconds("", *(Group(tuple(side)) for side in sides), Bounds()).verdict != "insignificant"
+    assert flagged <= 2
+
+
+def test_windows_that_resemble_their_neighbours_are_not_independent() -> None:
+    """Single runs of equal speed, whose noise lasts for some ten windows."""
+    rng, pair = np.random.default_rng(0), [made(), made()]
+    flagged = 0
+    for _ in range(100):
         for one in pair:
-            one["cost"]["step_seconds"] = samples(rng, spread=spread, count=count)
-        if verdicts(compare([pair[0]], [pair[1]]))["seconds per step"] != "insignificant":
-            flagged.append(trial)
-    assert len(flagged) <= 2, "p < 0.002 allows one of 500 on average"
+            one["cost"]["step_seconds"] = run_samples(rng, 0.0, 0.2, 300, 0.9)
+        flagged += regress._seconds("", Group((pair[0],)), Group((pair[1],)), Bounds()).verdict != "insignificant"
+    assert flagged <= 5
+
+
+def test_blocks_are_medians_of_neighbours() -> None:
+    assert regress.blocks([1.0, 2.0, 9.0, 4.0, 5.0, 6.0], 2) == [2.0, 5.0]
+    assert regress.blocks([1.0, 2.0, 9.0], 20) == [1.0, 2.0, 9.0]
+    assert len(regress.blocks([1.0] * 999)) == regress.BLOCKS
+
+
+def test_repeated_runs_must_lie_apart() -> None:
+    """The same difference of the pooled medians, once between runs that overlap; a single run cannot tell, and says so."""
+
+    def side(*medians: float) -> list[Record]:
+        records = [made(seed) for seed in range(len(medians))]
+        for one, median in zip(records, medians, strict=True):
+            one["cost"]["step_seconds"] = samples(np.random.default_rng(one["cell"]["seed"]), median, spread=0.01)
+        return records
+
+    def row(before: list[Record], after: list[Record]) -> regress.Finding:
+        (finding,) = (f for f in compare(before, after).findings if f.quantity == "seconds per step")
+        return finding
+
+    before = side(0.010, 0.0101, 0.0102)
+    apart, overlapping = row(before, side(0.012, 0.0121, 0.0122)), row(before, side(0.01015, 0.0121, 0.0122))
+    assert apart.verdict == "worse" and row(side(0.012, 0.0121, 0.0122), before).verdict == "improved"
+    assert overlapping.verdict == "insignificant" and overlapping.change.endswith("runs overlap")
+    single = row(before, side(0.012))
+    assert single.verdict == "worse" and single.change.endswith("runs not repeated")
+    assert "not repeated" not in apart.change
+
+
+def test_windows_of_other_lengths_are_not_compared() -> None:
+    before, after = made(), made()
+    before["cost"]["steps_per_sample"], after["cost"]["steps_per_sample"] = 10, 20
+    assert verdicts(compare([before], [after]))["seconds per step"] == "insignificant"
+    after["cost"]["steps_per_sample"] = 21
+    found = compare([before], [after])
+    assert verdicts(found)["seconds per step"] == "not compared"
+    assert "- seconds per step: windows of 10 to 21 steps (1 cell)" in markdown(found)
 
 
 def test_a_change_must_be_large_and_significant() -> None:
