@@ -195,7 +195,7 @@ def test_blocks_are_medians_of_neighbours() -> None:
 
 
 def test_repeated_runs_must_lie_apart() -> None:
-    """The same difference of the pooled medians, once between runs that overlap; a single run cannot tell, and says so."""
+    """The same difference of the pooled medians, once between runs that overlap; a single run cannot tell."""
 
     def side(*medians: float) -> list[Record]:
         records = [made(seed) for seed in range(len(medians))]
