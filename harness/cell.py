@@ -179,7 +179,7 @@ class _Run:
             benchmark,
             network=network_spec(benchmark, protocol),
             cell=self.found["cell"],
-            config=self.found["config"],
+            config=self.found["resolved"] or self.found["config"],
         )
 
     def _warm_up(
@@ -238,7 +238,7 @@ class _Run:
         begin = clock.read()
         method = make()
         # What follows from the task is resolved by now.
-        self.found["config"] = json.loads(json.dumps(dataclasses.asdict(method.config)))
+        self.found["resolved"] = json.loads(json.dumps(dataclasses.asdict(method.config)))
         method.prepare(store)
         cost["prepare_seconds"] = clock.read() - begin + sum(store.found.values())
         cost["prepare_cached"] = len(store.found)

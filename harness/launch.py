@@ -58,11 +58,15 @@ def launch(job: Job) -> Record:
 
 
 def _failed(job: Job, status: Status, message: str) -> Record:
+    import torch
+
     failed = record.new(
         job.cell.to_dict(),
         job.config,
         record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
     )
+    # The process had as many as we have: without them the record would be taken for one of another machine.
+    failed["provenance"]["threads"] = torch.get_num_threads()
     failed["status"], failed["message"] = status, message
     failed["cost"]["forecast_bytes"] = job.forecast_bytes
     if status == "timeout":

@@ -118,6 +118,9 @@ class Record(TypedDict):
     protocol_version: str
     cell: dict[str, Any]
     config: dict[str, Any]
+    """Every hyper-parameter as asked for: known before the cell runs, so the same however the cell ends."""
+    resolved: dict[str, Any]
+    """The same after the method has resolved those that follow from the data; empty where it never came to that."""
     status: Status
     message: str | None
     accuracy: Accuracy
@@ -132,6 +135,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
         "protocol_version": PROTOCOL_VERSION,
         "cell": dict(cell),
         "config": dict(config),
+        "resolved": {},
         "status": "error",
         "message": None,
         "accuracy": {"values": [], "mean": None, "std": None, "krr_values": [], "curve": []},
@@ -208,7 +212,12 @@ def load_all(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def _complete(found: Any) -> None:
-    """Give a record of an earlier version nulls for the numbers that were not measured then."""
+    """Give a record of an earlier version nulls for the numbers that were not measured then.
+
+    Its configuration is the resolved one.
+    """
+    if isinstance(found, dict):
+        found.setdefault("resolved", found.get("config"))
     cost = found.get("cost") if isinstance(found, dict) else None
     memory = cost.get("memory") if isinstance(cost, dict) else None
     for part, names in ((cost, LATER_COSTS), (memory, LATER_MEMORY)):

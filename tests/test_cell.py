@@ -19,6 +19,7 @@ from harness import artifact, cell, launch, record
 from harness.cell import curve_steps, run, windows
 from harness.experiments import Cell, Job, Request, plan
 from harness.measure import memory
+from harness.report import grouped
 from methods.base import Synthetic
 from tests.dummies import Dummy, dummy
 
@@ -77,8 +78,10 @@ def test_the_record_has_the_configuration_as_the_method_resolved_it(tmp_path: Pa
     made = job(tmp_path, "dsa", config={"outer_loop": None, "inner_loop": None})
     found = run(made)
     assert found["status"] == "ok"
-    assert found["config"] == {**made.config, "outer_loop": 1, "inner_loop": 1}
-    assert record.load(made.record_path)["config"] == dict(artifact.load(made.artifact_path).config) == found["config"]
+    assert found["resolved"] == {**made.config, "outer_loop": 1, "inner_loop": 1} and found["config"] == made.config
+    assert record.load(made.record_path)["resolved"] == dict(artifact.load(made.artifact_path).config)
+    killed = launch._failed(made, "oom", "killed")
+    assert len(grouped([found, killed])) == 1, "a cell that was killed is of the same group as one that ran"
 
 
 @pytest.mark.parametrize("method", ["frepo", "random_real", "dummy"])

@@ -36,7 +36,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_the_schema_has_the_documented_parts() -> None:
     made = example()
     assert set(made) == {
-        "schema", "protocol_version", "cell", "config", "status", "message", "accuracy", "cost", "provenance"
+        "schema", "protocol_version", "cell", "config", "resolved", "status", "message",
+        "accuracy", "cost", "provenance"
     }  # fmt: skip
     assert {"commit", "dirty", "command", "started", "device", "driver", "cuda", "torch", "python"} <= set(
         made["provenance"]
