@@ -2,7 +2,8 @@
 
 Time and memory are taken as a power of the width or of the number of parameters, y = a·x^b; b is the slope of ordinary
 least squares of log y on log x, one point per width: the median over the samples of an iteration, the largest peak over
-the seeds. Where a fixed cost bends the line at small widths, b is an average over the range that was measured.
+the seeds. Where a fixed cost bends the line at small widths, b is an average over the range that was measured. The
+interval is of how the widths scatter about the line, such bends included, and not of how runs differ.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def _table(found: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit
     filled = {title: cells for title, cells in columns.items() if set(cells) - {NONE}}
     caption = (
         f"Exponents b of y = a x^b with {LEVEL:.0%} confidence intervals: least squares in the logarithms, one point "
-        f"for each width. {'. '.join(measured_on([group for sweep, _ in found for group in sweep]))}."
+        "for each width. The intervals are of the scatter of the widths about the power law, not of repeated runs. "
+        f"{'. '.join(measured_on([group for sweep, _ in found for group in sweep]))}."
     )
     return Table(caption, tuple(filled), tuple(zip(*filled.values(), strict=True)), frozenset(), ())
 
