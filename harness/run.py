@@ -1,8 +1,8 @@
 """The command line: ``python -m harness.run --methods frepo,mtt --dataset cifar100``.
 
 A request spans a grid of cells; those that have a result are skipped, each of the others runs in a process of its own,
-and a table of all of them ends the run. Exit status: 0 all fine, 1 a cell failed, 2 the request is wrong (nothing was
-run), 130 interrupted.
+and a table of all of them ends the run. Exit status: 0 every cell has a result (out of memory, a time limit and
+divergence are results), 1 a cell failed, 2 the request is wrong (nothing was run), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def carry_out(
             file=sys.stderr,
         )
         return 130
-    return 0 if written and all(found["status"] == "ok" for found in records) else 1
+    return 0 if written and all(found["status"] in FINAL for found in records) else 1
 
 
 def _with_floor(request: Request) -> Request:
@@ -238,7 +238,7 @@ def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -
             place = f"[{number}/{len(jobs)}] {job.cell}"
             found = None if force else _existing(job)
             if found is not None:
-                _say(f"{place}: {found['status']}, done before ({job.record_path.name})")
+                _say(f"{place}: {found['status']}, done before on {_where(found)} ({job.record_path.name})")
             else:
                 _say(place)
                 job = _with_forecast(job)
@@ -283,6 +283,15 @@ def _existing(job: Job) -> Record | None:
     if found["status"] == "timeout" and given is not None:
         return found if job.time_limit_seconds is not None and job.time_limit_seconds <= given else None
     return found if found["status"] in FINAL else None
+
+
+def _where(found: Record) -> str:
+    """Device and, of a processor, threads: neither is in the name of a record, so another's is not measured again."""
+    measured = found["provenance"]
+    device, threads = measured.get("device") or "an unknown device", measured.get("threads")
+    if threads is None or found["cell"].get("device_kind") != "cpu":
+        return str(device)
+    return f"{device} with {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _outcome(found: Record) -> str:

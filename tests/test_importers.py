@@ -298,7 +298,7 @@ def test_a_published_set_stands_beside_the_distilled_ones(
     assert "| mtt_released" in table and "read from images_best.pt" in table
 
     assert main(command(published, *options)) == 0
-    assert "done before" in capsys.readouterr().err
+    assert f"done before on {record.cpu_name()}" in capsys.readouterr().err
     first = found["accuracy"]
     assert main(command(published, *options, "--force")) == 0
     assert record.load(path)["accuracy"] == first, "the same set, another accuracy"

@@ -91,8 +91,8 @@ def test_results_are_skipped_errors_tried_again_and_force_does_all(tmp_path: Pat
         assert main(command(tmp_path), launch=(again := Launcher(status))) == code and len(again.jobs) == runs
     for status, runs in (("oom", 0), ("timeout", 0), ("diverged", 0), ("error", 4)):
         folder = tmp_path / status
-        assert main(command(folder), launch=Launcher(status)) == 1
-        assert main(command(folder), launch=(again := Launcher())) == (0 if runs else 1)
+        assert main(command(folder), launch=Launcher(status)) == (1 if runs else 0)
+        assert main(command(folder), launch=(again := Launcher())) == 0
         assert len(again.jobs) == runs
     assert main(command(tmp_path, "--force"), launch=(forced := Launcher())) == 0 and len(forced.jobs) == 4
 
