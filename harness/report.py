@@ -74,6 +74,7 @@ class Group:
         flat["threads"] = threads(self.records[0])
         if flat.get("seconds") is not None:
             flat.pop("steps", None)  # found from the time, anew for every seed
+        flat.pop("time_limit_seconds", None)  # only where it struck, which is a status and no setting
         flat.pop("seed")
         return flat
 

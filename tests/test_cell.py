@@ -81,7 +81,8 @@ def test_the_record_has_the_configuration_as_the_method_resolved_it(tmp_path: Pa
     assert found["resolved"] == {**made.config, "outer_loop": 1, "inner_loop": 1} and found["config"] == made.config
     assert record.load(made.record_path)["resolved"] == dict(artifact.load(made.artifact_path).config)
     killed = launch._failed(made, "oom", "killed")
-    assert len(grouped([found, killed])) == 1, "a cell that was killed is of the same group as one that ran"
+    late = launch._failed(dataclasses.replace(made, time_limit_seconds=1.0), "timeout", "late")
+    assert len(grouped([found, killed, late])) == 1, "a cell that was killed is of the same group as one that ran"
 
 
 @pytest.mark.parametrize("method", ["frepo", "random_real", "dummy"])
