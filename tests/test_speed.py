@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import methods
 from benchmarks.networks import NetworkSpec
 from benchmarks.speed import compare, machine, workload
 from benchmarks.speed.plain_frepo import PlainFRePo
@@ -55,6 +56,24 @@ def test_plain_frepo_is_frepo(config: FRePoConfig) -> None:
         torch.testing.assert_close(plain.learned, [ours.images, ours.labels], rtol=1e-9, atol=1e-9)
     assert replaced and not torch.equal(ours.images, start)
     assert torch.equal(plain.task.generator.get_state(), ours.task.generator.get_state())
+
+
+@pytest.mark.parametrize("method", ["dsa", "dm"])
+@pytest.mark.parametrize("ipc", [1, 2])
+def test_plain_matching_is_matching(method: str, ipc: int) -> None:
+    """The same images and losses in float64 over steps that share the random draws, and as many draws."""
+    cls = methods.get(method)
+    spec = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
+    config = cls.Config(**{**compare.SHORTER.get(method, {}), "batch_real": 40})
+    tasks = [workload.task(spec, ipc=ipc, images=300, dtype=torch.float64) for _ in range(2)]
+    ours, plain = cls(tasks[0], config, 3), compare.PLAIN[method](tasks[1], config, 3)
+    start = ours.synthetic().images
+    for _ in range(3):
+        (loss,) = ours.step().values()
+        torch.testing.assert_close(plain.step(), loss, rtol=1e-10, atol=0)
+        torch.testing.assert_close(plain.images.detach(), ours.synthetic().images, rtol=0, atol=1e-10)
+    assert (ours.synthetic().images - start).abs().max() > 1e-6
+    assert torch.equal(tasks[0].generator.get_state(), tasks[1].generator.get_state())
 
 
 def test_plain_frepo_has_one_network() -> None:

@@ -26,6 +26,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.speed import workload
 from benchmarks.speed.machine import Rates, rates
 from benchmarks.speed.plain_frepo import PlainFRePo
+from benchmarks.speed.plain_matching import PlainDM, PlainDSA
 from benchmarks.task import Task
 
 WARMUP = 3
@@ -39,8 +40,14 @@ class Plain(Protocol):
         """One update of the synthetic images."""
 
 
-PLAIN: Mapping[str, Callable[[Task, Any, int], Plain]] = {"frepo": PlainFRePo}
+PLAIN: Mapping[str, Callable[[Task, Any, int], Plain]] = {
+    "frepo": PlainFRePo,
+    "dsa": lambda task, config, _: PlainDSA(task, config.lr_img, config.batch_real),
+    "dm": lambda task, config, _: PlainDM(task, config.lr_img, config.batch_real),
+}
 """Method → how it is made in plain PyTorch: from task, configuration and number of steps."""
+SHORTER: Mapping[str, Mapping[str, Any]] = {"dsa": {"outer_loop": 1, "inner_loop": 1}}
+"""Method → hyper-parameters without which the plain one does less: between two updates it trains no network."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def measure(
         width=setting.width,
         norm=protocol.distill_norm,
     )
-    hyper, total = cls.Config(**(config or {})), 1000 + repeats
+    hyper, total = cls.Config(**{**SHORTER.get(setting.method, {}), **(config or {})}), 1000 + repeats
     ours = cls(workload.task(spec, ipc=setting.ipc), hyper, total)
     ours.prepare({})
     plain = PLAIN[setting.method](workload.task(spec, ipc=setting.ipc), hyper, total)

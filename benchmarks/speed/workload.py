@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.datasets import Benchmark
 from benchmarks.networks import NetworkSpec
 from benchmarks.preprocess import fit
 from benchmarks.protocols import Protocol
 from benchmarks.task import Task, generator_for
+from harness.measure.counters import FORMULAS
 
 SHAPES = {"cifar": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}
 """Name → channels, height, width."""
@@ -61,8 +61,8 @@ def benchmark(protocol: Protocol, shape: tuple[int, int, int], *, width: int, ip
     )
 
 
-def flops(call: Callable[[], Any]) -> int:
-    """Floating-point operations of one ``call``: matrix products and convolutions, forward and backward."""
+def flops(call: Callable[[], Any]) -> float:
+    """Floating-point operations of one ``call``: matrix products, convolutions and solves, forward and backward."""
     counter = _Flops()
     with counter:
         call()
@@ -70,17 +70,17 @@ def flops(call: Callable[[], Any]) -> int:
 
 
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """torch's own formulas, without the modules that its ``FlopCounterMode`` follows: those hooks refuse
+    """Those of the cells' counters; torch's own ``FlopCounterMode`` follows modules, with hooks that refuse
     ``autograd.grad`` of leaves."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.total = 0.0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
+        if formula := FORMULAS.get(func.overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
