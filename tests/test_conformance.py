@@ -243,7 +243,7 @@ def check_config(cls: type[Method]) -> None:
     names = {field.name for field in dataclasses.fields(config)}
     undocumented = names.difference(*(documented(part) for part in config.__mro__ if dataclasses.is_dataclass(part)))
     assert not undocumented, f"fields without a word: {undocumented}"
-    assert cls.BUDGETS.keys() <= {"smoke", "quick", "cost"}
+    assert cls.BUDGETS.keys() <= {"smoke", "quick", "cost", "forecast"}
     for (dataset, ipc), changes in cls.PAPER.items():
         assert dataset in DATASETS
         assert ipc >= 1
