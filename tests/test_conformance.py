@@ -252,9 +252,10 @@ def check_config(cls: type[Method]) -> None:
         assert changes.keys() <= names | {"steps"}
     if cls.iterative:
         assert cls.BUDGETS.keys() >= {"smoke", "quick"}
-        long = [changes for budget, changes in cls.BUDGETS.items() if budget != "cost"]  # its steps come from the time
+        timed = ("cost", "forecast")  # their steps come from the time, or there are none
+        long = [changes for budget, changes in cls.BUDGETS.items() if budget not in timed]
         assert all(changes.get("steps", 0) >= 1 for changes in (*cls.PAPER.values(), *long))
-        assert "steps" not in cls.BUDGETS.get("cost", {})
+        assert not any("steps" in cls.BUDGETS.get(budget, {}) for budget in timed)
     assert cls.PROTOCOL in PROTOCOLS
 
 
