@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import scaling
-from harness.command_line import Parser, exit_status
-from harness.experiments import DEFAULT_OUTPUT
+from harness.command_line import exit_status
 from harness.files import replacing
-from harness.record import Record, load_all, summarise
-from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, threads, variants
+from harness.record import Record, summarise
+from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, read_folder, threads, variants
 from harness.scaling import AGAINST, sweeps
 
 if TYPE_CHECKING:
@@ -541,21 +540,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog=PROGRAM, description="Draw the figures of a folder, and fit exponents.")
-    parser.add_argument("folder", type=Path, nargs="?", help="where the records are")
-    folder: Path | None = parser.parse(arguments).folder
-    if folder is None:
-        raise UserError(f"no folder is given; for instance: {PROGRAM} {DEFAULT_OUTPUT}")
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    records, damaged = load_all(folder)
-    for line in damaged:
-        print(line, file=sys.stderr)
+    folder, records, whole = read_folder(PROGRAM, "Draw the figures of a folder, and fit exponents.", arguments)
     written = [*scaling.write(records, folder), *write(records, folder)]
     if not written:
         raise UserError(f"nothing in {folder} to draw: no curves, and no iterations at several widths")
     print("\n".join(map(str, written)))
-    return 1 if damaged else 0
+    return 0 if whole else 1
 
 
 if __name__ == "__main__":

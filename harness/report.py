@@ -819,19 +819,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog=PROGRAM, description="Make the tables of a folder again.")
+    folder, records, whole = read_folder(PROGRAM, "Make the tables of a folder again.", arguments)
+    write(records, folder)
+    print(show(records))
+    return 0 if whole else 1
+
+
+def read_folder(program: str, description: str, arguments: Sequence[str]) -> tuple[Path, list[Record], bool]:
+    """The folder that a command line names, its records, and whether no file there is damaged; each that is has a line.
+
+    Raises UserError for no folder, and for one that is not there.
+    """
+    parser = Parser(prog=program, description=description)
     parser.add_argument("folder", type=Path, nargs="?", help="where the records are")
     folder: Path | None = parser.parse(arguments).folder
     if folder is None:
-        raise UserError(f"no folder is given; for instance: {PROGRAM} {DEFAULT_OUTPUT}")
+        raise UserError(f"no folder is given; for instance: {program} {DEFAULT_OUTPUT}")
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     records, damaged = load_all(folder)
     for line in damaged:
         print(line, file=sys.stderr)
-    write(records, folder)
-    print(show(records))
-    return 1 if damaged else 0
+    return folder, records, not damaged
 
 
 if __name__ == "__main__":
