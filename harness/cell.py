@@ -131,8 +131,10 @@ class _Run:
         method_class = methods.get(cell.method)
         config = method_class.Config(**{name: tuples(value) for name, value in job.config.items()})
         benchmark = _benchmark(job)
-        key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.device_kind, cell.tf32)
-        store = DiskStore(folder_for(Path(job.cache), *key), self.now)
+        key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.tf32)
+        # The seconds that an entry took count as this cell's own, so they must be those of this machine.
+        machine = (self.found["provenance"]["device"], self.found["provenance"]["threads"])
+        store = DiskStore(folder_for(Path(job.cache), *key, *machine), self.now)
         cost = self.found["cost"]
         cost["forecast_bytes"] = job.forecast_bytes
         cost["prepare"] = "reduced" if prepare_is_reduced(method_class, cell, job.config) else None

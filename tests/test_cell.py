@@ -280,6 +280,15 @@ def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: typ
     assert second["prepare_seconds"] == 2.0
 
 
+def test_another_machine_does_not_lend_its_seconds(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        monkeypatch.setattr(record, "device_name", lambda device, name=name: f"processor {name}")
+        found = run(job(tmp_path / name, config={"entry": True}), Ticks())
+        assert found["cost"]["prepare_cached"] == 0
+
+
 def test_the_warm_up_changes_nothing(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
     run(made := job(tmp_path / "a"))
     monkeypatch.setattr(cell, "WARMUP_STEPS", 11)
