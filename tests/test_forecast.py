@@ -93,6 +93,14 @@ def test_the_command_line_prints_a_table_and_runs_nothing(
     assert not output.exists()
 
 
+def test_a_cost_cell_has_its_forecast_beside_what_was_counted(tmp_path: Path) -> None:
+    words = "--methods dm --dataset digits --budget cost --width 4 --steps 2 --dm.batch-real 16 --device cpu"
+    assert main([*words.split(), "--output", str(tmp_path)], launch=cell.run) == 0
+    ((found,), _) = record.load_all(tmp_path)
+    assert found["cost"]["forecast_bytes"] == found["cost"]["peak_live_bytes"] > 0
+    assert found["cost"]["flops_per_step"] and found["cost"]["saved_bytes_per_step"]
+
+
 def test_a_method_that_asks_for_values_is_said_to_be_beyond_forecasting(dummy: type[Dummy]) -> None:
     (job,) = plan(Request(("dummy",), ("mnist",), budget="smoke", widths=(4,), device="cpu", forecast=True))
     found = forecast.forecast(job)
