@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from benchmarks.errors import UserError
 
 
 @contextmanager
@@ -32,3 +34,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_texts(contents: Mapping[str, str], folder: Path, what: str) -> None:
+    """Write ``contents``, name → text, into ``folder``. Raises UserError, which says ``what``, where that fails."""
+    try:
+        for name, content in contents.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{what} cannot be written into {folder}: {error.strerror}") from error

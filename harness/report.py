@@ -26,7 +26,7 @@ from tabulate import tabulate
 from benchmarks.errors import UserError
 from harness.command_line import Parser, exit_status
 from harness.experiments import BUDGETS, DEFAULT_OUTPUT
-from harness.files import replacing
+from harness.files import write_texts
 from harness.record import Record, load_all, summarise
 
 PROGRAM = "python -m harness.report"
@@ -179,12 +179,7 @@ def write(records: Sequence[Record], folder: Path) -> None:
         "table.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
         "table.csv": pd.DataFrame({**raw(group), **_raw_ratios(group, groups)} for group in groups).to_csv(index=False),
     }
-    try:
-        for name, content in contents.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the tables cannot be written into {folder}: {error.strerror}") from error
+    write_texts(contents, folder, "the tables")
 
 
 def show(records: Sequence[Record]) -> str:

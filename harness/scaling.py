@@ -18,8 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.errors import UserError
-from harness.files import replacing
+from harness.files import write_texts
 from harness.record import Record
 from harness.report import METERS, NONE, TEX_HEAD, Group, Table, grouped, latex, markdown, measured_on, variants
 
@@ -114,12 +113,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
         "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
         "scaling.csv": pd.DataFrame([row for pair in found for row in _rows(*pair)]).to_csv(index=False),
     }
-    try:
-        for name, content in contents.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the exponents cannot be written into {folder}: {error.strerror}") from error
+    write_texts(contents, folder, "the exponents")
     return [folder / name for name in contents]
 
 

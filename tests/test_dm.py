@@ -19,21 +19,13 @@ from methods import _matching, dm
 from methods._matching import sum_over_chunks
 from methods.dm import DM, DMConfig, mean_embedding, mean_embedding_loss, mean_embeddings
 from tests.test_conformance import CLASSES, IPC, tiny_task
+from tests.test_matching import images, network
 
 
 def method(seed: int = 0, dtype: torch.dtype = torch.float32, task: Task | None = None, **changes: Any) -> DM:
     made = DM(task or tiny_task(seed, dtype), DMConfig(**{"batch_real": 7, **changes}), 5)
     made.prepare({})
     return made
-
-
-def network(norm: str = "instance", name: str = "convnet") -> Network:
-    spec = NetworkSpec(name, 1, (8, 8), num_classes=3, width=4, norm=norm)  # type: ignore[arg-type]
-    return spec.build(torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def images(count: int, seed: int = 2) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
