@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.networks import NetworkSpec
-from benchmarks.speed import workload
+from benchmarks.speed import gpu, workload
 from benchmarks.task import generator_for
 from harness.measure.counters import count, tensors_in
 from methods import _accelerator, frepo
@@ -348,3 +350,61 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_gpu_command_runs_through_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "new")]) == 0
+    shown = capsys.readouterr().out
+    assert (tmp_path / "new" / "gpu.md").read_text() == shown
+    found = json.loads((tmp_path / "new" / "gpu.json").read_text())
+    assert [row["arm"] for row in found["arms"]] == [str(arm) for arm in gpu.ARMS] and found["failed"] == {}
+    assert found["agreement"] == 0.0  # on a CPU there are no graphs
+    assert found["torch"] == torch.__version__ and found["driver"] is None
+    assert all(len(row["window_seconds"]) == 2 and row["flops_per_step"] > 0 for row in found["arms"])
+    exact, rounded = (found["errors"][f"contiguous, {name}"] for name in ("ieee", "bfloat16 real"))
+    assert exact["kernel_loss"] < 1e-4 < rounded["kernel_loss"] < 0.3
+    assert sum(line.startswith("| graph, channels-last") for line in shown.splitlines()) == len(gpu.PRECISIONS)
+
+
+def test_graphs_that_give_other_values_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "agreement", lambda setting: 1e-3)
+    monkeypatch.setattr(gpu, "time_arms", lambda *_: ({}, {gpu.ARMS[-1]: "operation not permitted"}))
+    setting = gpu.Setting(torch.device("cpu"), "digits", 4, 3, 1, batch=20, images=60, windows=1, seconds=0.0, maps=1)
+    text, content, well = gpu.report(setting)
+    assert "NOT THE SAME" in text and "graph, channels-last, bfloat16 real: failed: operation not permitted" in text
+    assert not well and content["failed"]
+
+
+def test_agreement_sees_a_graph_that_forgets_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = gpu.Setting(torch.device("cpu"), "digits", 4, 3, 1, batch=20, images=60)
+    step = FRePo.step
+
+    def forgetful(method: FRePo) -> dict[str, Tensor]:
+        if method.config.cuda_graph and method.updates == gpu.AGREEMENT_STEPS - 1:
+            return {}
+        return step(method)
+
+    monkeypatch.setattr(FRePo, "step", forgetful)
+    assert gpu.agreement(setting) > gpu.AGREEMENT
+
+
+@pytest.mark.parametrize("arguments", [[], ["--device", "cuda:7"], ["--device", "abacus"], ["--width", "0"]])
+def test_without_a_gpu_it_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available() and not arguments:
+        pytest.skip("there is a GPU")
+    assert gpu.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_precision_is_what_it_was_afterwards() -> None:
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    with gpu.precision("tf32"):
+        assert conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
+        with gpu.precision("bfloat16 real"):
+            assert conv.fp32_precision == "ieee"
+    assert conv.fp32_precision == before
