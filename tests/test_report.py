@@ -356,6 +356,21 @@ def test_the_time_to_an_accuracy_is_interpolated_in_the_logarithm() -> None:
     assert report.time_to(group.curve, 0.61) is None
 
 
+def test_the_time_to_92_percent_of_the_final_accuracy() -> None:
+    """It may come before the end, and again be lost: the first time counts."""
+    (group,) = report.grouped([curve("frepo", [(1.0, 0.23), (100.0, 0.69), (200.0, 0.3), (400.0, 0.5)])])
+    assert report.time_to_share(group) == (pytest.approx(10.0), False)  # 0.46 is half way in the logarithm
+    assert report.time_to_share(group, 1.0) == (pytest.approx(100.0 ** (27 / 46)), False)
+    row = report.raw(group)
+    assert row["seconds_to_92_percent_of_final_accuracy"] == pytest.approx(10.0)
+    assert row["seconds_to_92_percent_are_upper_bound"] is False
+    (without,) = report.grouped([made((0.5,))])
+    assert report.time_to_share(without) is None
+    assert report.raw(without)["seconds_to_92_percent_of_final_accuracy"] is None
+    (flat,) = report.grouped([curve("frepo", [(3.0, 0.5), (9.0, 0.5)])])
+    assert report.time_to_share(flat) == (3.0, True)
+
+
 def test_seeds_share_a_curve_counted_from_its_end() -> None:
     short = curve("frepo", [(4.0, 0.4), (16.0, 0.6)], seconds=16.0, seed=1)
     (group,) = report.grouped([curve("frepo", [(1.0, 0.1), (2.0, 0.2), (8.0, 0.4)], seconds=16.0), short])
