@@ -8,12 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import methods
 from benchmarks.networks import NetworkSpec
-from benchmarks.speed import compare, machine, workload
+from benchmarks.speed import compare, machine, reported, workload
 from benchmarks.speed.plain_frepo import PlainFRePo
 from methods.frepo import FRePo, FRePoConfig
 
@@ -58,6 +59,27 @@ def test_plain_frepo_is_frepo(config: FRePoConfig) -> None:
     assert torch.equal(plain.task.generator.get_state(), ours.task.generator.get_state())
 
 
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jax_frepo_is_frepo(channels: int, flip: bool) -> None:
+    """In float64, long enough for networks of the pool to be replaced."""
+    jax = pytest.importorskip("jax")
+    from benchmarks.speed.jax_frepo import JaxFRePo
+
+    spec, config = replace(SPEC, in_channels=channels), replace(CONFIG, use_flip=flip, online_batch_size=4)
+    with jax.enable_x64(True):
+        plain, other = (
+            cls(workload.task(spec, ipc=2, images=60, dtype=torch.float64), config, 10)
+            for cls in (PlainFRePo, JaxFRePo)
+        )
+        for _ in range(12):
+            assert other.step() == pytest.approx(float(plain.step()), rel=1e-9)
+        images, labels = (torch.from_numpy(np.array(value)) for value in other.learned)
+    learned = [value.detach() for value in plain.learned]
+    torch.testing.assert_close([images.permute(0, 3, 1, 2), labels], learned, rtol=1e-9, atol=1e-9)
+    assert torch.equal(plain.task.generator.get_state(), other.task.generator.get_state())
+
+
 @pytest.mark.parametrize("method", ["dsa", "dm"])
 @pytest.mark.parametrize("ipc", [1, 2])
 def test_plain_matching_is_matching(method: str, ipc: int) -> None:
@@ -94,18 +116,33 @@ class Ticks:
 
 
 def test_ours_and_plain_take_turns() -> None:
-    """Of the calls only every fourth and the one after it are ours: who is first changes every time."""
+    """Who is first changes every time; plain takes 8 seconds and ours 2."""
     setting = compare.Setting("frepo", 2, 1, "digits", 4)
-    counted, first = [1.0, 1.0], [8.0, 2.0] * compare.WARMUP
-    timing = compare.measure(
-        setting, 4, config={"batch_size": 20, "pool_size": 2}, now=Ticks([*counted, *first, *[8.0, 2.0, 2.0, 8.0] * 2])
-    )
-    assert (timing.plain, timing.ours, timing.ratio) == (8.0, 2.0, 0.25)
+    in_turns = itertools.islice(itertools.cycle([8.0, 2.0, 2.0, 8.0]), 2 * (compare.WARMUP + 4))
+    timing = compare.measure(setting, 4, config={"batch_size": 20, "pool_size": 2}, now=Ticks([1.0, *in_turns]))
+    assert timing.seconds == {"plain": 8.0, "ours": 2.0}
     assert timing.flops > 0
-    shown = compare.table([timing, replace(timing, ours=8.0)], machine.Rates(sgemm=2.0, convolution=1e-9))
-    row = [cell.strip() for cell in shown.splitlines()[2].split("|")[1:-1]]
-    assert row[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "2000.0", "0.25"]
+    slower = replace(timing, seconds={"plain": 8.0, "ours": 8.0, "JAX": 4.0})
+    shown = compare.table([timing, slower], machine.Rates(sgemm=2.0, convolution=1e-9))
+    first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:4])
+    assert first[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "2000.0", "", "0.25", ""]
+    assert second[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "8000.0", "4000.0", "1.00", "2.00"]
     assert "frepo, 2 synthetic images: ours / plain 0.50 (geometric mean of 2)" in shown
+    assert "frepo, 2 synthetic images: ours / JAX 2.00 (geometric mean of 1)" in shown
+
+
+def test_plain_is_held_against_what_was_reported() -> None:
+    """On a machine whose matrix products take twice as long as there everything should."""
+    near, far = compare.Setting("frepo", 10, 1, "cifar", 16), compare.Setting("frepo", 100, 1, "cifar", 16)
+    timings = [
+        compare.Timing(near, {"plain": 0.302 * 1.14, "ours": 0.108}, 1.0),
+        compare.Timing(far, {"plain": 0.590 * 1.16, "ours": 0.253}, 1.0),
+    ]
+    shown = compare.table(timings, machine.Rates(sgemm=reported.SGEMM / 2, convolution=1.0))
+    assert [line.split("|")[8].strip() for line in shown.splitlines()[2:4]] == ["0.31", "0.37"]
+    assert "plain / expected" in shown and "1.14" in shown and "1.16" in shown
+    assert f"1 of 2 rows; not: {far}." in shown
+    assert "frepo, 100 synthetic images: ours / (reported JAX, rescaled) 0.50 (geometric mean of 1)" in shown
 
 
 @pytest.mark.parametrize(
@@ -114,6 +151,8 @@ def test_ours_and_plain_take_turns() -> None:
         (["--methods", "fripo"], "did you mean 'frepo'"),
         (["--widths", "8,x"], "--widths must be whole numbers"),
         (["--widths", "0"], "--widths must be whole numbers"),
+        (["--settings", "10x1"], "--settings must be like 10x1xcifar"),
+        (["--settings", "0x1xcifar"], "--settings must be like 10x1xcifar"),
         (["--repeats", "0"], "--repeats must be at least 1"),
     ],
 )
@@ -123,6 +162,12 @@ def test_what_cannot_be_compared_is_one_line(
     assert compare.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
+
+
+def test_without_jax_there_is_no_arm_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert compare.main(["--jax"]) == 2
+    assert capsys.readouterr().err == "error: --jax needs the package jax: pip install jax\n"
 
 
 def test_the_rates_of_a_machine_are_operations_by_seconds() -> None:
