@@ -7,15 +7,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import methods
 from benchmarks.networks import NetworkSpec
 from benchmarks.speed import compare, machine, reported, workload
 from benchmarks.speed.plain_frepo import PlainFRePo
+from benchmarks.speed.plain_unroll import PlainBPTT, PlainMTT
 from methods.frepo import FRePo, FRePoConfig
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +62,62 @@ def test_plain_frepo_is_frepo(config: FRePoConfig) -> None:
     assert torch.equal(plain.task.generator.get_state(), ours.task.generator.get_state())
 
 
+UNROLLED: dict[str, dict[str, Any]] = {
+    "mtt": {
+        "syn_steps": 3,
+        "num_experts": 2,
+        "train_epochs": 3,
+        "max_start_epoch": 2,
+        "expert_epochs": 2,
+        "steps_per_epoch": 5,
+        "lr_lr": 1e-3,
+    },
+    "bptt": {"unroll": 3, "batch_size": 50},
+}
+
+
+@pytest.mark.parametrize("rematerialize", [False, True])
+@pytest.mark.parametrize("method", UNROLLED)
+def test_plain_unrolling_is_unrolling(method: str, rematerialize: bool) -> None:
+    """The same images, step sizes and losses in float64 over steps that share the draws, and as many draws."""
+    cls = methods.get(method)
+    spec = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
+    config = cls.Config(**UNROLLED[method], rematerialize=rematerialize)
+    tasks = [workload.task(spec, ipc=2, images=300, dtype=torch.float64) for _ in range(2)]
+    store: dict[str, Any] = {}
+    ours = cls(tasks[0], config, 3)
+    ours.prepare(store)
+    plain = compare.PLAIN[method](tasks[1], config, 3, store)
+    assert isinstance(plain, PlainMTT | PlainBPTT)
+    start = ours.synthetic()
+    for _ in range(3):
+        loss = plain.step()
+        torch.testing.assert_close(next(iter(ours.step().values())), loss, rtol=1e-10, atol=0)
+        found = ours.synthetic()
+        lr = plain.lr if isinstance(plain, PlainMTT) else F.softplus(plain.raw_lr)
+        torch.testing.assert_close([found.images, found.lr], [plain.images.detach(), lr.detach()], rtol=0, atol=1e-10)
+    assert start.lr is not None and found.lr is not None
+    assert (found.images - start.images).abs().max() > 1e-4 and (found.lr - start.lr).abs().min() > 1e-8
+    assert torch.equal(tasks[0].generator.get_state(), tasks[1].generator.get_state())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        compare.Setting("frepo", 10, 1, "cifar", 4),
+        compare.Setting("frepo", 10, 10, "cifar", 4),
+        compare.Setting("mtt", 10, 2, "cifar", 4, steps=4),
+        compare.Setting("bptt", 10, 2, "cifar", 4, steps=4),
+    ],
+    ids=str,
+)
+def test_ours_needs_no_more_memory_than_plain(setting: compare.Setting) -> None:
+    config = {"frepo": {"batch_size": 200, "pool_size": 2}, "bptt": {"batch_size": 200}}.get(setting.method)
+    measured = compare.measure(setting, 1, config=config, memory=True)
+    plain, ours, *rematerialised = measured.live_bytes.values()
+    assert ours <= plain and all(less < ours / 2 for less in rematerialised)
+
+
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jax_frepo_is_frepo(channels: int, flip: bool) -> None:
@@ -88,7 +147,7 @@ def test_plain_matching_is_matching(method: str, ipc: int) -> None:
     spec = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
     config = cls.Config(**{**compare.SHORTER.get(method, {}), "batch_real": 40})
     tasks = [workload.task(spec, ipc=ipc, images=300, dtype=torch.float64) for _ in range(2)]
-    ours, plain = cls(tasks[0], config, 3), compare.PLAIN[method](tasks[1], config, 3)
+    ours, plain = cls(tasks[0], config, 3), compare.PLAIN[method](tasks[1], config, 3, {})
     start = ours.synthetic().images
     for _ in range(3):
         (loss,) = ours.step().values()

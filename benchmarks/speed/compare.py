@@ -9,14 +9,15 @@ reported a straightforward port of their own, plain PyTorch is held against it, 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import torch
 from tabulate import tabulate
@@ -29,28 +30,46 @@ from benchmarks.speed import reported, workload
 from benchmarks.speed.machine import Rates, rates
 from benchmarks.speed.plain_frepo import PlainFRePo
 from benchmarks.speed.plain_matching import PlainDM, PlainDSA
+from benchmarks.speed.plain_unroll import PlainBPTT, PlainMTT
 from benchmarks.task import Task
+from harness.measure.counters import Uncounted, count
+from methods.base import Store
 
 WARMUP = 3
 """Cycles that are not timed."""
+WIDTHS = (16, 32, 64)
 SETTINGS = ("10x1xcifar", "10x10xcifar", "100x1xcifar", "10x1xmnist")
 """Classes, images per class, shape."""
-WIDTHS = (16, 32, 64)
+STEPS = {"mtt": (10, 20, 30), "bptt": (10, 20)}
+"""Method → numbers of inner steps. Such methods have by default one width and one setting."""
+STEPS_NAMES = {"mtt": "syn_steps", "bptt": "unroll"}
+"""Method → the hyper-parameter that is their number."""
+UNROLLED_WIDTHS, UNROLLED_SETTINGS = (32,), ("10x10xcifar",)
 
 
 class Arm(Protocol):
+    """What is timed."""
+
+    task: Task
+    steps_per_cycle: int
+
     def step(self) -> object:
         """One update of the synthetic images."""
 
 
-PLAIN: Mapping[str, Callable[[Task, Any, int], Arm]] = {
-    "frepo": PlainFRePo,
-    "dsa": lambda task, config, _: PlainDSA(task, config.lr_img, config.batch_real),
-    "dm": lambda task, config, _: PlainDM(task, config.lr_img, config.batch_real),
+PLAIN: Mapping[str, Callable[[Task, Any, int, Store], Arm]] = {
+    "frepo": lambda task, config, total, _: PlainFRePo(task, config, total),
+    "dsa": lambda task, config, *_: PlainDSA(task, config.lr_img, config.batch_real),
+    "dm": lambda task, config, *_: PlainDM(task, config.lr_img, config.batch_real),
+    "mtt": lambda task, config, _, store: PlainMTT(task, config, [e["parameters"] for e in store.values()]),
+    "bptt": lambda task, config, *_: PlainBPTT(task, config),
 }
-"""Method → how it is made in plain PyTorch: from task, configuration and number of steps."""
-SHORTER: Mapping[str, Mapping[str, Any]] = {"dsa": {"outer_loop": 1, "inner_loop": 1}}
-"""Method → hyper-parameters without which the plain one does less: between two updates it trains no network."""
+"""Method → how it is made in plain PyTorch: from task, configuration, number of steps and the store of ours."""
+SHORTER: Mapping[str, Mapping[str, Any]] = {
+    "dsa": {"outer_loop": 1, "inner_loop": 1},  # the plain one trains no network between two updates
+    "mtt": methods.get("mtt").BUDGETS["forecast"],  # one expert as short as can be: a step costs the same
+}
+"""Method → hyper-parameters other than the paper's."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class Setting:
     ipc: int
     shape: str
     width: int
+    steps: int | None = None
+    """Inner ones, where the method has them."""
 
     @property
     def images(self) -> int:
@@ -75,7 +96,8 @@ class Setting:
         return reported.FREPO.get((self.classes, self.ipc, self.shape, self.width))
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.classes} classes, ipc {self.ipc}, {self.shape}, width {self.width}"
+        text = f"{self.method}, {self.classes} classes, ipc {self.ipc}, {self.shape}, width {self.width}"
+        return text if self.steps is None else f"{text}, {self.steps} inner steps"
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,8 @@ class Timing:
     """Arm → median of one step."""
     flops: float
     """What ours computes in a step."""
+    live_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Arm → most bytes of tensors alive at once, from its construction on; where it was asked for."""
 
     def ratio(self, arm: str, to: str) -> float:
         return self.seconds[arm] / self.seconds[to]
@@ -98,12 +122,47 @@ def measure(
     *,
     config: Mapping[str, Any] | None = None,
     jax: bool = False,
+    memory: bool = False,
     now: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Time ``repeats`` cycles of each arm, one after the other, in another order every time.
 
-    ``config``: hyper-parameters other than the paper's. ``jax``: FRePo in JAX is an arm too. ``now``: the clock.
+    ``config``: hyper-parameters other than the paper's. ``jax``: FRePo in JAX is an arm too. ``memory``: count live
+    bytes of the others. ``now``: the clock to read.
     """
+    makers, task = _arms(setting, 1000 + repeats, config or {}, jax=jax)
+    arms = {name: make(task()) for name, make in makers.items()}
+
+    def run(arm: str) -> float:
+        begin = now()
+        for _ in range(arms[arm].steps_per_cycle):
+            arms[arm].step()
+        return (now() - begin) / arms[arm].steps_per_cycle
+
+    operations = workload.flops(lambda: run("ours")) / arms["ours"].steps_per_cycle
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    orders = itertools.cycle(itertools.permutations(arms))
+    for order in itertools.islice(orders, WARMUP + repeats):
+        for arm in order:
+            seconds[arm].append(run(arm))
+    arms.clear()
+    return Timing(
+        setting,
+        {arm: statistics.median(found[WARMUP:]) for arm, found in seconds.items()},
+        operations,
+        {arm: live_bytes(make, task()) for arm, make in makers.items() if arm != "JAX"} if memory else {},
+    )
+
+
+def live_bytes(make: Callable[[Task], Arm], task: Task) -> int:
+    """Most bytes of tensors alive at once that are not the task's, from construction on: exact, and repeatable."""
+    return count(lambda: cast(Any, make(task)), task.device).peak_live_bytes
+
+
+def _arms(
+    setting: Setting, total: int, config: Mapping[str, Any], *, jax: bool
+) -> tuple[dict[str, Callable[[Task], Arm]], Callable[[], Task]]:
+    """Arm → how it is made for a task; and the task, as many times as there are arms."""
     cls = methods.get(setting.method)
     protocol = PROTOCOLS[cls.PROTOCOL]
     channels, *size = workload.SHAPES[setting.shape]
@@ -115,33 +174,29 @@ def measure(
         width=setting.width,
         norm=protocol.distill_norm,
     )
-    hyper, total = cls.Config(**{**SHORTER.get(setting.method, {}), **(config or {})}), 1000 + repeats
+    steps = {} if setting.steps is None else {STEPS_NAMES[setting.method]: setting.steps}
+    hyper = cls.Config(**{**SHORTER.get(setting.method, {}), **steps, **config})
+    task = functools.partial(workload.task, spec, ipc=setting.ipc)
+    trained: Store = {}
+    cls(task(), hyper, total).prepare(trained)
+    store = Uncounted(trained)
 
-    def task() -> Task:
-        return workload.task(spec, ipc=setting.ipc)
+    def ours(task: Task, **changes: Any) -> Arm:
+        method = cls(task, replace(hyper, **changes), total)
+        method.prepare(store)
+        return method
 
-    ours = cls(task(), hyper, total)
-    ours.prepare({})
-    arms: dict[str, Arm] = {"plain": PLAIN[setting.method](task(), hyper, total), "ours": ours}
+    makers: dict[str, Callable[[Task], Arm]] = {
+        "plain": lambda task: PLAIN[setting.method](task, hyper, total, store),
+        "ours": ours,
+    }
+    if setting.method in STEPS:
+        makers["rematerialised"] = functools.partial(ours, rematerialize=True)
     if jax and setting.method == "frepo":
         from benchmarks.speed.jax_frepo import JaxFRePo
 
-        arms["JAX"] = JaxFRePo(task(), hyper, total)
-    cycle = ours.steps_per_cycle
-
-    def run(arm: str) -> float:
-        begin = now()
-        for _ in range(cycle):
-            arms[arm].step()
-        return (now() - begin) / cycle
-
-    operations = workload.flops(lambda: run("ours")) / cycle
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    orders = itertools.cycle(itertools.permutations(arms))
-    for order in itertools.islice(orders, WARMUP + repeats):
-        for arm in order:
-            seconds[arm].append(run(arm))
-    return Timing(setting, {arm: statistics.median(seconds[arm][WARMUP:]) for arm in arms}, operations)
+        makers["JAX"] = lambda task: JaxFRePo(task, hyper, total)
+    return makers, task
 
 
 def table(timings: Sequence[Timing], machine: Rates) -> str:
@@ -162,28 +217,22 @@ def table(timings: Sequence[Timing], machine: Rates) -> str:
 
 
 COLUMNS = (
-    "method",
-    "classes",
-    "ipc",
-    "width",
-    "shape",
-    "plain ms",
-    "ours ms",
-    "JAX ms",
-    "ours / plain",
-    "ours / JAX",
-    "plain / expected",
-    "GFLOP/s",
-    "of convolution rate",
+    *("method", "classes", "ipc", "width", "shape", "steps"),
+    *("plain ms", "ours ms", "rematerialised ms", "JAX ms"),
+    *("ours / plain", "rematerialised / ours", "ours / JAX", "plain / expected"),
+    *("plain MiB", "ours MiB", "rematerialised MiB"),
+    *("GFLOP/s", "of convolution rate"),
 )
 """In this order; one without an entry is left out."""
+RATIOS = (("ours", "plain"), ("rematerialised", "ours"), ("ours", "JAX"))
 
 
 def _row(timing: Timing, machine: Rates) -> Iterator[tuple[str, str]]:
     """Column, entry."""
     setting, rate = timing.setting, timing.flops / timing.seconds["ours"] / 1e9
-    for name in ("method", "classes", "ipc", "width", "shape"):
-        yield name, str(getattr(setting, name))
+    for name in ("method", "classes", "ipc", "width", "shape", "steps"):
+        if (value := getattr(setting, name)) is not None:
+            yield name, str(value)
     for arm, seconds in timing.seconds.items():
         yield f"{arm} ms", f"{1000 * seconds:.1f}"
     for arm, to in RATIOS:
@@ -191,11 +240,10 @@ def _row(timing: Timing, machine: Rates) -> Iterator[tuple[str, str]]:
             yield f"{arm} / {to}", f"{timing.ratio(arm, to):.2f}"
     if (expected := _expected(timing, machine)) is not None:
         yield "plain / expected", f"{expected:.2f}"
+    for arm, size in timing.live_bytes.items():
+        yield f"{arm} MiB", f"{size / 2**20:.1f}"
     yield "GFLOP/s", f"{rate:.0f}"
     yield "of convolution rate", f"{rate / machine.convolution:.0%}"
-
-
-RATIOS = (("ours", "plain"), ("ours", "JAX"))
 
 
 def _expected(timing: Timing, machine: Rates) -> float | None:
@@ -241,20 +289,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed.compare",
         description="Time our methods against plain PyTorch, in turns.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     comma = "comma between"
-    parser.add_argument("--methods", default="frepo", metavar="NAMES", help=f"of {', '.join(PLAIN)}, {comma}")
-    parser.add_argument("--widths", default=_listed(WIDTHS), metavar="NUMBERS", help=f"of the networks, {comma}")
     parser.add_argument(
-        "--settings", default=_listed(SETTINGS), metavar="NAMES", help=f"classes x ipc x shape of the images, {comma}"
+        "--methods", default="frepo", metavar="NAMES", help=f"of {', '.join(PLAIN)}, {comma} (default: frepo)"
     )
-    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="timed cycles of each")
+    unrolled = ", ".join(STEPS)
+    parser.add_argument(
+        "--widths",
+        metavar="NUMBERS",
+        help=f"of the networks, {comma} (default: {_listed(WIDTHS)}; {unrolled}: {_listed(UNROLLED_WIDTHS)})",
+    )
+    parser.add_argument(
+        "--settings",
+        metavar="NAMES",
+        help=f"classes, ipc and shape of the images, {comma} (default: {_listed(SETTINGS)}; {unrolled}: "
+        f"{_listed(UNROLLED_SETTINGS)})",
+    )
+    parser.add_argument(
+        "--steps",
+        metavar="NUMBERS",
+        help=f"inner steps, {comma} (default: {'; '.join(f'{name}: {_listed(own)}' for name, own in STEPS.items())})",
+    )
+    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="timed cycles of each (default: 15)")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch and JAX; by default torch's own choice")
     parser.add_argument("--jax", action="store_true", help="time FRePo in JAX as well, which must be installed")
+    parser.add_argument("--memory", action="store_true", help="count the bytes of live tensors as well; not of JAX")
     given = parser.parse_args(arguments)
     try:
-        settings = _settings(given.methods, given.widths, given.settings)
+        settings = _settings(given.methods, given.widths, given.settings, given.steps)
         for flag, value in (("--repeats", given.repeats), ("--threads", given.threads)):
             if value is not None and value < 1:
                 raise UserError(f"{flag} must be at least 1, not {value}")
@@ -270,22 +333,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for number, setting in enumerate(settings, 1):
             print(f"[{number}/{len(settings)}] {setting}", file=sys.stderr, flush=True)
-            timings.append(measure(setting, given.repeats, jax=given.jax))
+            timings.append(measure(setting, given.repeats, jax=given.jax, memory=given.memory))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     print(table(timings, machine))
     return 0 if len(timings) == len(settings) else 130
 
 
-def _settings(names: str, widths: str, settings: str) -> list[Setting]:
-    """Raises UserError for a method without a plain version, and for what cannot be read."""
-    chosen = names.split(",")
-    for name in chosen:
+def _settings(names: str, widths: str | None, settings: str | None, steps: str | None) -> list[Setting]:
+    """In what order they are measured. Raises UserError for what cannot be read or is not known."""
+    chosen = []
+    for name in names.split(","):
         choose("method in plain PyTorch", name, PLAIN)
-    return [
-        Setting(name, *_setting(setting), width)
-        for name, width, setting in itertools.product(chosen, _numbers("--widths", widths), settings.split(","))
-    ]
+        unrolled = name in STEPS
+        grid = itertools.product(
+            _numbers("--widths", widths or _listed(UNROLLED_WIDTHS if unrolled else WIDTHS)),
+            map(_setting, (settings or _listed(UNROLLED_SETTINGS if unrolled else SETTINGS)).split(",")),
+            _numbers("--steps", steps or _listed(STEPS[name])) if unrolled else [None],
+        )
+        chosen += [Setting(name, *setting, width, inner) for width, setting, inner in grid]
+    return chosen
 
 
 def _setting(text: str) -> tuple[int, int, str]:

@@ -52,6 +52,8 @@ class JaxFRePo:
     Has as many threads as torch if it is the first in the process to use JAX.
     """
 
+    steps_per_cycle = 1
+
     def __init__(self, task: Task, config: FRePoConfig, total_steps: int) -> None:
         """Raises ValueError for another network than FRePo's own: batch norm after the first block."""
         os.environ.setdefault("PJRT_NPROC", str(torch.get_num_threads()))  # read when JAX looks for devices
