@@ -106,16 +106,17 @@ def test_plain_unrolling_is_unrolling(method: str, rematerialize: bool) -> None:
     [
         compare.Setting("frepo", 10, 1, "cifar", 4),
         compare.Setting("frepo", 10, 10, "cifar", 4),
-        compare.Setting("mtt", 10, 2, "cifar", 4, steps=4),
-        compare.Setting("bptt", 10, 2, "cifar", 4, steps=4),
+        compare.Setting("mtt", 10, 4, "cifar", 8, steps=4),
+        compare.Setting("bptt", 10, 4, "cifar", 8, steps=4),
     ],
     ids=str,
 )
 def test_ours_needs_no_more_memory_than_plain(setting: compare.Setting) -> None:
-    config = {"frepo": {"batch_size": 200, "pool_size": 2}, "bptt": {"batch_size": 200}}.get(setting.method)
-    measured = compare.measure(setting, 1, config=config, memory=True)
-    plain, ours, *rematerialised = measured.live_bytes.values()
-    assert ours <= plain and all(less < ours / 2 for less in rematerialised)
+    """But for a thousandth: the matrices by which ``AveragePool`` sums, 5 KiB in a forward pass."""
+    config = {"frepo": {"pool_size": 2}, "bptt": {"batch_size": 128}}.get(setting.method, {})
+    makers, task = compare.arms_of(setting, 9, config)
+    plain, ours, *rematerialised = (compare.live_bytes(make, task()) for make in makers.values())
+    assert ours < 1.001 * plain and all(less < 0.7 * ours for less in rematerialised)
 
 
 @pytest.mark.parametrize("flip", [True, False])

@@ -130,7 +130,7 @@ def measure(
     ``config``: hyper-parameters other than the paper's. ``jax``: FRePo in JAX is an arm too. ``memory``: count live
     bytes of the others. ``now``: the clock to read.
     """
-    makers, task = _arms(setting, 1000 + repeats, config or {}, jax=jax)
+    makers, task = arms_of(setting, 1000 + repeats, config or {}, jax=jax)
     arms = {name: make(task()) for name, make in makers.items()}
 
     def run(arm: str) -> float:
@@ -159,8 +159,8 @@ def live_bytes(make: Callable[[Task], Arm], task: Task) -> int:
     return count(lambda: cast(Any, make(task)), task.device).peak_live_bytes
 
 
-def _arms(
-    setting: Setting, total: int, config: Mapping[str, Any], *, jax: bool
+def arms_of(
+    setting: Setting, total: int, config: Mapping[str, Any], *, jax: bool = False
 ) -> tuple[dict[str, Callable[[Task], Arm]], Callable[[], Task]]:
     """Arm → how it is made for a task; and the task, as many times as there are arms."""
     cls = methods.get(setting.method)
