@@ -231,10 +231,10 @@ def test_without_jax_there_is_no_arm_of_it(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_the_rates_of_a_machine_are_operations_by_seconds() -> None:
-    """Every call takes two seconds: 2·side³ operations, and of the larger convolution 2·(batch·side²)·(out·in·9)."""
+    """Every call takes two seconds: 2·side³ operations, and of the largest convolution 2·(batch·side²)·(out·in·9)."""
     found = machine.rates(scale=32, now=Ticks([2.0]))
     assert found.sgemm == 2 * 64**3 / 2 / 1e9
-    assert found.convolution == 2 * (2 * 32**2) * (128 * 64 * 9) / 2 / 1e9
+    assert found.convolution == 2 * (2 * 8**2) * (512 * 512 * 9) / 2 / 1e9
 
 
 def test_flops_are_those_of_products_and_convolutions_both_ways() -> None:
