@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 SIDE = 2048
 """Of the square matrices that are multiplied."""
-CONVOLUTIONS = ((64, 64, 128, 32), (64, 128, 256, 16))
+CONVOLUTIONS = ((64, 128, 256, 16), (64, 512, 512, 8))
 """Batch, channels in and out, and side of the 3×3 convolutions; the fastest counts."""
 REPEATS = 5
 

@@ -60,6 +60,8 @@ class ConvNet:
 class PlainFRePo:
     """Algorithm 1 of the paper; ``step`` is one iteration, and returns the loss."""
 
+    steps_per_cycle = 1
+
     def __init__(self, task: Task, config: FRePoConfig, total_steps: int) -> None:
         """Raises ValueError for another network than FRePo's own: batch norm after the first block."""
         self.task, self.config, self.total_steps = task, config, total_steps

@@ -19,6 +19,8 @@ from benchmarks.task import Task
 class Plain:
     """Synthetic images (num_classes * ipc, C, H, W) from random real ones; a fresh network for every step."""
 
+    steps_per_cycle = 1
+
     def __init__(self, task: Task, lr: float, momentum: float = 0.5, batch_real: int = 256) -> None:
         self.task, self.batch_real = task, batch_real
         self.rows = task.rows_of_classes()
