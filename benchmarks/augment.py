@@ -17,27 +17,6 @@ from torch.nn import functional as F
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
-def dsa(
-    images: Tensor,
-    generator: torch.Generator,
-    *,
-    flip: bool,
-    siamese: bool = False,
-    strategy: str = DSA_STRATEGY,
-) -> Tensor:
-    """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021) of images (B, C, H, W) with a new draw.
-
-    ``siamese``: one set of parameters for all images, else one for each. To augment several batches alike, use
-    ``draw_dsa`` once and ``apply_dsa`` on each. ``flip`` False: the operation ``flip`` is left out of ``strategy``.
-
-    The official DC, DSA and DM ran on a torch that aligned corners, MTT on one that did not; both sample the same
-    points of a square image here, since ``scale`` and ``rotate`` leave its centre where it is.
-    """
-    count = 1 if siamese else len(images)
-    op, draws = draw_dsa((images.shape[-2], images.shape[-1]), count, generator, flip=flip, strategy=strategy)
-    return apply_dsa(op, images, draws)
-
-
 def draw_dsa(
     image_size: tuple[int, int],
     count: int,
@@ -48,7 +27,8 @@ def draw_dsa(
 ) -> tuple[str, Tensor]:
     """An operation of ``strategy`` and ``count`` draws (k, count) of its k parameters, from a CPU generator.
 
-    ``count``: 1 to share the draw between all images (siamese), else the number of images.
+    ``count``: 1 to share the draw between all images (siamese), else the number of images. ``flip`` False: the
+    operation ``flip`` is left out of ``strategy``.
     """
     ops = [op for op in strategy.split("_") if flip or op != "flip"]
     op = ops[int(torch.randint(len(ops), (), generator=generator))]
@@ -64,6 +44,10 @@ def draw_dsa(
 
 def apply_dsa(op: str, images: Tensor, draws: Tensor) -> Tensor:
     """The operation ``op`` of DSA on images (B, C, H, W), with parameters from ``draws`` (k, B) or (k, 1).
+
+    Differentiable Siamese augmentation: Zhao and Bilen, ICML 2021. The official DC, DSA and DM ran on a torch that
+    aligned corners, MTT on one that did not; both sample the same points of a square image here, since ``scale`` and
+    ``rotate`` leave its centre where it is.
 
     Draws are integers in pixels, rows before columns, for ``crop`` and ``cutout``, else uniform in [0, 1): for
     ``scale`` width before height, for ``color`` those of its parts ``brightness``, ``saturation`` and ``contrast``,
@@ -96,14 +80,14 @@ def apply_dsa(op: str, images: Tensor, draws: Tensor) -> Tensor:
     raise ValueError(f"DSA has no operation {op!r}")
 
 
-def frepo_augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """FRePo's evaluation augmentation (Zhou et al., NeurIPS 2022) of images (B, C, H, W), parameters per image."""
+FREPO_OPERATIONS = ("flip", "color", "crop", "rotate", "translate", "cutout")
+
+
+def draw_frepo(count: int, generator: torch.Generator, *, flip: bool) -> tuple[str, Tensor]:
+    """An operation of FRePo's evaluation (Zhou et al., NeurIPS 2022) and draws (3, count), from a CPU generator."""
     ops = FREPO_OPERATIONS if flip else [op for op in FREPO_OPERATIONS if op != "flip"]
     op = ops[int(torch.randint(len(ops), (), generator=generator))]
-    return apply_frepo(op, images, torch.rand(3, len(images), generator=generator))
-
-
-FREPO_OPERATIONS = ("flip", "color", "crop", "rotate", "translate", "cutout")
+    return op, torch.rand(3, count, generator=generator)
 
 
 def apply_frepo(op: str, images: Tensor, draws: Tensor) -> Tensor:

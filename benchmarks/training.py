@@ -1,18 +1,25 @@
-"""The one loop that trains a network by a recipe, and what a trained network predicts."""
+"""The one loop that trains networks by a recipe, one or several at a time, and what a trained network predicts."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.augment import dsa, frepo_augment
+from benchmarks.augment import apply_dsa, apply_frepo, draw_dsa, draw_frepo
 from benchmarks.networks import Network
 from benchmarks.protocols import Recipe
+
+BLOCK = 256
+"""Steps whose random choices reach a GPU in one transfer."""
+TEST_BATCH = {"cpu": 64, "cuda": 256}
+"""Images that are tested at a time, by kind of device."""
 
 
 def train(
@@ -35,8 +42,42 @@ def train(
     recipes that use it. ``max_steps`` shortens the recipe with its schedule: warm-up and drop shrink in proportion.
     ``progress(done, steps)`` is called after every step. Does not synchronise the device between steps.
     """
-    network.train()
-    targets = _targets(labels, label_space, recipe.loss, network.head.out_features)
+    train_together(
+        [network],
+        images,
+        labels,
+        label_space,
+        recipe,
+        flip=flip,
+        generators=[generator],
+        lr=lr,
+        max_steps=max_steps,
+        progress=progress,
+    )
+
+
+def train_together(
+    networks: Sequence[Network],
+    images: Tensor,
+    labels: Tensor,
+    label_space: Literal["probability", "centred"],
+    recipe: Recipe,
+    *,
+    flip: bool,
+    generators: Sequence[torch.Generator],
+    lr: Tensor | None = None,
+    max_steps: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """``train`` for several networks of one structure, with a generator each: what each becomes alone, to rounding.
+
+    All take a step at a time; after it, when ``progress`` is called, their parameters are those of that step. Faster
+    than one after the other where a step of one network does not fill the device.
+    """
+    for network in networks:
+        network.train()
+    model = networks[0] if len(networks) == 1 else Stack(networks)
+    targets = _targets(labels, label_space, recipe.loss, networks[0].head.out_features)
     full = recipe.steps(len(images))
     steps = full if max_steps is None else min(max_steps, full)
     per_epoch = recipe.steps_per_epoch(len(images))
@@ -44,24 +85,18 @@ def train(
     drop = round(recipe.drop_after * per_epoch * steps / full)
 
     rate = float(lr.detach().mean()) if recipe.learned_lr and lr is not None else recipe.lr
-    parameters = list(network.parameters())
+    parameters = list(model.parameters())
     optimiser = _optimiser(recipe, parameters, rate)
     average = None if recipe.ema is None else Average(parameters, recipe.ema)
-    batches = _batches(len(images), recipe, generator)
-    for step in range(steps):
+    for step, (index, draws) in enumerate(_batches(images, recipe, steps, generators, flip=flip)):
         if recipe.schedule == "drop_once" and step == drop:
             optimiser = _optimiser(recipe, parameters, rate / 10)
         elif recipe.schedule == "warmup_cosine":
             optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, rate, warmup, recipe.final_lr)
-        index = next(batches).to(images.device, non_blocking=True)
-        batch = images[index]
-        if recipe.augment == "dsa":
-            batch = dsa(batch, generator, flip=flip)
-        elif recipe.augment == "frepo":
-            batch = frepo_augment(batch, generator, flip=flip)
-        loss = LOSSES[recipe.loss](network(batch), targets[index])
+        loss = LOSSES[recipe.loss](model(_augmented(recipe, images[index], draws)), targets[index])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # The loss is the mean over the networks, of which each follows its own.
+        loss.backward(torch.full_like(loss, len(networks)))  # type: ignore[no-untyped-call]
         optimiser.step()
         if average is not None:
             average.update(parameters)
@@ -73,16 +108,61 @@ def train(
                 parameter.copy_(value)
 
 
+class Stack(nn.Module):
+    """Networks of one structure as one: their channels side by side, convolutions in groups, one product for the heads.
+
+    Images (N·B, C, H, W), network by network → logits (N·B, num_classes). What trains it trains the networks: every
+    parameter and buffer holds those of the networks one after the other, and theirs become views of it. All norms are
+    by channel, so batch norm, with its running statistics, needs nothing of its own.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        super().__init__()
+        self.count = len(networks)
+        own = copy.deepcopy(networks[0])
+        self.body, self.head = own.body, own.head
+        own.body = nn.Sequential()
+        self.flatten = own.features
+        """Maps (B, C, H, W) to features (B, D), as a network does it."""
+        states = [network.state_dict(keep_vars=True) for network in networks]
+        for name, value in self.state_dict(keep_vars=True).items():
+            parts = [state[name] for state in states]
+            # Joined as they lie in memory, channels last or not; a count of batches is a single number.
+            value.data = (torch.cat if value.ndim else torch.stack)([part.data for part in parts])
+            for part, view in zip(parts, value.data.chunk(self.count), strict=True):
+                part.data = view.view_as(part)
+        for layer in self.body.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.groups = self.count
+            elif isinstance(layer, nn.GroupNorm):
+                layer.num_groups *= self.count
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.body(torch.cat(images.chunk(self.count), 1))
+        features = self.flatten(torch.cat(maps.chunk(self.count, 1))).view(self.count, -1, self.head.in_features)
+        weight, bias = (value.view(self.count, -1, value[0].numel()) for value in (self.head.weight, self.head.bias))
+        return torch.baddbmm(bias.mT, features, weight.mT).flatten(0, 1)
+
+
 @torch.no_grad()
-def predict(network: Network, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Logits (n, num_classes) of ``network`` in evaluation mode, in which it is left."""
+def predict(
+    network: Network,
+    images: Tensor,
+    head: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Logits (n, num_classes) of ``network`` in evaluation mode, in which it is left.
+
+    ``head``: what is to be made of features (B, D) instead. ``batch_size`` None: as fits the device.
+    """
     network.eval()
-    return torch.cat([network(batch) for batch in torch.split(images, batch_size)])
+    batches = torch.split(images, batch_size or TEST_BATCH[images.device.type])
+    return torch.cat([(head or network.head)(network.features(batch)) for batch in batches])
 
 
-def accuracy(network: Network, images: Tensor, labels: Tensor) -> float:
-    """Fraction of ``images`` whose largest logit is at the class index in ``labels`` (n,)."""
-    return float((predict(network, images).argmax(1) == labels).double().mean())
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Fraction of the rows of ``logits`` (n, num_classes) that are largest at the class index in ``labels`` (n,)."""
+    return float((logits.argmax(1) == labels).double().mean())
 
 
 def warmup_cosine(step: int, steps: int, lr: float, warmup: int, final: float) -> float:
@@ -131,11 +211,57 @@ def _targets(labels: Tensor, label_space: str, loss: str, num_classes: int) -> T
     return labels - 1 / num_classes if label_space == "probability" else labels
 
 
-def _batches(images: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of batch after batch, without end; the last batch of an epoch may be short."""
+def _batches(
+    images: Tensor, recipe: Recipe, steps: int, generators: Sequence[torch.Generator], *, flip: bool
+) -> Iterator[tuple[Tensor, list[tuple[str, Tensor]]]]:
+    """For every step the indices (N·B,) of the batches of all networks, and what augments each, on the device."""
+    drawn = zip(*(_draws(images, recipe, generator, flip=flip) for generator in generators), strict=True)
+    size = BLOCK
+    for begin in range(0, steps, size):
+        block = list(itertools.islice(drawn, min(size, steps - begin)))
+        indices = _moved([index for step in block for index, _, _ in step], images.device)
+        parameters = _moved([parameters.to(images.dtype) for step in block for _, _, parameters in step], images.device)
+        for step in block:
+            index = torch.cat([next(indices) for _ in step])
+            yield index, [(op, next(parameters)) for _, op, _ in step]
+
+
+def _draws(
+    images: Tensor, recipe: Recipe, generator: torch.Generator, *, flip: bool
+) -> Iterator[tuple[Tensor, str, Tensor]]:
+    """Batch after batch, without end: indices (B,), an operation of the augmentation, its parameters (k, B) or none.
+
+    The last batch of an epoch may be short.
+    """
     while True:
-        order = torch.randperm(images, generator=generator) if recipe.shuffle else torch.arange(images)
-        yield from torch.split(order, recipe.batch_size)
+        order = torch.randperm(len(images), generator=generator) if recipe.shuffle else torch.arange(len(images))
+        for index in torch.split(order, recipe.batch_size):
+            match recipe.augment:
+                case "dsa":
+                    size = (images.shape[-2], images.shape[-1])
+                    yield index, *draw_dsa(size, len(index), generator, flip=flip)
+                case "frepo":
+                    yield index, *draw_frepo(len(index), generator, flip=flip)
+                case "none":
+                    yield index, "", torch.empty(0)
+
+
+def _moved(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """``tensors`` (CPU, one dtype) on ``device``, in one transfer that nobody waits for: from memory that is pinned."""
+    whole = torch.cat([tensor.flatten() for tensor in tensors])
+    if device.type == "cuda":
+        whole = whole.pin_memory()
+    parts = torch.split(whole.to(device, non_blocking=True), [tensor.numel() for tensor in tensors])
+    return (part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
+
+
+def _augmented(recipe: Recipe, images: Tensor, draws: Sequence[tuple[str, Tensor]]) -> Tensor:
+    """Images (N·B, C, H, W), those of each network by an operation of its own."""
+    if recipe.augment == "none":
+        return images
+    apply = apply_dsa if recipe.augment == "dsa" else apply_frepo
+    parts = [apply(op, part, own) for part, (op, own) in zip(images.chunk(len(draws)), draws, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _optimiser(recipe: Recipe, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:

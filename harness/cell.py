@@ -31,7 +31,7 @@ from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
-from harness.evaluate import evaluate, network_spec
+from harness.evaluate import evaluate, network_spec, networks_at_once
 from harness.experiments import BUDGETS, Job, prepare_is_reduced, tuples
 from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, show_bytes, time_limit
 from harness.measure.clock import Clock
@@ -324,10 +324,19 @@ class _Run:
             return str(error)
 
     def _evaluate(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol, clock: Clock) -> None:
-        accuracy = self.found["accuracy"]
+        accuracy, cost, cell = self.found["accuracy"], self.found["cost"], self.job.cell
+        _check_trainable(synthetic, protocol.recipe)
         begin = clock.read()
+        cost["networks_at_once"] = self.job.networks_at_once or networks_at_once(
+            synthetic,
+            benchmark,
+            protocol,
+            networks=cell.networks_evaluated,
+            max_steps=cell.evaluate_steps,
+            read=clock.read,
+        )
         accuracy["values"], accuracy["krr_values"] = self._values(synthetic, benchmark, protocol)
-        self.found["cost"]["evaluate_seconds"] = clock.read() - begin
+        cost["evaluate_seconds"] = clock.read() - begin
         accuracy["mean"], accuracy["std"] = record.summarise(accuracy["values"])
 
     def _curve(
@@ -344,6 +353,7 @@ class _Run:
             file.seek(0)
             synthetic = Synthetic(**torch.load(file, map_location=benchmark.task.device))
             try:
+                _check_trainable(synthetic, protocol.recipe)
                 values, _ = self._values(synthetic, benchmark, protocol)
             except Diverged:
                 values = []
@@ -354,8 +364,8 @@ class _Run:
     def _values(
         self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol
     ) -> tuple[list[float], list[float]]:
-        cell = self.job.cell
-        _check_trainable(synthetic, protocol.recipe)
+        cell, at_once = self.job.cell, self.found["cost"]["networks_at_once"]
+        assert at_once is not None
         recipe_steps = protocol.recipe.steps(len(synthetic.images))
         progress = Progress(
             "evaluating", cell.networks_evaluated * min(cell.evaluate_steps or recipe_steps, recipe_steps)
@@ -367,6 +377,7 @@ class _Run:
                 protocol,
                 seed=cell.seed,
                 networks=cell.networks_evaluated,
+                at_once=at_once,
                 max_steps=cell.evaluate_steps,
                 progress=lambda done, _: progress(done),
             )

@@ -68,6 +68,7 @@ def _parser() -> Parser:
     )
     add("--networks-evaluated", type=int, metavar="N", help="networks trained on the set (by budget)")
     add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
+    add("--networks-at-once", type=int, metavar="N", help="train N of them at a time (as is fastest; 1 on a CPU)")
     add("--seed", type=int, metavar="N", help="of the networks and of the order and augmentation they see (0)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
     add("--tf32", action="store_true", help="let a GPU round products to TF32")
@@ -159,7 +160,7 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
             name: getattr(given, name)
             for name in (
                 *("depth", "budget", "device", "data_root", "cache", "image_size", "download"),
-                *("networks_evaluated", "evaluate_steps", "tf32", "output"),
+                *("networks_evaluated", "evaluate_steps", "networks_at_once", "tf32", "output"),
             )
         },
         command=command,

@@ -131,6 +131,8 @@ class Job:
     """The command line of the run, for the record."""
     time_limit_seconds: float | None = None
     """No part of the cell: what a limit did not stop is what it is without. A record that it did stop tells it."""
+    networks_at_once: int | None = None
+    """Networks trained at a time to evaluate; None: as the cell finds best. It moves accuracies by rounding alone."""
     forecast_bytes: int | None = None
     """Peak of live tensors as forecast, for the record."""
 
@@ -183,6 +185,7 @@ class Request:
     download: bool = False
     networks_evaluated: int | None = None
     evaluate_steps: int | None = None
+    networks_at_once: int | None = None
     curve_points: int = 0
     tf32: bool = False
     memory_limit: int | None = None
@@ -223,7 +226,10 @@ _FIGURE3 = {"methods": ("frepo", "mtt", "dsa", "dm", "bptt"), "network": "convne
 _FIGURE3_COST = Part(
     {**_FIGURE3, "budget": "cost", "widths": (16, 32, 64, 128, 256, 512)},
     on_cpu={"widths": (16, 32, 64)},
-    not_mine=("budget", "curve_points", "networks_evaluated", "evaluate_steps", "seconds_include_prepare"),
+    not_mine=(
+        *("budget", "curve_points", "networks_evaluated", "evaluate_steps", "networks_at_once"),
+        "seconds_include_prepare",
+    ),
 )
 _FIGURE3_ACCURACY = Part(
     {**_FIGURE3, "protocol": "common", "seconds": 300.0, "curve_points": 6}, on_cpu={"seconds": 60.0}, one_width=True
@@ -293,6 +299,7 @@ def check(request: Request) -> None:
         ("--image-size", request.image_size),
         ("--networks-evaluated", request.networks_evaluated),
         ("--evaluate-steps", request.evaluate_steps),
+        ("--networks-at-once", request.networks_at_once),
     ):
         _at_least(1, flag, () if value is None else (value,))
     _at_least(0, "--curve-points", (request.curve_points,))
@@ -306,6 +313,7 @@ def check(request: Request) -> None:
         for flag, told in (
             ("--networks-evaluated", request.networks_evaluated),
             ("--evaluate-steps", request.evaluate_steps),
+            ("--networks-at-once", request.networks_at_once),
             ("--curve-points", request.curve_points),
             ("--seconds-include-prepare", request.seconds_include_prepare),
         ):
@@ -364,6 +372,7 @@ def plan(request: Request) -> list[Job]:
                 output=str(request.output),
                 command=request.command,
                 time_limit_seconds=request.time_limit,
+                networks_at_once=request.networks_at_once,
             )
             jobs[job.stem] = job
     return list(jobs.values())

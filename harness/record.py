@@ -26,7 +26,7 @@ PROTOCOL_VERSION = "1"
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
-LATER_COSTS = ("prepare", "compile_seconds", "peak_live_bytes", "forecast_bytes")
+LATER_COSTS = ("prepare", "compile_seconds", "peak_live_bytes", "forecast_bytes", "networks_at_once")
 LATER_MEMORY = ("period_seconds", "busy", "missing")
 """What the first records of this schema do not have."""
 WORDS = ("meter", "busy", "missing", "prepare")
@@ -95,6 +95,10 @@ class Cost(TypedDict):
     steps_per_sample: int | None
     distill_seconds: float | None
     evaluate_seconds: float | None
+    """To choose how many networks are trained at a time included."""
+    networks_at_once: int | None
+    """Networks trained at a time to evaluate. Accuracies agree to rounding whichever, and with
+    ``--networks-at-once`` to the bit."""
     memory: Memory
     joules_per_step: float | None
     """Of the whole GPU, from the first step to the last; null where it has no counter, or for less than a second."""
@@ -149,6 +153,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
             "steps_per_sample": None,
             "distill_seconds": None,
             "evaluate_seconds": None,
+            "networks_at_once": None,
             "memory": {
                 "meter": None,
                 "idle_bytes": None,

@@ -119,6 +119,7 @@ def _parser() -> Parser:
     add("--protocol", metavar="NAME", help="native: each paper's own evaluation; common: one for all (native)")
     add("--networks-evaluated", type=int, metavar="N", help="networks trained on each distilled set (by budget)")
     add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
+    add("--networks-at-once", type=int, metavar="N", help="train N of them at a time (as is fastest; 1 on a CPU)")
     add("--curve-points", type=int, metavar="N", help="evaluate at N log-spaced steps too (0)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
     add("--tf32", action="store_true", help="let a GPU round products to TF32; off, the ridge does not survive it")

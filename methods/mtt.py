@@ -11,7 +11,7 @@ Differs from the authors' code (github.com/GeorgeCazenavette/mtt-distillation):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.errors import UserError
 from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
-from benchmarks.training import train
+from benchmarks.training import train_together
 from methods._unroll import flatten, minibatches, unroll, unroll_rematerialised
 from methods.base import Method, Store, Synthetic
 
@@ -65,6 +65,9 @@ class MTTConfig:
     """Compute the activations of an inner step again when the gradient comes back to it, instead of keeping those of
     all N: the same gradient, more time, and memory that does not grow with N but for the parameters of every step,
     which wait on the host."""
+    experts_at_once: int | None = None
+    """Experts trained at a time: changes the time that preparing takes and its memory, and the experts by rounding
+    alone. None: 5 on a GPU, which one does not fill, else 1."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range, and for experts that are too short to start and end on."""
@@ -162,9 +165,12 @@ class MTT(Method):
         task's generator. ``step`` reads two rows of one entry, so a store that maps files into memory keeps the host's
         memory free of the rest.
         """
-        for index in range(self.config.num_experts):
-            if self._expert_name(index) not in store:
-                store[self._expert_name(index)] = {"parameters": self._train_expert(index)}
+        at_once = self.config.experts_at_once or (1 if self.task.device.type == "cpu" else 5)
+        missing = [index for index in range(self.config.num_experts) if self._expert_name(index) not in store]
+        for first in range(0, len(missing), at_once):
+            indices = missing[first : first + at_once]
+            for index, trajectory in zip(indices, self._train_experts(indices), strict=True):
+                store[self._expert_name(index)] = {"parameters": trajectory}
         self.store = store
 
     def step(self) -> dict[str, Tensor]:
@@ -228,8 +234,8 @@ class MTT(Method):
         settings = f"epochs{config.train_epochs}{length}-lr{config.lr_expert}-batch{config.batch_train}"
         return f"mtt-expert-{settings}-{str(task.dtype).removeprefix('torch.')}-{task.device.type}-{index}"
 
-    def _train_expert(self, index: int) -> Tensor:
-        """The parameters of expert ``index`` at its start and after every epoch: (train_epochs + 1, P), on the CPU."""
+    def _train_experts(self, indices: Sequence[int]) -> list[Tensor]:
+        """Of each the parameters at its start and after every epoch: (train_epochs + 1, P), on the CPU."""
         config, task = self.config, self.task
         images = len(task.images)
         epoch = config.steps_per_epoch or math.ceil(images / config.batch_train)
@@ -242,24 +248,25 @@ class MTT(Method):
             steps_by_images=((images, config.train_epochs * epoch),),
             augment="dsa",
         )
-        generator = generator_for("mtt expert", index)
-        network = task.network(generator)
-        start = flatten(network)
-        trajectory = torch.empty(config.train_epochs + 1, len(start), dtype=start.dtype)
-        trajectory[0] = start
+        generators = [generator_for("mtt expert", index) for index in indices]
+        networks = [task.network(generator) for generator in generators]
+        size = len(flatten(networks[0]))
+        trajectories = [torch.empty(config.train_epochs + 1, size, dtype=task.dtype) for _ in networks]
 
         def keep(done: int, steps: int) -> None:
             if done % epoch == 0:
-                trajectory[done // epoch] = flatten(network)
+                for network, trajectory in zip(networks, trajectories, strict=True):
+                    trajectory[done // epoch] = flatten(network)
 
-        train(
-            network,
+        keep(0, 0)
+        train_together(
+            networks,
             task.images,
             task.labels,
             "probability",
             recipe,
             flip=task.flip,
-            generator=generator,
+            generators=generators,
             progress=keep,
         )
-        return trajectory
+        return trajectories

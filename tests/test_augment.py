@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import augment
-from benchmarks.augment import DSA_STRATEGY, FREPO_OPERATIONS, apply_dsa, apply_frepo, draw_dsa, dsa, frepo_augment
+from benchmarks.augment import DSA_STRATEGY, FREPO_OPERATIONS, apply_dsa, apply_frepo, draw_dsa, draw_frepo
 
 DSA_OPERATIONS = DSA_STRATEGY.split("_")
 SAMPLER_TWICE = torch.__version__ >= "2.13"
@@ -81,9 +81,10 @@ def test_one_draw_serves_batches_of_any_size(op: str) -> None:
 def test_siamese_treats_equal_images_alike_and_per_image_does_not() -> None:
     images = random_images(1, 3, 8, 8).expand(5, -1, -1, -1)
     for op in DSA_OPERATIONS:
-        alike = dsa(images, generator(), flip=True, siamese=True, strategy=op)
+        alike = apply_dsa(op, images, draws_of(op, (8, 8), 1))
         assert torch.equal(alike, alike[:1].expand(5, -1, -1, -1))
-        assert not torch.equal(*(dsa(images, generator(), flip=True, strategy=op)[i] for i in (0, 3)))
+        own = apply_dsa(op, images, draws_of(op, (8, 8), 5))
+        assert not torch.equal(own[0], own[3])
 
 
 @pytest.mark.parametrize("size", [8, 15, 28, 32])
@@ -108,36 +109,23 @@ def test_every_operation_is_drawn_and_flip_only_where_allowed() -> None:
     assert drawn == set(DSA_OPERATIONS) - {"flip"}
 
 
-def test_frepo_flips_only_where_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    def spy(op: str, images: Tensor, draws: Tensor) -> Tensor:
-        assert draws.shape == (3, len(images))
-        seen.append(op)
-        return images
-
-    monkeypatch.setattr(augment, "apply_frepo", spy)
+def test_frepo_flips_only_where_allowed() -> None:
     source = generator()
     for flip, expected in ((True, set(FREPO_OPERATIONS)), (False, set(FREPO_OPERATIONS) - {"flip"})):
-        seen.clear()
-        for _ in range(200):
-            frepo_augment(random_images(2, 1, 4, 4), source, flip=flip)
-        assert set(seen) == expected
+        drawn = [draw_frepo(2, source, flip=flip) for _ in range(200)]
+        assert {op for op, _ in drawn} == expected
+        values = torch.stack([draws for _, draws in drawn])
+        assert values.shape == (200, 3, 2) and 0 <= values.min() < 0.01 and 0.99 < values.max() < 1
 
 
 @pytest.mark.parametrize(
-    "augmented",
-    [
-        lambda images, source: dsa(images, source, flip=True),
-        lambda images, source: dsa(images, source, flip=True, siamese=True),
-        lambda images, source: frepo_augment(images, source, flip=True),
-    ],
+    "draw", [lambda source: draw_dsa((8, 8), 3, source, flip=True), lambda source: draw_frepo(3, source, flip=True)]
 )
-def test_the_generator_decides_everything(augmented: Callable[[Tensor, torch.Generator], Tensor]) -> None:
+def test_the_generator_decides_everything(draw: Callable[[torch.Generator], tuple[str, Tensor]]) -> None:
     before = torch.get_rng_state()
-    images = random_images(3, 3, 8, 8)
-    for seed in range(8):
-        assert torch.equal(augmented(images, generator(seed)), augmented(images, generator(seed)))
+    found = [[draw(generator(seed)) for seed in range(8)] for _ in range(2)]
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(*found, strict=True))
+    assert len({(op, tuple(draws.flatten().tolist())) for op, draws in found[0]}) == 8
     assert torch.equal(before, torch.get_rng_state())
 
 

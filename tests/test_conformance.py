@@ -56,11 +56,15 @@ def tiny_task(seed: int = 0, dtype: torch.dtype = torch.float32) -> Task:
 
 
 def prepared(
-    cls: type[Method], seed: int = 0, store: Store | None = None, dtype: torch.dtype = torch.float32
+    cls: type[Method],
+    seed: int = 0,
+    store: Store | None = None,
+    dtype: torch.dtype = torch.float32,
+    task: Task | None = None,
 ) -> Method:
     """The method under its smoke budget on the tiny task, ready for the first step."""
     smoke = {key: value for key, value in cls.BUDGETS.get("smoke", {}).items() if key != "steps"}
-    method = cls(tiny_task(seed, dtype), cls.Config(**smoke), total_steps=STEPS)
+    method = cls(task or tiny_task(seed, dtype), cls.Config(**smoke), total_steps=STEPS)
     method.prepare({} if store is None else store)
     return method
 
@@ -176,22 +180,52 @@ def check_nothing_is_held(cls: type[Method]) -> None:
     assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in tensors_in(method.state_dict()))
 
 
-class Transfers(TorchFunctionMode):
-    """Refuses to move a tensor to a device in a way that would wait for what the device is doing."""
+class Waiting(TorchFunctionMode):
+    """Once ``armed``, refuses what would wait for a device: copies to it that block, and reading from it.
+
+    Tensors that were there before are taken for those on the device, and so is what is computed with them or is moved;
+    the others, random draws and counts, would be on the host, where they may be read.
+    """
+
+    READS = {
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.equal, torch.equal, torch.allclose),
+        *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
+        *(Tensor.nonzero, torch.nonzero, torch.masked_select, Tensor.masked_select, torch.unique, Tensor.unique),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.armed = False
+        self.host: dict[int, Tensor] = {}
+
+    def on_host(self, value: object) -> bool:
+        return all(id(tensor) in self.host for tensor in tensors_in(value))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.to:
-            given = (*args[1:], *kwargs.values())
-            moves = any(isinstance(value, torch.device) for value in given)
-            assert not moves or any(value is True for value in given), "a step moves tensors with non_blocking=True"
-        return func(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        device = any(isinstance(value, torch.device) for value in given)
+        if self.armed and func == Tensor.to and device:
+            assert any(value is True for value in given), "a step moves tensors with non_blocking=True"
+        if self.armed and not self.on_host(given):
+            assert func not in self.READS, f"a step reads from the device: {func.__name__}"
+            if func == Tensor.__getitem__:
+                masks = any(index.dtype == torch.bool for index in tensors_in([args[1]]))
+                assert not masks, "how many entries a mask picks is read from the device"
+        made = func(*args, **kwargs)
+        if device and isinstance(made, Tensor) and self.on_host([made]):
+            made = made.view_as(made)  # on the device it would be another
+        elif not device and self.on_host(given):
+            self.host |= {id(tensor): tensor for tensor in tensors_in([made])}
+        return made
 
 
 def check_no_waiting(cls: type[Method]) -> None:
-    """What a step draws on the CPU reaches the device without a synchronisation."""
-    method = prepared(cls)
-    with Transfers():
+    """What a step draws on the CPU reaches the device without a synchronisation, and nothing comes back."""
+    task = tiny_task()
+    with Waiting() as waiting:
+        method = prepared(cls, task=task)
+        waiting.armed = True
         run(method, 3)
 
 
@@ -462,6 +496,22 @@ class Waits(Sound):
         return (images - self.task.images[chosen.to(self.task.device)]).square().sum()
 
 
+class Reads(Sound):
+    def loss(self, images: Tensor) -> Tensor:
+        return super().loss(images) / float(images.detach().square().mean())
+
+
+class Decides(Sound):
+    def loss(self, images: Tensor) -> Tensor:
+        loss = super().loss(images)
+        return loss if loss > 1 else 2 * loss
+
+
+class Masks(Sound):
+    def loss(self, images: Tensor) -> Tensor:
+        return super().loss(images) + images[images > 0].sum()
+
+
 class IgnoresSeed(Sound):
     def __init__(self, task: Task, config: Rate, total_steps: int) -> None:
         super().__init__(dataclasses.replace(task, generator=torch.Generator().manual_seed(0)), config, total_steps)
@@ -549,6 +599,9 @@ BROKEN: list[tuple[type[Method], Callable[[type[Method]], None]]] = [
     (KeepsGraph, check_nothing_is_held),
     (Grows, check_nothing_is_held),
     (Waits, check_no_waiting),
+    (Reads, check_no_waiting),
+    (Decides, check_no_waiting),
+    (Masks, check_no_waiting),
     (IgnoresSeed, check_seeds),
     (StoreChangesResult, check_seeds),
     (ForgetsGenerator, check_resume),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.errors import UserError
+from benchmarks.training import train_together
 from methods import mtt
 from methods._unroll import flatten, minibatches, unroll
 from methods.base import Store
@@ -57,7 +59,7 @@ def test_an_expert_is_plain_sgd_on_the_real_images() -> None:
     task = made.task
     # Without augmentation one full-batch epoch is one step of size 0.1; with it, it is close to none of the others.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.training.dsa", lambda images, generator, flip: images)
+        patch.setattr("benchmarks.training.apply_dsa", lambda op, images, draws: images)
         plain: Store = {}
         method(plain, num_experts=1, batch_train=60, dtype=torch.float64)
     (unaugmented,) = trajectories(plain)
@@ -94,6 +96,40 @@ def test_experts_depend_neither_on_the_seed_nor_on_what_is_stored() -> None:
     assert all(torch.equal(a, b) for a, b in zip(trajectories(first), trajectories(third), strict=True))
 
 
+def test_experts_trained_together_are_those_trained_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: Store = {}
+    together: Store = {}
+    method(alone, num_experts=5, dtype=torch.float64)
+    groups: list[int] = []
+
+    def spy(networks: list[Any], *arguments: Any, **options: Any) -> None:
+        groups.append(len(networks))
+        train_together(networks, *arguments, **options)
+
+    monkeypatch.setattr(mtt, "train_together", spy)
+    method(together, num_experts=2, experts_at_once=1, dtype=torch.float64)
+    made = method(together, num_experts=5, experts_at_once=2, dtype=torch.float64)  # two are there already
+    assert groups == [1, 1, 2, 1] and together.keys() == alone.keys()
+    for ours, theirs in zip(trajectories(together), trajectories(alone), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        assert ours.shape == (4, len(flatten(made.student))) and ours.untyped_storage().nbytes() == ours.nbytes
+
+
+def test_an_interrupt_leaves_the_experts_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        train_together(*arguments, **options)
+
+    monkeypatch.setattr(mtt, "train_together", interrupted)
+    store: Store = {}
+    with pytest.raises(KeyboardInterrupt):
+        method(store, num_experts=5, experts_at_once=2)
+    assert len(store) == 4
+
+
 def test_a_stored_expert_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
     store: Store = {}
     method(store)
@@ -101,7 +137,7 @@ def test_a_stored_expert_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(mtt, "train", refuse)
+    monkeypatch.setattr(mtt, "train_together", refuse)
     method(store)
     with pytest.raises(AssertionError, match="trained"):
         method(store, num_experts=3)
@@ -273,7 +309,15 @@ def test_experts_that_are_too_short_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"syn_steps": 0}, {"num_experts": -1}, {"batch_syn": 0}, {"lr_img": -1.0}, {"lr_lr": float("nan")}]
+    "change",
+    [
+        {"syn_steps": 0},
+        {"num_experts": -1},
+        {"experts_at_once": 0},
+        {"batch_syn": 0},
+        {"lr_img": -1.0},
+        {"lr_lr": float("nan")},
+    ],
 )
 def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
@@ -309,6 +353,7 @@ def test_the_published_settings() -> None:
         "batch_train": 256,
         "steps_per_epoch": None,
         "rematerialize": False,
+        "experts_at_once": None,
     }
 
 

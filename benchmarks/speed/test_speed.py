@@ -17,8 +17,8 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.speed import workload
 from benchmarks.speed.conftest import Settings, Timed
 from benchmarks.task import generator_for
-from benchmarks.training import accuracy, train
-from harness.evaluate import krr_accuracy, network_spec
+from benchmarks.training import train
+from harness.evaluate import accuracies, krr_head, network_spec
 from methods.base import Synthetic
 
 CLASSES = 10
@@ -85,10 +85,8 @@ def test_testing(name: str, settings: Settings, timed: Timed) -> None:
     network = network_spec(benchmark, protocol).build(generator_for("evaluated network"))
 
     def call() -> None:
-        if name == "network":
-            accuracy(network, benchmark.test_images, benchmark.test_labels)
-        else:
-            krr_accuracy(network, synthetic, benchmark, flip=True)
+        head = network.head if name == "network" else krr_head(network, synthetic, flip=True)
+        accuracies(network, [head], benchmark)
 
     timed(call, len(benchmark.test_labels), "images")
 
