@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
@@ -19,16 +20,27 @@ GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
 
-def launch(job: Job) -> Record:
+@contextlib.contextmanager
+def started() -> Iterator[Callable[[Job], Record]]:
+    """`launch`, with the process of the first job on its way: its libraries load while ours plans what to run."""
+    waiting = [_start()]
+    try:
+        yield lambda job: launch(job, waiting.pop() if waiting else None)
+    finally:
+        for process in waiting:
+            _stop(process)
+
+
+def launch(job: Job, process: subprocess.Popen[bytes] | None = None) -> Record:
     """Run ``job`` in its own process and return the record that it wrote.
+
+    ``process``: one that was started and waits for a job; None: a new one.
 
     A process that dies (a signal, a crash of a library, the kernel's out-of-memory killer) gets a record too. On any
     exception here, Ctrl-C among them, the process is stopped before the exception goes on.
     """
     kills = _out_of_memory_kills()
-    # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
-    # its standard input does, so that it never outlives us. What it prints goes where our messages go.
-    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True)
+    process = process or _start()
     assert process.stdin is not None
     try:
         with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
@@ -36,15 +48,11 @@ def launch(job: Job) -> Record:
         limit = job.time_limit_seconds
         code = process.wait(None if limit is None else limit + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return _failed(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+        code = None
     finally:
-        process.stdin.close()
+        _stop(process)
+    if code is None:
+        return _failed(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
     if code == 0:
         try:
             return record.load(job.record_path)
@@ -55,6 +63,19 @@ def launch(job: Job) -> Record:
     if code < 0:
         return _failed(job, "error", f"the process was ended by {signal.Signals(-code).name}")
     return _failed(job, "error", f"the process ended with status {code}; its messages are above")
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
+    # its standard input does, so that it never outlives us. What it prints goes where our messages go.
+    return subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # nothing to one that has ended
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _failed(job: Job, status: Status, message: str) -> Record:

@@ -8,7 +8,9 @@ divergence are results), 1 a cell failed, 2 the request is wrong (nothing was ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import re
 import shlex
 import signal
@@ -38,7 +40,7 @@ from harness.experiments import (
     requests,
     resolve,
 )
-from harness.launch import launch
+from harness.launch import started
 from harness.limits import parse_bytes, parse_seconds, show_bytes
 from harness.options import describe, split
 from harness.record import FINAL, Record
@@ -136,13 +138,16 @@ def _parser() -> Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, *, launch: Callable[[Job], Record] = launch) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
+def main(arguments: Sequence[str] | None = None, *, launch: Callable[[Job], Record] | None = None) -> int:
+    """Run the command line ``arguments`` (by default those of the process); returns the exit status.
+
+    ``launch``: what runs a cell; None: a process for each.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: _main(arguments, launch))
 
 
-def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
+def _main(arguments: Sequence[str], launch: Callable[[Job], Record] | None) -> int:
     rest, options = split(arguments, methods.names())
     parser = _parser()
     given = parser.parse(rest)
@@ -163,18 +168,20 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record]) -> int:
     wanted = [Request(**fields)] if given.experiment is None else requests(given.experiment, fields)
     if not given.no_random:
         wanted = [_with_floor(request) for request in wanted]
-    planned = [(request, plan(request)) for request in wanted]
     if given.forecast:
+        jobs = [job for request in wanted for job in plan(request)]
         from harness import forecast
 
-        print(forecast.table([job for _, jobs in planned for job in jobs], given.memory_limit))
+        print(forecast.table(jobs, given.memory_limit))
         return 0
-    for request, jobs in planned:
-        _say(_announcement(request, jobs))
-    if FLOOR not in (given.methods or ()) and any(FLOOR in request.methods for request in wanted):
-        _say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
-    jobs = [job for _, part in planned for job in part]
-    return carry_out(jobs, wanted[0].output, launch, force=given.force, drawn=given.experiment is not None)
+    with contextlib.nullcontext(launch) if launch else started() as launch:
+        planned = [(request, plan(request)) for request in wanted]
+        for request, jobs in planned:
+            _say(_announcement(request, jobs))
+        if FLOOR not in (given.methods or ()) and any(FLOOR in request.methods for request in wanted):
+            _say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
+        jobs = [job for _, part in planned for job in part]
+        return carry_out(jobs, wanted[0].output, launch, force=given.force, drawn=given.experiment is not None)
 
 
 def carry_out(
@@ -375,4 +382,6 @@ def _terminate(*_: object) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # else all of torch is searched for garbage before the process ends, for half a second
+    sys.exit(status)

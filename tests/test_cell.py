@@ -400,6 +400,22 @@ def test_an_interrupt_ends_the_process(tmp_path: Path, dummy: type[Dummy], monke
     assert started[0].returncode == -signal.SIGKILL and not made.record_path.exists()
 
 
+def test_the_first_process_is_started_before_its_job_and_ended_where_there_is_none(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, "import sys; sys.exit(not sys.stdin.readline())")
+    processes, start = list[Any](), launch._start
+    monkeypatch.setattr(launch, "_start", lambda: processes.append(start()) or processes[-1])
+    with launch.started() as run:
+        assert len(processes) == 1
+        for count in (1, 2):
+            assert "damaged record" in str(run(job(tmp_path))["message"]) and len(processes) == count
+    script(monkeypatch, "import time; time.sleep(600)")
+    with pytest.raises(KeyboardInterrupt), launch.started():
+        raise KeyboardInterrupt
+    assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL]
+
+
 def test_a_cell_killed_midway_leaves_nothing_and_ends_with_its_parent(tmp_path: Path) -> None:
     """Its own process, for real: it ends when its input does, without a record, and the next try is the first."""
     made = job(tmp_path, "frepo", steps=100_000)

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,29 @@ def test_digits_is_the_real_set_with_a_fixed_stratified_split(tmp_path: Path) ->
     assert not (tmp_path / "cache").exists()
 
 
-def test_digits_needs_no_torchvision() -> None:
+def test_digits_import_no_library_but_torch_and_numpy() -> None:
     code = (
         "import sys; from pathlib import Path; from benchmarks.datasets import load_raw;"
-        "load_raw('digits', Path('.')); sys.exit('torchvision' in sys.modules)"
+        "load_raw('digits', Path('.'));"
+        "heavy = {'torchvision', 'sklearn', 'scipy', 'pandas', 'torch._dynamo'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    raw, published = load_raw("digits", tmp_path), load_digits()
+
+    def rows(images: Any, labels: Any) -> list[list[int]]:
+        return sorted(
+            [*np.rint(image.ravel()).astype(int), int(label)] for image, label in zip(images, labels, strict=True)
+        )
+
+    images = torch.cat([raw.train_images, raw.test_images]).numpy()
+    labels = torch.cat([raw.train_labels, raw.test_labels]).numpy()
+    assert rows(images * (16 / 255), labels) == rows(published.images, published.target)
 
 
 # torchvision's
@@ -289,6 +307,25 @@ def test_every_format_and_mode_becomes_rgb_and_other_files_are_left_alone(tmp_pa
     grey = [image for image in images if bool((image == 200).all())]
     assert len(grey) == 1
     assert colours(images) == ["red"] * 7
+
+
+@pytest.mark.parametrize(("large", "threads"), [(1, True), (1 << 20, False)])
+def test_large_files_are_decoded_in_threads_in_their_order(
+    large: int, threads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder(tmp_path, per_class=2)
+    read, elsewhere = datasets._read_image, []
+
+    def seen(*given: Any) -> np.ndarray:
+        elsewhere.append(threading.current_thread() is not threading.main_thread())
+        return read(*given)
+
+    monkeypatch.setattr(datasets, "_read_image", seen)
+    monkeypatch.setattr(datasets, "LARGE_FILE", large)
+    monkeypatch.setattr(datasets, "PART", 5)
+    raw = load_raw(f"folder:{tmp_path}", Path("unused"))
+    assert elsewhere == [threads] * 12
+    assert named(raw, raw.train_labels) == colours(raw.train_images) == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
 
 
 def test_grey_images_keep_one_channel(tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def third_party(files: list[Path]) -> set[str]:
-    """Top-level modules that ``files`` import, by name or by ``import_module``; neither ours nor Python's."""
+    """Top-level modules that ``files`` import, by name or by ``import_module``, or find; neither ours nor Python's."""
     found = {name for path in files for name in imported(path, ROOT)}
-    found |= {name for path in files for name in re.findall(r'import_module\("(\w+)', path.read_text(encoding="utf-8"))}
+    by_name = re.compile(r'(?:import_module|find_spec)\("(\w+)')
+    found |= {name for path in files for name in by_name.findall(path.read_text(encoding="utf-8"))}
     return {name.split(".")[0] for name in found} - set(sys.stdlib_module_names) - {*LAYERS, "tests"}
 
 

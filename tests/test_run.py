@@ -6,12 +6,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import datasets, preprocess
 from benchmarks.errors import UserError
 from harness import cell, record, run
 from harness.experiments import BUDGETS, Job, Request, plan, prepare_is_reduced, resolve
@@ -182,6 +184,29 @@ def test_random_real_is_in_every_table(tmp_path: Path, dummy: type[Dummy], capsy
         assert (
             ("random_real" in shown.out.partition("---")[2]) == ("random_real runs as well" in shown.err) == (not extra)
         )
+
+
+def test_images_are_decoded_whitened_and_hashed_once_for_a_plan_and_all_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (len(name), ord(name[-1]), 9)).save(tmp_path / "pets" / name / "1.png")
+    calls = Counter[str]()
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: calls.update([name]) or real(*a, **k))
+
+    for owner, name in ((datasets, "_decode"), (datasets, "_fingerprint"), (preprocess, "fit")):
+        counted(owner, name)
+    monkeypatch.setattr(memory, "release", lambda: None)
+    base = f"--methods frepo --no-random --dataset folder:{tmp_path / 'pets'} --budget smoke --device cpu --seeds 0,1"
+    assert main(command(tmp_path / "out", "--steps 1 --width 4", base), launch=cell.run) == 0
+    assert {found["cell"]["preprocess"] for found in record.load_all(tmp_path / "out")[0]} == {"zca_frepo"}
+    assert calls == {"_decode": 1, "_fingerprint": 1, "fit": 1}
 
 
 def test_a_failed_cell_does_not_stop_the_others(
@@ -443,6 +468,29 @@ def test_help_and_its_names_import_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     for name in ("frepo", "random_real", "cifar100", "convnet_doubling", "--budget", "--image-size"):
         assert name in shown
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from harness.experiments import Request, plan\n"
+        "plan(Request(('frepo', 'mtt'), ('digits',), budget='smoke', device='cpu', output=Path(sys.argv[1])))",
+        "import harness.cell",
+    ],
+)
+def test_neither_planning_nor_the_start_of_a_cell_imports_what_it_can_do_without(code: str, tmp_path: Path) -> None:
+    heavy = "{'sklearn', 'scipy', 'pandas', 'torchvision', 'matplotlib', 'seaborn', 'higher', 'sympy', 'torch._dynamo'}"
+    code = f"import sys\nfrom pathlib import Path\n{code}\nheavy = {heavy} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
+
+
+def test_a_wrong_request_and_a_right_one_in_processes_of_their_own(tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "harness.run", *command(tmp_path, "--no-random", "--dataset digits --width 4")]
+    for method, status in (("fripo", 2), ("random_real", 0)):
+        asked = [*start, "--methods", method, "--budget", "smoke", "--device", "cpu"]
+        assert subprocess.run(asked, cwd=ROOT, capture_output=True).returncode == status
+    (found,) = record.load_all(tmp_path)[0]
+    assert found["status"] == "ok"
 
 
 def test_help_on_methods_shows_their_hyper_parameters_and_writes_nothing(
