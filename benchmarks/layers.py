@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CACHED_BYTES = 2**22
@@ -36,13 +35,15 @@ def _quarters(x: Tensor) -> Tensor | None:
     height, width = x.shape[2:]
     if x.device.type != "cpu" or height % 2 or width % 2:
         return None
-    return torch.eye(width // 2, dtype=x.dtype).repeat_interleave(2, 0).repeat(2, 1) / 4
+    quarters = torch.zeros(2, width // 2, 2, width // 2, dtype=x.dtype)
+    quarters.diagonal(dim1=1, dim2=3).fill_(0.25)
+    return quarters.view(2 * width, width // 2)
 
 
 def _pool(x: Tensor, quarters: Tensor | None) -> Tensor:
     if quarters is None:
         return F.avg_pool2d(x, 2)
-    return x.view(*x.shape[:2], -1, len(quarters)) @ quarters
+    return x.view(*x.shape[:2], x.shape[2] // 2, len(quarters)) @ quarters
 
 
 def _unpool(gradient: Tensor, x: Tensor, quarters: Tensor | None) -> Tensor:
@@ -56,7 +57,8 @@ def _unpool(gradient: Tensor, x: Tensor, quarters: Tensor | None) -> Tensor:
 def instance_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(B, C, H, W) → (B, C, H/2, W/2): every map normalised, scaled and shifted; ReLU; average pool 2×2.
 
-    The values of ``F.group_norm`` with a group for each channel, ``F.relu`` and ``average_pool``. Differentiable twice.
+    The values of ``F.group_norm`` with a group for each channel, ``F.relu`` and ``average_pool``. Differentiable twice;
+    its second derivative raises RuntimeError where a graph of it is asked for.
     """
     pooled: Tensor = _Forward.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return pooled
@@ -102,7 +104,6 @@ class _Backward(torch.autograd.Function):
         return found, s1.sum(0), s0.sum(0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, v: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor | None, ...]:
         """v, a, c: the gradients of some φ in ∂/∂x, ∂/∂w and ∂/∂b.
 
@@ -113,6 +114,8 @@ class _Backward(torch.autograd.Function):
         in x̂   e = a·g − w·r·(v₁·g + s₁·v)/L, through which x has r·(e − Σ e/L − x̂·Σ e·x̂/L);
         in r   w·d, through which x has −w·d·r²·x̂/L.
         """
+        if torch.is_grad_enabled():
+            raise RuntimeError("instance_norm_relu_pool has no third derivative")
         gradient, x, weight, bias, s1, s0 = ctx.saved_tensors
         size = x.shape[2] * x.shape[3]
 

@@ -45,14 +45,20 @@ class AveragePool(nn.Module):
         return average_pool(x)
 
 
-class Fused(nn.Sequential):
-    """A sequence in which instance norm, ReLU and average pooling, where they follow each other, are one function."""
+class Blocks(nn.Sequential):
+    """Layers in sequence; instance norm, ReLU and average pooling are one function where they are differentiated twice.
+
+    That is where images and parameters both need a gradient: the gradient of the ones is taken of the gradient of the
+    others. Where one derivative is enough, torch's own layers are as fast.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
+        of_images, layers = x.requires_grad, list(self)
         while layers:
             match layers:
-                case [nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if norm.num_groups == norm.num_channels:
+                case [nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
+                    of_images and norm.weight.requires_grad and norm.num_groups == norm.num_channels
+                ):
                     x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
                 case [layer, *layers]:
                     x = layer(x)
@@ -75,7 +81,7 @@ class ConvNet(Network):
                 layers.append(nn.GroupNorm(channels, channels, eps=1e-5))
             # In place: neither convolution nor norm needs its output for backward, and fresh memory is slow on a CPU.
             layers += [nn.ReLU(inplace=True), AveragePool()]
-        self.body = Fused(*layers)
+        self.body = Blocks(*layers)
         self.head = nn.Linear(channels * math.prod(spec.feature_map), spec.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
