@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks import NETWORKS, NORMS
 from benchmarks.errors import UserError, choose
+from benchmarks.layers import average_pool, instance_norm_relu_pool
 
 
 class Network(nn.Module):
@@ -41,13 +42,27 @@ class AveragePool(nn.Module):
     """Average pool 2×2 of (B, C, H, W); an odd last row or column is left out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if x.device.type != "cpu" or height % 2 or width % 2 or not x.is_contiguous():
-            return F.avg_pool2d(x, 2)
-        # Two rows of a map, one after the other, times a matrix that sums four entries: the same numbers to the bit.
-        # torch's own loop over contiguous maps on a CPU takes three times as long, and keeps them for backward.
-        sums = torch.eye(width // 2, dtype=x.dtype).repeat_interleave(2, 0).repeat(2, 1)
-        return x.view(*x.shape[:2], height // 2, 2 * width) @ (sums / 4)
+        return average_pool(x)
+
+
+class Blocks(nn.Sequential):
+    """Layers in sequence; instance norm, ReLU and average pooling are one function where they are differentiated twice.
+
+    That is where images and parameters both need a gradient: the gradient of the ones is taken of the gradient of the
+    others. Where one derivative is enough, torch's own layers are as fast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        of_images, layers = x.requires_grad, list(self)
+        while layers:
+            match layers:
+                case [nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
+                    of_images and norm.weight.requires_grad and norm.num_groups == norm.num_channels
+                ):
+                    x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
+                case [layer, *layers]:
+                    x = layer(x)
+        return x
 
 
 class ConvNet(Network):
@@ -66,7 +81,7 @@ class ConvNet(Network):
                 layers.append(nn.GroupNorm(channels, channels, eps=1e-5))
             # In place: neither convolution nor norm needs its output for backward, and fresh memory is slow on a CPU.
             layers += [nn.ReLU(inplace=True), AveragePool()]
-        self.body = nn.Sequential(*layers)
+        self.body = Blocks(*layers)
         self.head = nn.Linear(channels * math.prod(spec.feature_map), spec.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
