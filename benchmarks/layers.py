@@ -1,15 +1,18 @@
-"""What lies between two convolutions: average pooling, and instance norm, ReLU and pooling in one.
+"""Layers in one piece where torch's own, one after the other, wait for memory.
 
-Differentiated twice by torch, as in the inner steps of MTT and BPTT and the matched gradients of DC and DSA, a norm and
-what follows it take more time and memory than the convolutions: some dozen tensors as large as the input, half of them
-kept. Here both derivatives are written by hand. The input alone is kept; the rest is computed again, on a CPU for a few
-images at a time, in memory that stays in the cache.
+Instance norm, ReLU and pooling: differentiated twice by torch, as in the inner steps of MTT and BPTT and the matched
+gradients of DC and DSA, a norm and what follows it take more time and memory than the convolutions: some dozen tensors
+as large as the input, half of them kept. Here both derivatives are written by hand. The input alone is kept; the rest
+is computed again, on a CPU for a few images at a time, in memory that stays in the cache.
+
+Convolution, ReLU and pooling: the maps between, larger than what goes in and comes out, and their gradient are made for
+a few images at a time, as a tensor of many megabytes in fresh memory takes a CPU longer to come by than to fill.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from torch.nn import functional as F
 
 CACHED_BYTES = 2**22
 """Of the maps that pass together on a CPU."""
+MAPS_BYTES = 2**23
+"""Of the maps that a CPU makes in one piece, and keeps."""
 
 aten = torch.ops.aten
 
@@ -62,6 +67,55 @@ def instance_norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float)
     """
     pooled: Tensor = _Forward.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return pooled
+
+
+def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+    """(B, C, H, W) → (B, C', H'/2, W'/2): convolution 3×3; ReLU; average pool 2×2. On a CPU, channels last.
+
+    The values of ``F.conv2d``, ``F.relu`` and ``F.avg_pool2d``; differentiable as often as they are. Gradients are
+    computed of whatever requires one when the function is called, wanted or not: freeze what is constant.
+    """
+    pooled: Tensor = _ConvReluPool.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+class _ConvReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
+        ctx.size = max(1, MAPS_BYTES // (len(weight) * x.shape[2] * x.shape[3] * x.element_size()))
+        maps = [F.conv2d(part, weight, bias, padding=padding).relu_() for part in torch.split(x, ctx.size)]
+        ctx.save_for_backward(x, weight, *maps)
+        return torch.cat([F.avg_pool2d(y, 2) for y in maps])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *maps = ctx.saved_tensors
+        padding, wanted = [ctx.padding, ctx.padding], ctx.needs_input_grad[:3]
+        found = [
+            aten.convolution_backward(
+                _before_pool(pooled, y), part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+            )
+            for part, pooled, y in zip(torch.split(x, ctx.size), torch.split(gradient, ctx.size), maps, strict=True)
+        ]
+        in_x, in_weight, in_bias = zip(*found, strict=True)
+        return (
+            torch.cat(in_x) if wanted[0] else None,
+            sum(in_weight[1:], in_weight[0]) if wanted[1] else None,
+            sum(in_bias[1:], in_bias[0]) if wanted[2] else None,
+            None,
+        )
+
+
+def _before_pool(gradient: Tensor, y: Tensor) -> Tensor:
+    """The gradient before ReLU and pooling, like the maps ``y`` between the two, from that after them."""
+    if torch.is_grad_enabled():  # it is to be differentiated again
+        return cast(Tensor, aten.threshold_backward(_unpool(gradient, y, None), y, 0))
+    masked = torch.empty_like(y)
+    windows, into = (torch.unflatten(torch.unflatten(maps, 3, (-1, 2)), 2, (-1, 2)) for maps in (y, masked))
+    spread = (gradient / 4)[:, :, :, None, :, None].expand_as(windows)
+    aten.threshold_backward.grad_input(spread, windows, 0, grad_input=into)
+    return masked
 
 
 class _Forward(torch.autograd.Function):

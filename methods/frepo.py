@@ -17,7 +17,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -37,9 +37,9 @@ LR_END = 0.1
 """The step size falls to this fraction of itself, along a cosine."""
 BETAS = (0.9, 0.999)
 LAMB_EPS = 1e-6
-CPU_CHUNK = 64
-"""Real images per chunk on a CPU: activations this small stay in memory that the process already has (1.5 times faster
-at width 32). On other devices the batch is one chunk."""
+CPU_CHUNK_BYTES = 2**24
+"""Of the first maps of a chunk of the real batch on a CPU: activations this small stay in memory that the process
+already has (1.5 times faster at width 32). On other devices the batch is one chunk."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,21 @@ def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def real_features(network: Network, images: Tensor) -> Tensor:
     """f_t (B, D), a constant for the meta-gradient."""
-    chunks = torch.split(images, CPU_CHUNK if images.device.type == "cpu" else len(images))
-    return torch.cat([network.features(chunk) for chunk in chunks])
+    size = len(images)
+    if images.device.type == "cpu":
+        maps = len(next(network.parameters())) * images[0, 0].numel() * images.element_size()
+        size = max(1, CPU_CHUNK_BYTES // maps)
+    return torch.cat([network.features(chunk) for chunk in torch.split(images, size)])
+
+
+@contextlib.contextmanager
+def constant(network: Network) -> Iterator[None]:
+    """What is computed here is not differentiable in the parameters: their gradients would only be thrown away."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 def rounded_to(dtype: str | None, device_type: str) -> contextlib.AbstractContextManager[Any]:
@@ -139,7 +152,8 @@ def meta_losses(
     with rounded_to(real_dtype, real_images.device.type):
         feat_real = real_features(network, real_images).to(images.dtype)
     seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
-    feat_syn = network.features(seen_images)
+    with constant(network):
+        feat_syn = network.features(seen_images)
     return krr_loss(feat_real, real_targets, feat_syn, seen_labels, ridge), label_loss(labels)
 
 

@@ -134,7 +134,7 @@ def test_real_features_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPat
     task = make_task(dtype=torch.float64)
     model = task.network(task.generator).eval()
     whole = frepo.real_features(model, task.images)
-    monkeypatch.setattr(frepo, "CPU_CHUNK", 7)
+    monkeypatch.setattr(frepo, "CPU_CHUNK_BYTES", 7 * 4 * 8 * 8 * 8)  # 7 images
     torch.testing.assert_close(frepo.real_features(model, task.images), whole, rtol=1e-12, atol=1e-12)
     assert not whole.requires_grad
 
