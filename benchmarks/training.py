@@ -19,7 +19,8 @@ from benchmarks.protocols import Recipe
 BLOCK = 256
 """Steps whose random choices reach a GPU in one transfer."""
 TEST_BATCH = {"cpu": 64, "cuda": 256}
-"""Images that are tested at a time, by kind of device."""
+"""Images that are tested at a time, by kind of device. On two cores, at width 32, 64 at a time take half the time of 256
+for `convnet`, whose activations then stay in the cache, and 1.09 times as long for `convnet_doubling`."""
 
 
 def train(
@@ -136,6 +137,7 @@ class Stack(nn.Module):
                 layer.groups = self.count
             elif isinstance(layer, nn.GroupNorm):
                 layer.num_groups *= self.count
+                layer.num_channels *= self.count
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body(torch.cat(images.chunk(self.count), 1))

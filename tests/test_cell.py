@@ -316,6 +316,38 @@ def test_what_the_first_cycle_takes_longer_is_a_number_of_its_own(
     assert cost["warmup_seconds"] == first + 1 + 2
 
 
+@pytest.mark.parametrize(("told", "expected"), [(None, 1), (2, 2), (7, 7)])
+def test_the_record_tells_how_many_networks_were_trained_at_a_time(
+    tmp_path: Path, dummy: type[Dummy], told: int | None, expected: int
+) -> None:
+    made = dataclasses.replace(job(tmp_path, steps=4, networks_evaluated=3), networks_at_once=told)
+    found = run(made)
+    assert found["status"] == "ok" and found["cost"]["networks_at_once"] == expected
+    assert len(found["accuracy"]["values"]) == 3 and record.load(made.record_path) == found
+
+
+def test_networks_at_a_time_are_chosen_once_and_hold_for_the_curve(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[dict[str, Any]] = []
+    taken: list[int] = []
+    evaluate = cell.evaluate
+
+    def choose(*given: Any, read: Any, **options: Any) -> int:
+        chosen.append(options)
+        return 2
+
+    def spy(*given: Any, at_once: int, **options: Any) -> Any:
+        taken.append(at_once)
+        return evaluate(*given, at_once=at_once, **options)
+
+    monkeypatch.setattr(cell, "networks_at_once", choose)
+    monkeypatch.setattr(cell, "evaluate", spy)
+    found = run(job(tmp_path, steps=8, curve_points=3, networks_evaluated=2))
+    assert found["status"] == "ok" and found["cost"]["networks_at_once"] == 2
+    assert chosen == [{"networks": 2, "max_steps": 3}] and taken == [2, 2, 2]
+
+
 def test_curves_are_of_the_steps_on_the_way(tmp_path: Path, dummy: type[Dummy]) -> None:
     made = job(tmp_path, steps=8, curve_points=3)
     curve = (found := run(made, Ticks()))["accuracy"]["curve"]

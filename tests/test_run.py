@@ -265,6 +265,12 @@ def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[D
     assert (job.cell.networks_evaluated, job.cell.evaluate_steps) == (2, 7)
 
 
+def test_how_many_networks_are_trained_at_a_time_is_no_part_of_the_cell(tmp_path: Path, dummy: type[Dummy]) -> None:
+    (free,), (told,) = (plan(request(networks_at_once=count, output=tmp_path)) for count in (None, 2))
+    assert (free.networks_at_once, told.networks_at_once) == (None, 2)
+    assert free.cell == told.cell and free.stem == told.stem
+
+
 def test_protocols_and_networks(tmp_path: Path) -> None:
     def shape(**changes: object) -> tuple[str, str, str, str]:
         (job,) = plan(request(methods=("frepo",), output=tmp_path, **changes))
@@ -416,6 +422,7 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path) -> None:
         ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
         ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
         ("--methods frepo --dataset digits --evaluate-steps 0", "--evaluate-steps must be at least 1"),
+        ("--methods frepo --dataset digits --networks-at-once 0", "--networks-at-once must be at least 1"),
         ("--methods frepo --dataset digits --curve-points -1", "--curve-points must be at least 0"),
         ("--methods frepo --dataset digits --device tpu", "--device must be cpu, cuda or cuda:N"),
         ("--methods frepo --dataset digits --device cuda:99", "--device cuda:99"),

@@ -17,7 +17,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.speed import workload
 from benchmarks.speed.conftest import Settings, Timed
 from benchmarks.task import generator_for
-from benchmarks.training import train
+from benchmarks.training import train, train_together
 from harness.evaluate import accuracies, krr_head, network_spec
 from methods.base import Synthetic
 
@@ -26,6 +26,8 @@ PREPARED: dict[str, dict[str, Any]] = {"mtt": {"num_experts": 1}}
 """What may be less than a budget says, as the cost of a step does not depend on it."""
 TRAINING_STEPS = 20
 EVALUATED_IPC = 10
+NETWORKS = 3
+"""Trained one after the other, or together."""
 AUGMENTED = 256
 """Images per batch."""
 
@@ -74,6 +76,34 @@ def test_training(name: str, settings: Settings, timed: Timed) -> None:
         )
 
     timed(call, TRAINING_STEPS * min(len(synthetic.images), protocol.recipe.batch_size), "images")
+
+
+@pytest.mark.benchmark(group="evaluation: several networks")
+@pytest.mark.parametrize("at_once", [1, NETWORKS])
+@pytest.mark.parametrize("ipc", [1, 10])
+@pytest.mark.parametrize("name", ["frepo", "common"])
+def test_several_networks(name: str, ipc: int, at_once: int, settings: Settings, timed: Timed) -> None:
+    """The first steps of three networks, one after the other or together: either is what evaluation may choose."""
+    protocol = PROTOCOLS[name]
+    benchmark = workload.benchmark(protocol, settings.shape, width=settings.width, ipc=ipc)
+    synthetic = _synthetic(benchmark.task)
+    spec = network_spec(benchmark, protocol)
+
+    def call() -> None:
+        for first in range(0, NETWORKS, at_once):
+            indices = range(first, first + at_once)
+            train_together(
+                [spec.build(generator_for("evaluated network", index)) for index in indices],
+                synthetic.images,
+                synthetic.labels,
+                synthetic.label_space,
+                protocol.recipe,
+                flip=True,
+                generators=[generator_for("evaluation", index) for index in indices],
+                max_steps=TRAINING_STEPS,
+            )
+
+    timed(call, NETWORKS * TRAINING_STEPS * len(synthetic.images), "images")
 
 
 @pytest.mark.benchmark(group="evaluation: testing")
