@@ -42,9 +42,12 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for tensor in tensors_in((*args, *kwargs.values())):
-                self.before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
+        named = dict(kwargs)
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            named[argument.name] = value
+        written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        for tensor in tensors_in([named[name] for name in written]):
+            self.before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
         out = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, out))
         return out

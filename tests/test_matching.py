@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import training
-from benchmarks.augment import apply_dsa
+from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.task import Task
@@ -246,13 +246,18 @@ def test_dc_augments_nothing_and_dsa_everything(monkeypatch: pytest.MonkeyPatch)
         pairs.append((op, draws))
         return apply_dsa(op, batch, draws)
 
-    def inner(batch: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
-        assert options == {"flip": False}, "parameters for each image"
+    def drawn(size: tuple[int, int], count: int, generator: torch.Generator, **options: Any) -> tuple[str, Tensor]:
+        assert options == {"flip": False}
+        return draw_dsa(size, count, generator, **options)
+
+    def inner(op: str, batch: Tensor, draws: Tensor) -> Tensor:
+        assert draws.shape[1] == len(batch), "parameters for each image"
         trained.append(len(batch))
         return batch
 
     monkeypatch.setattr(_matching, "apply_dsa", applied)
-    monkeypatch.setattr(training, "dsa", inner)
+    monkeypatch.setattr(training, "draw_dsa", drawn)
+    monkeypatch.setattr(training, "apply_dsa", inner)
     method(DC).step()
     assert not pairs and not trained
 
