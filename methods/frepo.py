@@ -37,9 +37,9 @@ LR_END = 0.1
 """The step size falls to this fraction of itself, along a cosine."""
 BETAS = (0.9, 0.999)
 LAMB_EPS = 1e-6
-CPU_CHUNK_BYTES = 2**24
-"""Of the first maps of a chunk of the real batch on a CPU: activations this small stay in memory that the process
-already has (1.5 times faster at width 32). On other devices the batch is one chunk."""
+CPU_CHUNK, CPU_CHUNK_BYTES = 64, 2**24
+"""Real images per chunk on a CPU, and bytes of their first maps, at most: activations this small stay in memory that
+the process already has (1.5 times faster at width 32). On other devices the batch is one chunk."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def real_features(network: Network, images: Tensor) -> Tensor:
     size = len(images)
     if images.device.type == "cpu":
         maps = len(next(network.parameters())) * images[0, 0].numel() * images.element_size()
-        size = max(1, CPU_CHUNK_BYTES // maps)
+        size = max(1, min(CPU_CHUNK, CPU_CHUNK_BYTES // maps))
     return torch.cat([network.features(chunk) for chunk in torch.split(images, size)])
 
 
