@@ -46,8 +46,8 @@ NO_FLIP = frozenset({"digits", "mnist", "svhn"})
 """Sets whose mirrored images leave their class (DSA's rule; Fashion-MNIST *is* flipped)."""
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 LARGE_FILE = 4096
-"""Bytes on average from which image files are decoded in several threads. What the decoder does to a smaller one takes
-less time than to hand the interpreter over: 60 000 of 32×32 pixels take 10 s in one thread, 19 s in two."""
+"""Bytes on average from which image files are decoded in several threads: to decode a smaller one takes less time than
+to hand the interpreter over."""
 PART = 32
 """Files that a thread decodes before it hands them over."""
 CACHE_VERSION = 1
