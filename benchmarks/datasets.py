@@ -93,20 +93,6 @@ class Benchmark:
     flip: bool
 
 
-def default_cache() -> Path:
-    """``$FREPO_BENCH_CACHE``; else ``frepo-bench`` in the user's cache folder."""
-    if folder := os.environ.get("FREPO_BENCH_CACHE"):
-        return Path(folder)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or ".")
-    return (base if base.is_absolute() else Path.home() / ".cache") / "frepo-bench"
-
-
-def default_root() -> Path:
-    """``$FREPO_BENCH_DATA``; else ``data`` in the default cache folder."""
-    folder = os.environ.get("FREPO_BENCH_DATA")
-    return Path(folder) if folder else default_cache() / "data"
-
-
 def load_raw(
     name: str, root: Path, *, image_size: int | None = None, download: bool = False, cache: Path | None = None
 ) -> RawData:

@@ -5,18 +5,21 @@ gradients of DC and DSA, a norm and what follows it take more time and memory th
 as large as the input, half of them kept. Here both derivatives are written by hand. The input alone is kept; the rest
 is computed again, on a CPU for a few images at a time, in memory that stays in the cache.
 
-Convolution, ReLU and pooling: the maps between, larger than what goes in and comes out, and their gradient are made for
-a few images at a time, as a tensor of many megabytes in fresh memory takes a CPU longer to come by than to fill.
+Convolution, ReLU and pooling: by ``benchmarks.winograd`` where it can. Else the maps between, larger than what goes in
+and comes out, and their gradient are made for a few images at a time, as a tensor of many megabytes in fresh memory
+takes a CPU longer to come by than to fill.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from benchmarks import winograd
 
 CACHED_BYTES = 2**22
 """Of the maps that pass together on a CPU."""
@@ -75,36 +78,70 @@ def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Ten
     The values of ``F.conv2d``, ``F.relu`` and ``F.avg_pool2d``; differentiable as often as they are. Gradients are
     computed of whatever requires one when the function is called, wanted or not: freeze what is constant.
     """
-    pooled: Tensor = _ConvReluPool.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
+    function = _Winograd if winograd.takes(x, weight, padding) else _ConvReluPool
+    pooled: Tensor = function.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
     return pooled
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+        pooled, positive = winograd.conv_relu_pool(x, weight, bias, padding, positive=any(ctx.needs_input_grad))
+        ctx.save_for_backward(x, weight, bias, positive)
+        ctx.padding = padding
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, positive = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it is to be differentiated again
+            maps = _maps(x.detach(), weight.detach(), bias.detach(), ctx.padding)
+            return _conv_relu_pool_gradients(ctx, gradient, x, weight, maps)
+        in_x = in_weight = in_bias = None
+        if ctx.needs_input_grad[0]:
+            in_x = winograd.input_gradient(gradient, positive, x, weight, ctx.padding)
+        if any(ctx.needs_input_grad[1:]):
+            in_weight, in_bias = winograd.weight_gradient(gradient, positive, x, weight, ctx.padding)
+        return in_x, in_weight, in_bias, None
 
 
 class _ConvReluPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-        ctx.padding = padding
-        ctx.size = max(1, MAPS_BYTES // (len(weight) * x.shape[2] * x.shape[3] * x.element_size()))
-        maps = [F.conv2d(part, weight, bias, padding=padding).relu_() for part in torch.split(x, ctx.size)]
+        maps = _maps(x, weight, bias, padding)
         ctx.save_for_backward(x, weight, *maps)
+        ctx.padding = padding
         return torch.cat([F.avg_pool2d(y, 2) for y in maps])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *maps = ctx.saved_tensors
-        padding, wanted = [ctx.padding, ctx.padding], ctx.needs_input_grad[:3]
-        found = [
-            aten.convolution_backward(
-                _before_pool(pooled, y), part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
-            )
-            for part, pooled, y in zip(torch.split(x, ctx.size), torch.split(gradient, ctx.size), maps, strict=True)
-        ]
-        in_x, in_weight, in_bias = zip(*found, strict=True)
-        return (
-            torch.cat(in_x) if wanted[0] else None,
-            sum(in_weight[1:], in_weight[0]) if wanted[1] else None,
-            sum(in_bias[1:], in_bias[0]) if wanted[2] else None,
-            None,
+        return _conv_relu_pool_gradients(ctx, gradient, x, weight, maps)
+
+
+def _maps(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> list[Tensor]:
+    """Those before pooling, of some images each."""
+    size = max(1, MAPS_BYTES // (len(weight) * x.shape[2] * x.shape[3] * x.element_size()))
+    return [F.conv2d(part, weight, bias, padding=padding).relu_() for part in torch.split(x, size)]
+
+
+def _conv_relu_pool_gradients(
+    ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, maps: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    padding, wanted, size = [ctx.padding, ctx.padding], ctx.needs_input_grad[:3], len(maps[0])
+    found = [
+        aten.convolution_backward(
+            _before_pool(pooled, y), part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
         )
+        for part, pooled, y in zip(torch.split(x, size), torch.split(gradient, size), maps, strict=True)
+    ]
+    in_x, in_weight, in_bias = zip(*found, strict=True)
+    return (
+        torch.cat(in_x) if wanted[0] else None,
+        sum(in_weight[1:], in_weight[0]) if wanted[1] else None,
+        sum(in_bias[1:], in_bias[0]) if wanted[2] else None,
+        None,
+    )
 
 
 def _before_pool(gradient: Tensor, y: Tensor) -> Tensor:

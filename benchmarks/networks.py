@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
-from benchmarks import NETWORKS, NORMS
+from benchmarks import NETWORKS, NORMS, winograd
 from benchmarks.errors import UserError, choose
 from benchmarks.layers import average_pool, conv_relu_pool, instance_norm_relu_pool
 
@@ -53,7 +53,7 @@ class Blocks(nn.Sequential):
     both need a gradient: the gradient of the ones is taken of the gradient of the others. Where one derivative is
     enough, torch's own layers are as fast.
 
-    Convolution, ReLU and average pooling where they are differentiated once, on a CPU and channels last.
+    Convolution, ReLU and average pooling where they are differentiated once at most, on a CPU and channels last.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,22 +67,28 @@ class Blocks(nn.Sequential):
                 ):
                     x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
                 case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if (
-                    torch.is_grad_enabled() and not (of_images and conv.weight.requires_grad) and _in_parts(conv, x)
+                    not (torch.is_grad_enabled() and of_images and conv.weight.requires_grad) and _in_one(conv, x)
                 ):
-                    x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), cast(Any, conv.padding)[0])
+                    x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), _padding(conv))
                 case [layer, *layers]:
                     x = layer(x)
         return x
 
 
-def _in_parts(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether ``conv_relu_pool`` takes them."""
+def _in_one(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether ``conv_relu_pool`` takes them, and is faster."""
     return (
         x.device.type == "cpu"
         and conv.groups == 1
         and conv.weight.is_contiguous(memory_format=torch.channels_last)
         and not (x.shape[2] % 2 or x.shape[3] % 2)
+        and (torch.is_grad_enabled() or winograd.takes(x, conv.weight, _padding(conv)))
     )
+
+
+def _padding(conv: nn.Conv2d) -> int:
+    """The same on all sides."""
+    return int(cast(Any, conv.padding)[0])
 
 
 class ConvNet(Network):

@@ -139,7 +139,8 @@ def _main(arguments: Sequence[str]) -> int:
 
 def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tuple[Job, Synthetic]:
     """The cell of the evaluation, and the set as it fits the data set. Raises UserError as `plan` and `fitted` do."""
-    from benchmarks.datasets import default_cache, default_root, load_raw
+    from benchmarks.datasets import load_raw
+    from benchmarks.folders import default_cache, default_root
     from harness.importers import fitted
 
     protocol = PROTOCOLS[given.protocol]

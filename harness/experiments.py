@@ -339,7 +339,7 @@ def plan(request: Request) -> list[Job]:
         if request.cache is not None:
             _writable(request.cache, "--cache")
     import methods
-    from benchmarks.datasets import default_cache, default_root
+    from benchmarks.folders import default_cache, default_root
 
     device = find_device(request.device, there=not request.forecast)
     if request.tf32 and not device.startswith("cuda"):

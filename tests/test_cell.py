@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.datasets import default_cache, load_raw
+from benchmarks.datasets import load_raw
+from benchmarks.folders import default_cache
 from harness import artifact, cell, launch, record
 from harness.cell import curve_steps, run, windows
 from harness.experiments import Cell, Job, Request, plan

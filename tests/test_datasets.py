@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import DATASETS, datasets
+from benchmarks import DATASETS, datasets, folders
 from benchmarks._torchvision import datasets as torchvision_datasets
 from benchmarks.datasets import Benchmark, RawData, load, load_raw
 from benchmarks.errors import UserError
@@ -657,16 +657,16 @@ def test_without_a_cache_nothing_is_written(tmp_path: Path) -> None:
 def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("FREPO_BENCH_DATA", "FREPO_BENCH_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    assert datasets.default_cache() == Path.home() / ".cache" / "frepo-bench"
+    assert folders.default_cache() == Path.home() / ".cache" / "frepo-bench"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
-    assert datasets.default_cache() == Path.home() / ".cache" / "frepo-bench"
+    assert folders.default_cache() == Path.home() / ".cache" / "frepo-bench"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert datasets.default_cache() == tmp_path / "frepo-bench"
-    assert datasets.default_root() == tmp_path / "frepo-bench" / "data"
+    assert folders.default_cache() == tmp_path / "frepo-bench"
+    assert folders.default_root() == tmp_path / "frepo-bench" / "data"
     monkeypatch.setenv("FREPO_BENCH_CACHE", str(tmp_path / "c"))
     monkeypatch.setenv("FREPO_BENCH_DATA", str(tmp_path / "d"))
-    assert datasets.default_cache() == tmp_path / "c"
-    assert datasets.default_root() == tmp_path / "d"
+    assert folders.default_cache() == tmp_path / "c"
+    assert folders.default_root() == tmp_path / "d"
 
 
 # The benchmark
