@@ -66,9 +66,9 @@ class Blocks(nn.Sequential):
                     of_images and norm.weight.requires_grad and norm.num_groups == norm.num_channels
                 ):
                     x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
-                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if (
-                    not (torch.is_grad_enabled() and of_images and conv.weight.requires_grad) and _in_one(conv, x)
-                ):
+                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if not (
+                    torch.is_grad_enabled() and of_images and conv.weight.requires_grad
+                ) and _in_one(conv, x):
                     x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), _padding(conv))
                 case [layer, *layers]:
                     x = layer(x)

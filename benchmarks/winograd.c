@@ -1,4 +1,5 @@
-/* Convolution 3x3 with padding, ReLU and average pooling 2x2 as one function, and its gradients. float32, channels last.
+/* Convolution 3x3 with padding, ReLU and average pooling 2x2 as one function, and its gradients. float32, channels
+   last.
 
    Winograd's F(2x2, 3x3), as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016: a tile
    of 4x4 entries of the input (overlapping its neighbours by two) and the filter are both transformed into 16 numbers;
@@ -23,10 +24,10 @@ enum { LANES = 8, ROWS = 6 };
 enum { LANES = 4, ROWS = 6 };
 #endif
 enum {
-    WIDE = 2 * LANES,    /* channels that are computed at a time: with ROWS, as many sums as there are registers for */
-    TILES = 8 * ROWS,    /* that pass together, at most */
-    CACHED = 1 << 16,    /* floats of transformed tiles that do: half of a core's own cache */
-    FEW = 4,             /* input channels that are summed directly */
+    WIDE = 2 * LANES, /* channels that are computed at a time: with ROWS, as many sums as there are registers for */
+    TILES = 8 * ROWS, /* that pass together, at most */
+    CACHED = 1 << 16, /* floats of transformed tiles that do: half of a core's own cache */
+    FEW = 4,          /* input channels that are summed directly */
 };
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -53,7 +54,8 @@ static void store_some(float *to, vec value, long room) {
 }
 
 /* m (ROWS, WIDE) = v (ROWS, k) times u (k, WIDE). */
-static void multiply(const float *restrict v, long k, const float *restrict u, float *restrict m) {
+static __attribute__((noinline)) void multiply(const float *restrict v, long k, const float *restrict u,
+                                               float *restrict m) {
     vec sum[ROWS][2] = {0};
     for (long c = 0; c < k; c++, u += WIDE) {
         vec left = load(u), right = load(u + LANES);
@@ -70,12 +72,10 @@ static void multiply(const float *restrict v, long k, const float *restrict u, f
     }
 }
 
-/* m (ROWS, WIDE) += the sum over n of v[n step + at[r]] times d (n, WIDE). */
-static void multiply_add(const float *restrict v, long step, const long *at, const float *restrict d, long n,
-                         float *restrict m) {
-    vec sum[ROWS][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) sum[r][0] = load(m + r * WIDE), sum[r][1] = load(m + r * WIDE + LANES);
+/* m (ROWS, WIDE) += the sum over t < n of v[t step + at[r]] times d (n, WIDE). */
+static __attribute__((noinline)) void multiply_add(const float *restrict v, long step, const long *restrict at,
+                                                   const float *restrict d, long n, float *restrict m) {
+    vec sum[ROWS][2] = {0};
     for (long t = 0; t < n; t++, v += step, d += WIDE) {
         vec left = load(d), right = load(d + LANES);
 #pragma GCC unroll 16
@@ -86,23 +86,30 @@ static void multiply_add(const float *restrict v, long step, const long *at, con
     }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
-        store(m + r * WIDE, sum[r][0]);
-        store(m + r * WIDE + LANES, sum[r][1]);
+        store(m + r * WIDE, load(m + r * WIDE) + sum[r][0]);
+        store(m + r * WIDE + LANES, load(m + r * WIDE + LANES) + sum[r][1]);
     }
+}
+
+/* m (WIDE) += the sum of d (n, WIDE). */
+static void add_rows(const float *d, long n, float *m) {
+    vec left = {0}, right = {0};
+    for (long t = 0; t < n; t++, d += WIDE) left += load(d), right += load(d + LANES);
+    store(m, load(m) + left), store(m + LANES, load(m + LANES) + right);
 }
 
 /* One image x with these strides (channel, row, column) -> padded (height + 2 padding, width + 2 padding, k), whose
    border and channels from s.in on are not touched. */
 static void fetch(Shape s, const float *x, const long *stride, long k, float *padded) {
-    for (long i = 0; i < s.height; i++)
-        for (long j = 0; j < s.width; j++) {
-            const float *from = x + i * stride[1] + j * stride[2];
-            float *to = padded + ((i + s.padding) * (s.width + 2 * s.padding) + j + s.padding) * k;
-            if (stride[0] == 1)
-                memcpy(to, from, s.in * 4);
-            else
-                for (long c = 0; c < s.in; c++) to[c] = from[c * stride[0]];
-        }
+    for (long i = 0; i < s.height; i++) {
+        const float *from = x + i * stride[1];
+        float *to = padded + ((i + s.padding) * (s.width + 2 * s.padding) + s.padding) * k;
+        if (stride[0] == 1 && s.in > FEW)
+            for (long j = 0; j < s.width; j++) memcpy(to + j * k, from + j * stride[2], s.in * 4);
+        else
+            for (long c = 0; c < s.in; c++)
+                for (long j = 0; j < s.width; j++) to[j * k + c] = from[c * stride[0] + j * stride[2]];
+    }
 }
 
 /* A gradient after ReLU and pooling and the bits of where ReLU let through -> that of the 2x2 entries before, in LANES
@@ -116,17 +123,17 @@ static void unpool(const float *gradient, const uint8_t *positive, long room, ve
     for (int q = 0; q < 4; q++) y[q] = (vec)(quarter & ((through & 1 << q) != 0));
 }
 
-/* The same for an image, (height / 2, width / 2, s.in), of which some channels -> padded, as `fetch` leaves it. */
-static void fetch_unpooled(Shape s, const float *gradient, const uint8_t *positive, long channels, long k,
-                           float *padded) {
-    long row = (s.width + 2 * s.padding) * k;
-    for (long i = 0; i < s.height / 2; i++)
-        for (long j = 0; j < s.width / 2; j++, gradient += s.in, positive += s.in)
+/* The same for some channels of an image (height, width, all) -> twice as high and wide, rows and columns that far
+   apart. */
+static void unpool_image(const float *gradient, const uint8_t *positive, long all, long channels, long height,
+                         long width, float *to, long row, long column) {
+    for (long i = 0; i < height; i++)
+        for (long j = 0; j < width; j++, gradient += all, positive += all)
             for (long c = 0; c < channels; c += LANES) {
-                float *to = padded + (2 * i + s.padding) * row + (2 * j + s.padding) * k + c;
+                float *corner = to + 2 * i * row + 2 * j * column + c;
                 vec y[4];
                 unpool(gradient + c, positive + c, channels - c, y);
-                for (int q = 0; q < 4; q++) store_some(to + q / 2 * row + q % 2 * k, y[q], channels - c);
+                for (int q = 0; q < 4; q++) store_some(corner + q / 2 * row + q % 2 * column, y[q], channels - c);
             }
 }
 
@@ -192,7 +199,7 @@ static void pool(const vec y[4], float *to, uint8_t *positive, long room) {
     bits through = {0};
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++) {
-        bits over = y[q] > 0;
+        bits over = ~(y[q] <= 0); /* what is not a number gets through */
         sum += (vec)((bits)y[q] & over);
         through |= over & 1 << q;
     }
@@ -215,12 +222,13 @@ typedef struct {
 } Ends;
 
 /* The products of `filled` tiles from number `done` on, and what becomes of them. */
-static void finish(Shape s, Ends ends, long k, const float *u, const float *v, float *m, long block, long filled,
-                   long done) {
+static void finish(Shape s, Ends ends, long k, const float *u, const float *v, float *m, const uint8_t *empty,
+                   long block, long filled, long done) {
     long width = s.width / 2, tiles = s.height / 2 * width;
     for (long first = 0; first < s.out; first += WIDE, u += 16 * k * WIDE) {
         float bias[WIDE] = {0};
-        if (ends.bias) memcpy(bias, ends.bias + first, least(WIDE, s.out - first) * 4);
+        if (ends.bias)
+            memcpy(bias, ends.bias + first, least(WIDE, s.out - first) * 4);
         for (int f = 0; f < 16; f++)
             for (long r = 0; r < filled; r += ROWS)
                 multiply(v + (f * block + r) * k, k, u + f * k * WIDE, m + (f * block + r) * WIDE);
@@ -229,6 +237,9 @@ static void finish(Shape s, Ends ends, long k, const float *u, const float *v, f
                 long tile = done + r, to = tile * s.out + first + o, room = s.out - first - o;
                 vec y[4];
                 transform_back(m + r * WIDE + o, block * WIDE, y);
+                for (int q = 0; empty[r] && q < 4; q++)
+                    if (empty[r] >> q & 1)
+                        y[q] = (vec){0};
                 for (int q = 0; q < 4; q++) y[q] += load(bias + o);
                 if (ends.pooled) {
                     pool(y, ends.pooled + to, ends.positive ? ends.positive + to : NULL, room);
@@ -241,12 +252,37 @@ static void finish(Shape s, Ends ends, long k, const float *u, const float *v, f
     }
 }
 
+/* Of n entries of k channels, which have one that is not 0. */
+static void look_for_zeros(const float *padded, long k, long n, uint8_t *some) {
+    for (long i = 0; i < n; i++, padded += k) {
+        bits any = {0};
+        for (long c = 0; c < k; c += LANES) any |= load(padded + c) != 0;
+        some[i] = 0;
+        for (int lane = 0; lane < LANES; lane++) some[i] |= any[lane];
+    }
+}
+
+/* Which of the 2x2 entries of the output are the sum of nothing but zeros: there, transforms would leave what they
+   round off, on either side of where ReLU lets through. */
+static uint8_t empty_windows(const uint8_t *some, long row) {
+    uint8_t empty = 0;
+    for (int q = 0; q < 4; q++) {
+        const uint8_t *window = some + q / 2 * row + q % 2;
+        int any = 0;
+        for (int tap = 0; tap < 9; tap++) any |= window[tap / 3 * row + tap % 3];
+        empty |= !any << q;
+    }
+    return empty;
+}
+
 static int winograd(Shape s, const float *weight, Ends ends) {
     long k = up(s.in, LANES), panels = up(s.out, WIDE) / WIDE, row = (s.width + 2) * k, area = (s.height + 2) * row;
     long width = s.width / 2, tiles = s.height / 2 * width;
     long block = least(TILES, CACHED / (16 * k) / ROWS * ROWS + ROWS), own = up(area + 16 * block * (k + WIDE), 16);
+    long bytes = (s.height + 2) * (s.width + 2) + block;
+    uint8_t *flags = malloc(s.threads * bytes);
     float *u = allocate(panels * 16 * k * WIDE), *scratch = allocate(s.threads * own);
-    int failed = !u || !scratch;
+    int failed = !flags || !u || !scratch;
     if (!failed) {
         memset(scratch, 0, s.threads * own * 4);
 #pragma omp parallel num_threads(s.threads)
@@ -257,18 +293,22 @@ static int winograd(Shape s, const float *weight, Ends ends) {
 #pragma omp for schedule(static, 1)
             for (long part = 0; part < s.threads; part++) {
                 float *padded = scratch + part * own, *v = padded + area, *m = v + 16 * block * k;
+                uint8_t *some = flags + part * bytes, *empty = some + bytes - block;
                 long first = s.count * part / s.threads, last = s.count * (part + 1) / s.threads;
                 long filled = 0, done = first * tiles;
                 for (long n = first; n < last; n++) {
                     if (ends.x)
                         fetch(s, ends.x + n * ends.stride[0], ends.stride + 1, k, padded);
                     else
-                        fetch_unpooled(s, ends.gradient + n * tiles * s.in, ends.through + n * tiles * s.in, s.in, k, padded);
+                        unpool_image(ends.gradient + n * tiles * s.in, ends.through + n * tiles * s.in, s.in, s.in,
+                                     s.height / 2, width, padded + row + k, row, k);
+                    look_for_zeros(padded, k, (s.height + 2) * (s.width + 2), some);
                     for (long t = 0; t < tiles; t++) {
-                        const float *corner = padded + t / width * 2 * row + t % width * 2 * k;
-                        transform_tile(corner, row, k, v + filled++ * k, block * k);
+                        long corner = t / width * 2 * (s.width + 2) + t % width * 2;
+                        empty[filled] = empty_windows(some + corner, s.width + 2);
+                        transform_tile(padded + corner * k, row, k, v + filled++ * k, block * k);
                         if (filled == block || (n == last - 1 && t == tiles - 1)) {
-                            finish(s, ends, k, u, v, m, block, filled, done);
+                            finish(s, ends, k, u, v, m, empty, block, filled, done);
                             done += filled, filled = 0;
                         }
                     }
@@ -276,94 +316,8 @@ static int winograd(Shape s, const float *weight, Ends ends) {
             }
         }
     }
-    free(u), free(scratch);
+    free(flags), free(u), free(scratch);
     return failed;
-}
-
-/* As `unpool`, and on to the 16 numbers, `step` apart, of which the 2x2 entries are made; returns their sum. */
-static vec unpool_tile(const float *gradient, const uint8_t *positive, long room, float *restrict d, long step) {
-    vec y[4], half[4][2];
-    unpool(gradient, positive, room, y);
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; j++)
-        half[0][j] = y[j], half[1][j] = y[j] + y[2 + j], half[2][j] = y[j] - y[2 + j], half[3][j] = -y[2 + j];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        float *to = d + 4 * i * step;
-        store(to, half[i][0]), store(to + step, half[i][0] + half[i][1]);
-        store(to + 2 * step, half[i][0] - half[i][1]), store(to + 3 * step, -half[i][1]);
-    }
-    return y[0] + y[1] + y[2] + y[3];
-}
-
-/* sum (16, k, WIDE) of panel p, channel c -> in_weight (out, 3, 3, in). */
-static void gather_weight(Shape s, const float *sum, long k, long p, long c, float *in_weight) {
-    for (long o = 0; o < least(WIDE, s.out - p * WIDE); o++) {
-        float half[3][4];
-        for (int j = 0; j < 4; j++) {
-            const float *from = sum + (j * k + c) * WIDE + o;
-            float a = from[0], b = from[4 * k * WIDE], d = from[8 * k * WIDE], e = from[12 * k * WIDE];
-            half[0][j] = a + (b + d) / 2, half[1][j] = (b - d) / 2, half[2][j] = (b + d) / 2 + e;
-        }
-        for (int i = 0; i < 3; i++) {
-            float a = half[i][0], b = half[i][1], d = half[i][2], e = half[i][3];
-            float *to = in_weight + ((p * WIDE + o) * 9 + i * 3) * s.in + c;
-            to[0] = a + (b + d) / 2, to[s.in] = (b - d) / 2, to[2 * s.in] = (b + d) / 2 + e;
-        }
-    }
-}
-
-static int winograd_weight_gradient(Shape s, const float *x, const long *stride, const float *gradient,
-                                    const uint8_t *positive, float *in_weight, float *in_bias) {
-    long k = up(s.in, LANES), rows = up(s.in, ROWS), panels = up(s.out, WIDE) / WIDE;
-    long row = (s.width + 2) * k, area = (s.height + 2) * row, width = s.width / 2, tiles = s.height / 2 * width;
-    long block = least(TILES, CACHED / (16 * k) / ROWS * ROWS + ROWS), every = 16 * rows * WIDE;
-    long own = up(panels * (every + WIDE) + area + 16 * block * (k + WIDE) + ROWS, 16), at[ROWS];
-    float *scratch = allocate(s.threads * own);
-    if (!scratch) return 1;
-    memset(scratch, 0, s.threads * own * 4);
-    for (int r = 0; r < ROWS; r++) at[r] = r;
-#pragma omp parallel num_threads(s.threads)
-    {
-#pragma omp for schedule(static, 1)
-        for (long part = 0; part < s.threads; part++) {
-            float *sum = scratch + part * own, *bias = sum + panels * every, *padded = bias + panels * WIDE;
-            float *d = padded + area, *v = d + 16 * block * WIDE;
-            long first = s.count * part / s.threads, last = s.count * (part + 1) / s.threads;
-            long filled = 0, done = first * tiles;
-            for (long n = first; n < last; n++) {
-                fetch(s, x + n * stride[0], stride + 1, k, padded);
-                for (long t = 0; t < tiles; t++) {
-                    const float *corner = padded + t / width * 2 * row + t % width * 2 * k;
-                    transform_tile(corner, row, k, v + filled++ * k, block * k);
-                    if (filled < block && !(n == last - 1 && t == tiles - 1)) continue;
-                    for (long p = 0; p < panels; p++) {
-                        for (long r = 0; r < filled; r++)
-                            for (long o = 0; o < least(WIDE, s.out - p * WIDE); o += LANES) {
-                                long from = (done + r) * s.out + p * WIDE + o;
-                                vec whole = unpool_tile(gradient + from, positive + from, s.out - p * WIDE - o,
-                                                        d + r * WIDE + o, block * WIDE);
-                                store(bias + p * WIDE + o, load(bias + p * WIDE + o) + whole);
-                            }
-                        for (int f = 0; f < 16; f++)
-                            for (long c = 0; c < rows; c += ROWS)
-                                multiply_add(v + f * block * k + c, k, at, d + f * block * WIDE, filled,
-                                             sum + p * every + (f * rows + c) * WIDE);
-                    }
-                    done += filled, filled = 0;
-                }
-            }
-        }
-#pragma omp for
-        for (long i = 0; i < panels * (every + WIDE); i++)
-            for (long part = 1; part < s.threads; part++) scratch[i] += scratch[part * own + i];
-#pragma omp for collapse(2)
-        for (long p = 0; p < panels; p++)
-            for (long c = 0; c < s.in; c++) gather_weight(s, scratch + p * every, rows, p, c, in_weight);
-    }
-    memcpy(in_bias, scratch + panels * every, s.out * 4);
-    free(scratch);
-    return 0;
 }
 
 /* Few input channels: weight (out, 3, 3, in) as matrices (9 in, WIDE), a panel of output channels each. */
@@ -371,9 +325,10 @@ static int few(Shape s, const float *weight, Ends ends) {
     long panels = up(s.out, WIDE) / WIDE, taps = 9 * s.in, row = (s.width + 2 * s.padding) * s.in;
     long height = s.height / 2 + s.padding - 1, width = s.width / 2 + s.padding - 1;
     long area = up((s.height + 2 * s.padding) * row, 16);
-    float *u = allocate(panels * (taps + 1) * WIDE), *bias = u + panels * taps * WIDE, *scratch = allocate(s.threads * area);
+    float *u = allocate(panels * (taps + 1) * WIDE), *scratch = allocate(s.threads * area);
     int failed = !u || !scratch;
     if (!failed) {
+        float *bias = u + panels * taps * WIDE;
         memset(u, 0, panels * (taps + 1) * WIDE * 4), memset(scratch, 0, s.threads * area * 4);
         memcpy(bias, ends.bias, s.out * 4);
         for (long o = 0; o < s.out; o++)
@@ -389,6 +344,7 @@ static int few(Shape s, const float *weight, Ends ends) {
                         vec left = load(bias + first), right = load(bias + first + LANES);
                         vec y[2][4] = {{left, left, left, left}, {right, right, right, right}};
                         for (int i = 0; i < 3; i++)
+#pragma GCC unroll 3
                             for (long tap = 0; tap < 3 * s.in; tap++, w += WIDE) {
                                 left = load(w), right = load(w + LANES);
 #pragma GCC unroll 4
@@ -413,9 +369,11 @@ static int few(Shape s, const float *weight, Ends ends) {
 
 /* Every entry of the gradient before ReLU and pooling times the whole filter, (pixels, k) times (k, 9 in), and of these
    products the sum of those that fall on the same entry of the input. */
-static int few_input_gradient(Shape s, const float *gradient, const uint8_t *positive, const float *weight, float *in_x) {
+static int few_input_gradient(Shape s, const float *gradient, const uint8_t *positive, const float *weight,
+                              float *in_x) {
     Shape maps = {s.count, s.height + 2 * s.padding - 2, s.width + 2 * s.padding - 2, s.out, s.in, 0, s.threads};
-    long k = up(s.out, LANES), taps = 9 * s.in, panels = up(taps, WIDE) / WIDE, pooled = maps.height / 2 * (maps.width / 2);
+    long k = up(s.out, LANES), taps = 9 * s.in, panels = up(taps, WIDE) / WIDE;
+    long pooled = maps.height / 2 * (maps.width / 2);
     long pixels = maps.height * maps.width, rows = up(pixels, ROWS), own = up(rows * (k + panels * WIDE), 16);
     float *u = allocate(panels * k * WIDE), *scratch = allocate(s.threads * own);
     int failed = !u || !scratch;
@@ -427,7 +385,8 @@ static int few_input_gradient(Shape s, const float *gradient, const uint8_t *pos
         for (long part = 0; part < s.threads; part++) {
             float *unpooled = scratch + part * own, *products = unpooled + rows * k;
             for (long n = s.count * part / s.threads; n < s.count * (part + 1) / s.threads; n++) {
-                fetch_unpooled(maps, gradient + n * pooled * s.out, positive + n * pooled * s.out, s.out, k, unpooled);
+                unpool_image(gradient + n * pooled * s.out, positive + n * pooled * s.out, s.out, s.out,
+                             maps.height / 2, maps.width / 2, unpooled, maps.width * k, k);
                 for (long p = 0; p < panels; p++)
                     for (long r = 0; r < rows; r += ROWS)
                         multiply(unpooled + r * k, k, u + p * k * WIDE, products + (p * rows + r) * WIDE);
@@ -436,61 +395,18 @@ static int few_input_gradient(Shape s, const float *gradient, const uint8_t *pos
                 for (long i = 0; i < s.height; i++)
                     for (long tap = 0; tap < taps; tap++) {
                         long c = tap % s.in, y = i + s.padding - tap / s.in / 3, across = s.padding - tap / s.in % 3;
-                        if (y < 0 || y >= maps.height) continue;
+                        if (y < 0 || y >= maps.height)
+                            continue;
                         const float *from = products + (tap / WIDE * rows + y * maps.width) * WIDE + tap % WIDE;
                         long begin = across < 0 ? -across : 0, end = least(s.width, maps.width - across);
-                        for (long j = begin; j < end; j++) to[(i * s.width + j) * s.in + c] += from[(j + across) * WIDE];
+                        for (long j = begin; j < end; j++)
+                            to[(i * s.width + j) * s.in + c] += from[(j + across) * WIDE];
                     }
             }
         }
     }
     free(u), free(scratch);
     return failed;
-}
-
-static int few_weight_gradient(Shape s, const float *x, const long *stride, const float *gradient,
-                               const uint8_t *positive, float *in_weight, float *in_bias) {
-    Shape maps = {s.count, s.height + 2 * s.padding - 2, s.width + 2 * s.padding - 2, s.out, s.in, 0, s.threads};
-    long taps = 9 * s.in, rows = up(taps + 1, ROWS), panels = up(s.out, WIDE) / WIDE, every = panels * rows * WIDE;
-    long row = (s.width + 2 * s.padding) * s.in, area = (s.height + 2 * s.padding) * row, ones = maps.width * s.in;
-    long pooled = maps.height / 2 * (maps.width / 2);
-    long own = up(2 * every + maps.height * maps.width * WIDE + ones + area, 16);
-    float *scratch = allocate(s.threads * own);
-    if (!scratch) return 1;
-    memset(scratch, 0, s.threads * own * 4);
-#pragma omp parallel for schedule(static, 1) num_threads(s.threads)
-    for (long part = 0; part < s.threads; part++) {
-        float *sum = scratch + part * own, *image = sum + every;
-        float *one = image + every, *padded = one + ones, *unpooled = padded + area;
-        long at[9 * FEW + ROWS] = {0};
-        for (long tap = 0; tap < taps; tap++) at[tap] = tap / (3 * s.in) * row + tap % (3 * s.in);
-        for (long i = 0; i < ones; i++) one[i] = 1;
-        for (long n = s.count * part / s.threads; n < s.count * (part + 1) / s.threads; n++) {
-            fetch(s, x + n * stride[0], stride + 1, s.in, padded);
-            memset(image, 0, every * 4); /* in float32 a sum of sums is more exact than one long sum */
-            for (long p = 0; p < panels; p++) {
-                long from = n * pooled * s.out + p * WIDE;
-                fetch_unpooled(maps, gradient + from, positive + from, least(WIDE, s.out - p * WIDE), WIDE, unpooled);
-                for (long i = 0; i < maps.height; i++) {
-                    const float *corner = padded + i * row;
-                    at[taps] = one - corner; /* the bias is the weight of an entry that is always 1 */
-                    for (long r = 0; r < rows; r += ROWS)
-                        multiply_add(corner, s.in, at + r, unpooled + i * maps.width * WIDE, maps.width,
-                                     image + (p * rows + r) * WIDE);
-                }
-            }
-            for (long i = 0; i < every; i++) sum[i] += image[i];
-        }
-    }
-    for (long part = 1; part < s.threads; part++)
-        for (long i = 0; i < every; i++) scratch[i] += scratch[part * own + i];
-    for (long o = 0; o < s.out; o++) {
-        const float *from = scratch + o / WIDE * rows * WIDE + o % WIDE;
-        for (long tap = 0; tap < taps; tap++) in_weight[o * taps + tap] = from[tap * WIDE];
-        in_bias[o] = from[taps * WIDE];
-    }
-    free(scratch);
-    return 0;
 }
 
 /* x (count, in, height, width) with any strides, of a channel 1 where there are more than FEW; weight (out, 3, 3, in)
@@ -504,16 +420,62 @@ int conv_relu_pool(const Shape *s, const float *x, const long *stride, const flo
 /* From a gradient of pooled -> that of x, (count, height, width, in). Where there are more than FEW input channels, the
    weight is (in, 3, 3, out) and mirrored: that of the convolution which takes the one gradient to the other. */
 int input_gradient(const Shape *s, const float *gradient, const uint8_t *positive, const float *weight, float *in_x) {
-    if (s->in <= FEW) return few_input_gradient(*s, gradient, positive, weight, in_x);
+    if (s->in <= FEW)
+        return few_input_gradient(*s, gradient, positive, weight, in_x);
     Shape back = *s;
     back.in = s->out, back.out = s->in;
     Ends ends = {.gradient = gradient, .through = positive, .maps = in_x};
     return winograd(back, weight, ends);
 }
 
-/* From a gradient of pooled -> those of weight, (out, 3, 3, in), and bias. */
-int weight_gradient(const Shape *s, const float *x, const long *stride, const float *gradient, const uint8_t *positive,
-                    float *in_weight, float *in_bias) {
-    return (s->in > FEW ? winograd_weight_gradient : few_weight_gradient)(*s, x, stride, gradient, positive, in_weight,
-                                                                          in_bias);
+/* From a gradient of pooled -> those of weight, (out, 3, 3, in), and bias. Summed directly: where no product is there,
+   a weight must have a gradient of exactly 0, as optimisers that divide by its size make much of what is next to it. */
+int weight_gradient(const Shape *shape, const float *x, const long *stride, const float *gradient,
+                    const uint8_t *positive, float *in_weight, float *in_bias) {
+    Shape s = *shape;
+    long taps = 9 * s.in, rows = up(taps, ROWS), panels = up(s.out, WIDE) / WIDE, every = panels * (rows + 1) * WIDE;
+    long across = s.width + 2 * s.padding, area = (s.height + 2 * s.padding) * across * s.in;
+    /* Before pooling, as wide as the padded input so that one loop goes over both; the last two columns are 0. */
+    long height = s.height + 2 * s.padding - 2, width = across - 2, pooled = height / 2 * (width / 2);
+    long pixels = height * across - 2, unpooled = height * across * WIDE, group = least(CACHED / area + 1, s.count);
+    long own = up(every + group * area + unpooled + (rows + 1) * WIDE, 16);
+    long *at = malloc(rows * sizeof(long));
+    float *scratch = allocate(s.threads * own);
+    int failed = !at || !scratch;
+    if (!failed) {
+        memset(scratch, 0, s.threads * own * 4);
+        for (long tap = 0; tap < rows; tap++)
+            at[tap] = tap < taps ? tap / (3 * s.in) * across * s.in + tap % (3 * s.in) : 0;
+#pragma omp parallel for schedule(static, 1) num_threads(s.threads)
+        for (long part = 0; part < s.threads; part++) {
+            float *sums = scratch + part * own, *images = sums + every, *d = images + group * area, *sum = d + unpooled;
+            long last = s.count * (part + 1) / s.threads;
+            for (long first = s.count * part / s.threads; first < last; first += group) {
+                long some = least(group, last - first);
+                for (long n = 0; n < some; n++)
+                    fetch(s, x + (first + n) * stride[0], stride + 1, s.in, images + n * area);
+                for (long p = 0; p < panels; p++) {
+                    memset(sum, 0, (rows + 1) * WIDE * 4); /* in float32 sums of sums are more exact than long sums */
+                    for (long n = 0; n < some; n++) {
+                        long from = (first + n) * pooled * s.out + p * WIDE;
+                        unpool_image(gradient + from, positive + from, s.out, least(WIDE, s.out - p * WIDE), height / 2,
+                                     width / 2, d, across * WIDE, WIDE);
+                        for (long r = 0; r < rows; r += ROWS)
+                            multiply_add(images + n * area, s.in, at + r, d, pixels, sum + r * WIDE);
+                        add_rows(d, pixels, sum + rows * WIDE);
+                    }
+                    for (long i = 0; i < (rows + 1) * WIDE; i++) sums[p * (rows + 1) * WIDE + i] += sum[i];
+                }
+            }
+        }
+        for (long part = 1; part < s.threads; part++)
+            for (long i = 0; i < every; i++) scratch[i] += scratch[part * own + i];
+        for (long o = 0; o < s.out; o++) {
+            const float *from = scratch + o / WIDE * (rows + 1) * WIDE + o % WIDE;
+            for (long tap = 0; tap < taps; tap++) in_weight[o * taps + tap] = from[tap * WIDE];
+            in_bias[o] = from[rows * WIDE];
+        }
+    }
+    free(at), free(scratch);
+    return failed;
 }

@@ -1,8 +1,8 @@
-"""Convolution 3×3, ReLU and average pooling 2×2 as one function, and its gradients, by ``winograd.c``; float32 on a CPU.
+"""Convolution, ReLU and pooling as one function, and its gradients, by ``winograd.c``: float32 on a CPU.
 
-The C compiler of the machine compiles it when it is first needed, for its very processor; the library is kept in the
-cache folder. Where there is no compiler, torch's operators serve: the same numbers to rounding, in twice the time.
-``$FREPO_BENCH_CC`` names a compiler other than ``cc``; empty, none.
+The machine's C compiler compiles it for this very processor when it is first needed, in a second; the library is kept
+in the cache folder. Where there is no compiler, torch's operators serve: the same to rounding, in twice the time.
+``$FREPO_BENCH_CC`` names a compiler other than ``cc``; empty: none.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ FEW = 4
 
 
 def takes(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Whether the functions here take maps ``x`` (B, C, H, W) and a ``weight`` (C', C, 3, 3), channels last."""
+    """Whether the functions here take maps ``x`` (B, C, H, W) and a ``weight`` (C', C, 3, 3) with that ``padding``."""
     return (
         x.dtype == weight.dtype == torch.float32
-        and x.device.type == "cpu"
-        and (padding == 1 or x.shape[1] <= FEW)
+        and x.device.type == weight.device.type == "cpu"
+        and weight.shape[2:] == (3, 3)
+        and (padding == 1 or (padding > 1 and x.shape[1] <= FEW))
+        and not (x.shape[2] % 2 or x.shape[3] % 2)
         and x.numel() > 0
         and not _watched()
         and library() is not None
@@ -43,18 +45,15 @@ def takes(x: Tensor, weight: Tensor, padding: int) -> bool:
 
 
 def _watched() -> bool:
-    """Whether others want to see torch's own operators: to count them, to compile them, to round what they compute."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-    )
+    """Whether somebody wants to see torch's own operators: counts them, compiles them, or rounds what they compute."""
+    modes = torch._C._len_torch_dispatch_stack()
+    return modes > 0 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 
 def conv_relu_pool(
     x: Tensor, weight: Tensor, bias: Tensor, padding: int, *, positive: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, C, H, W) → (B, C', H'/2, W'/2), channels last; and what backward needs of it, if ``positive``: a byte an entry.
+    """(B, C, H, W) → (B, C', H'/2, W'/2), channels last; and, if ``positive``, the byte an entry that backward needs.
 
     Raises MemoryError.
     """

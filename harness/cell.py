@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import methods
+from benchmarks import winograd
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
@@ -125,6 +126,7 @@ class _Run:
         _set_precision(tf32=cell.tf32)
         clock, meter = Clock(device, self.now), MemoryMeter(device)
         meter.context()
+        self.found["provenance"]["convolutions"] = _load_libraries(device)
         protocol = PROTOCOLS[cell.protocol]
         if self.given is not None:
             self._evaluate_given(self.given, protocol, clock)
@@ -142,7 +144,6 @@ class _Run:
         cost["parameters"] = _parameters(benchmark.spec.build(generator_for("count")))
         cost["parameters_evaluated"] = _parameters(network_spec(benchmark, protocol).build(generator_for("count")))
 
-        _load_libraries(device)
         if method_class.iterative:
             with memory_limit(cell.memory_limit_bytes, device):
                 cycle, step_seconds = self._warm_up(method_class, config, benchmark, store, clock)
@@ -456,12 +457,16 @@ def _set_precision(*, tf32: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _load_libraries(device: torch.device) -> None:
-    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that."""
+def _load_libraries(device: torch.device) -> str:
+    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that.
+
+    Returns whose kernels a network may use beside torch's.
+    """
     images = torch.ones(1, 1, 8, 8, device=device)
     weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     torch.nn.functional.conv2d(images, weight).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.Adam([weight]).step()
+    return "winograd.c" if device.type == "cpu" and winograd.library() is not None else "torch"
 
 
 def _versions(device: str) -> dict[str, Any]:

@@ -284,13 +284,14 @@ def _is_number(value: object) -> bool:
 
 
 def provenance(command: str, *, device: str, fingerprint: str | None) -> dict[str, Any]:
-    """What a number was measured with; ``driver`` and ``cuda`` are for the caller to fill in."""
+    """What a number was measured with; ``driver``, ``cuda``, threads and kernels are for the caller to fill in."""
     return {
         **_commit(),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "threads": None,
+        "convolutions": None,
         "driver": None,
         "cuda": None,
         "torch": _version("torch"),

@@ -1,0 +1,250 @@
+"""The kernels in C against torch's operators, and where they are used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import winograd
+from benchmarks.errors import UserError
+from benchmarks.layers import conv_relu_pool
+from benchmarks.networks import AveragePool, Blocks, NetworkSpec
+from benchmarks.task import generator_for
+from harness.measure.counters import _Counter
+
+needs_compiler = pytest.mark.skipif(winograd.library() is None, reason="no C compiler")
+EPS = torch.finfo(torch.float32).eps
+# Images, channels in and out, height, width, padding: few channels or many, whole vectors of them or not, more tiles
+# than pass together, and images for more than one thread or fewer than there are.
+SHAPES = [
+    (1, 1, 1, 8, 8, 3),
+    (3, 3, 5, 8, 6, 1),
+    (2, 4, 17, 4, 4, 2),
+    (5, 1, 16, 28, 28, 3),
+    (5, 5, 7, 6, 4, 1),
+    (7, 32, 64, 16, 16, 1),
+    (3, 20, 12, 8, 10, 1),
+    (2, 33, 65, 4, 6, 1),
+    (2, 256, 20, 2, 2, 1),
+]
+
+
+def torchs(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+    return F.avg_pool2d(F.relu(F.conv2d(x, weight, bias, padding=padding)), 2)
+
+
+def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and bias, float64."""
+    count, channels, out, height, width, _ = shape
+    generator = generator_for("winograd", *shape)
+    x = torch.randn(count, channels, height, width, dtype=torch.float64, generator=generator)
+    weight = torch.randn(out, channels, 3, 3, dtype=torch.float64, generator=generator) / (9 * channels) ** 0.5
+    return x, weight, torch.randn(out, dtype=torch.float64, generator=generator) / 4
+
+
+def everything(
+    function: Callable[..., Tensor], leaves: tuple[Tensor, ...], padding: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """The value and all gradients."""
+    leaves = tuple(leaf.to(dtype).requires_grad_() for leaf in leaves)
+    y = function(*leaves, padding)
+    gradient = torch.randn(y.shape, dtype=torch.float64, generator=generator_for("gradient")).to(dtype)
+    return [y.detach(), *torch.autograd.grad(y, leaves, gradient)]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_torchs_to_rounding(
+    shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    x, weight, bias = inputs(shape)
+    assert winograd.takes(x.float(), weight.float(), shape[-1])
+    exact = everything(torchs, (x, weight, bias), shape[-1], torch.float64)
+    leaves = (x.contiguous(memory_format=memory_format), weight.contiguous(memory_format=memory_format), bias)
+    for ours, theirs, truth in zip(
+        everything(conv_relu_pool, leaves, shape[-1]), everything(torchs, leaves, shape[-1]), exact, strict=True
+    ):
+        assert ours.shape == truth.shape and ours.dtype == torch.float32
+        error, usual = ((found - truth).norm() / truth.norm() for found in (ours, theirs))
+        assert error <= max(2 * usual, 16 * EPS), (error, usual)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_number_of_threads_changes_sums_over_images_alone(
+    shape: tuple[int, ...], threads: Callable[[int], None]
+) -> None:
+    one, again, three = [], [], []
+    for found, count in ((one, 1), (again, 1), (three, 3)):
+        threads(count)
+        found += everything(conv_relu_pool, inputs(shape), shape[-1])
+    assert all(map(torch.equal, one, again))
+    assert all(map(torch.equal, one[:2], three[:2]))
+    for left, right in zip(one, three, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [2, 8, 20])
+def test_what_is_exactly_zero_stays_so(channels: int) -> None:
+    """ReLU has no slope there, and Adam makes a step of whatever is not 0, rounding errors included."""
+    generator = generator_for("zeros", channels)
+    x = torch.zeros(6, channels, 8, 8)
+    for image in x:  # one entry each, so that most windows, and most pairs of channels, have nothing in common
+        place = [int(torch.randint(size, (), generator=generator)) for size in image.shape]
+        image[tuple(place)] = 1 + torch.rand((), generator=generator)
+    weight, bias = torch.randn(5, channels, 3, 3, generator=generator), torch.zeros(5)
+    found, expected = (everything(f, (x, weight, bias), 1) for f in (conv_relu_pool, torchs))
+    assert 0 < sum(int((one == 0).sum()) for one in expected) < sum(one.numel() for one in expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours == 0, theirs == 0)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [3, 8])
+def test_what_is_not_a_number_is_passed_on(channels: int) -> None:
+    x, weight, bias = inputs((2, channels, 4, 8, 8, 1))
+    x[1, 0, 4, 4] = torch.nan
+    found = everything(conv_relu_pool, (x, weight, bias), 1)
+    assert found[0][1].isnan().any() and not found[0][0].isnan().any() and found[2].isnan().any()
+
+
+@needs_compiler
+def test_a_second_derivative_is_torchs() -> None:
+    leaves = [leaf.float().requires_grad_() for leaf in inputs((3, 8, 6, 6, 4, 1))]
+    results = []
+    for function in (conv_relu_pool, torchs):
+        y = function(*leaves, 1)
+        first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(torch.stack([one.sin().sum() for one in first]).sum(), leaves))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wanted", [(0,), (1, 2), ()])
+def test_only_the_gradients_that_are_wanted_are_computed(
+    wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    call = winograd._call
+    monkeypatch.setattr(winograd, "_call", lambda name, *rest: (called.append(name), call(name, *rest)))
+    leaves = [leaf.float() for leaf in inputs((2, 8, 6, 6, 4, 1))]
+    for i in wanted:
+        leaves[i].requires_grad_()
+    y = conv_relu_pool(*leaves, 1)
+    if wanted:
+        y.sum().backward()
+    assert called == ["conv_relu_pool", *{0: ["input_gradient"], 1: ["weight_gradient"]}.get((*wanted, -1)[0], [])]
+
+
+@needs_compiler
+def test_networks_use_them_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NetworkSpec("convnet_doubling", 3, (32, 32), 10, width=8, norm="batch").build(generator_for("network"))
+    x = torch.randn(4, 3, 32, 32, generator=generator_for("x"))
+    called: list[str] = []
+    call = winograd._call
+    monkeypatch.setattr(winograd, "_call", lambda name, *rest: (called.append(name), call(name, *rest)))
+    network.eval()
+    with torch.no_grad():
+        ours = network(x)
+        assert called == ["conv_relu_pool"] * 3
+        monkeypatch.setattr(winograd, "library", lambda: None)
+        torch.testing.assert_close(ours, network(x), rtol=1e-4, atol=1e-5)
+    assert len(called) == 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("other", ["float64", "mode", "autocast", "odd", "both derivatives"])
+def test_elsewhere_torchs_operators_are_used(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("called")
+
+    monkeypatch.setattr(winograd, "_call", refuse)
+    blocks = Blocks(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), AveragePool())
+    blocks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(2, 2, 5 if other == "odd" else 4, 4)
+    match other:
+        case "float64":
+            blocks.double()(x.double())
+        case "mode":
+            with _Counter("cpu"):
+                blocks(x)
+        case "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                blocks(x)
+        case "both derivatives":
+            blocks(x.requires_grad_())
+        case _:
+            blocks(x)
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    variables = {**os.environ, **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.strip()
+
+
+TAKES = """
+import torch
+from benchmarks import winograd
+print(winograd.takes(torch.ones(1, 8, 4, 4), torch.ones(8, 8, 3, 3), 1))
+"""
+
+
+def test_without_a_compiler_torchs_operators_are_used() -> None:
+    assert in_a_process(TAKES, FREPO_BENCH_CC="") == "False"
+
+
+@needs_compiler
+def test_it_is_compiled_once(tmp_path: Path) -> None:
+    """By a compiler that leaves a mark every time."""
+    compiler, marks = tmp_path / "mycc", tmp_path / "marks"
+    compiler.write_text(f'#!/bin/sh\necho mark >> {marks}\nexec {shutil.which("cc")} "$@"\n')
+    compiler.chmod(0o755)
+    for _ in range(2):
+        assert in_a_process(TAKES, FREPO_BENCH_CC=str(compiler), FREPO_BENCH_CACHE=str(tmp_path / "c")) == "True"
+    assert marks.read_text().splitlines() == ["mark"]
+    (made,) = (tmp_path / "c" / "compiled").iterdir()
+    assert made.name.startswith("winograd-")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [(None, "not found"), ("echo no such flag >&2; exit 1", "no such flag"), ("exit 0", "No such")],
+)
+def test_a_compiler_that_was_asked_for_and_fails(
+    script: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "broken-cc"
+    if script is not None:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("FREPO_BENCH_CC", str(compiler))
+    with pytest.raises(UserError, match=f"(?s)FREPO_BENCH_CC={compiler} .*{reason}.*unset it") as error:
+        winograd.library.__wrapped__()
+    assert "\n" not in str(error.value)
+
+
+def test_no_compiler_and_nobody_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FREPO_BENCH_CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert winograd.library.__wrapped__() is None
