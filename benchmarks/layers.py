@@ -12,7 +12,7 @@ takes a CPU longer to come by than to fill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -78,7 +78,7 @@ def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Ten
     The values of ``F.conv2d``, ``F.relu`` and ``F.avg_pool2d``; differentiable as often as they are. Gradients are
     computed of whatever requires one when the function is called, wanted or not: freeze what is constant.
     """
-    function = _Winograd if winograd.takes(x, weight, padding) else _ConvReluPool
+    function = _Winograd if winograd.takes(x, weight, bias, padding) else _ConvReluPool
     pooled: Tensor = function.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
     return pooled
 
@@ -95,53 +95,83 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, positive = ctx.saved_tensors
         if torch.is_grad_enabled():  # it is to be differentiated again
-            maps = _maps(x.detach(), weight.detach(), bias.detach(), ctx.padding)
-            return _conv_relu_pool_gradients(ctx, gradient, x, weight, maps)
+            y = F.avg_pool2d(F.relu(F.conv2d(x, weight, bias, padding=ctx.padding)), 2)
+            return *_gradients(y, (x, weight, bias), gradient), None
         in_x = in_weight = in_bias = None
         if ctx.needs_input_grad[0]:
-            in_x = winograd.input_gradient(gradient, positive, x, weight, ctx.padding)
+            in_x = winograd.input_gradient(gradient, weight, x.shape, ctx.padding, positive)
         if any(ctx.needs_input_grad[1:]):
-            in_weight, in_bias = winograd.weight_gradient(gradient, positive, x, weight, ctx.padding)
+            in_weight, in_bias = winograd.weight_gradient(gradient, x, weight, ctx.padding, positive)
         return in_x, in_weight, in_bias, None
+
+
+def conv_norm_relu_pool(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, padding: int, eps: float
+) -> Tensor:
+    """``conv_relu_pool`` with instance norm before ReLU, of what ``winograd.takes``."""
+    pooled: Tensor = _ConvNormReluPool.apply(x, weight, bias, scale, shift, padding, eps)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+class _ConvNormReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, padding: int, eps: float
+    ) -> Tensor:
+        maps = winograd.convolve(x, weight, bias, padding)
+        pooled, kept = winograd.norm_relu_pool(maps, scale, shift, eps)
+        ctx.save_for_backward(x, weight, bias, scale, shift, maps, *kept)
+        ctx.settings = padding, eps
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, scale, shift, maps, *kept = ctx.saved_tensors
+        padding, eps = ctx.settings
+        if torch.is_grad_enabled():  # it is to be differentiated again
+            y = F.group_norm(F.conv2d(x, weight, bias, padding=padding), len(scale), scale, shift, eps)
+            return *_gradients(F.avg_pool2d(F.relu(y), 2), (x, weight, bias, scale, shift), gradient), None, None
+        in_maps, in_scale, in_shift = winograd.norm_relu_pool_gradient(gradient, maps, scale, kept)
+        in_x = in_weight = in_bias = None
+        if ctx.needs_input_grad[0]:
+            in_x = winograd.input_gradient(in_maps, weight, x.shape, padding)
+        if any(ctx.needs_input_grad[1:3]):
+            in_weight, in_bias = winograd.weight_gradient(in_maps, x, weight, padding)
+        return in_x, in_weight, in_bias, in_scale, in_shift, None, None
+
+
+def _gradients(y: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> Iterator[Tensor | None]:
+    """Those in what requires one, differentiable."""
+    found = iter(torch.autograd.grad(y, [one for one in inputs if one.requires_grad], gradient, create_graph=True))
+    return (next(found) if one.requires_grad else None for one in inputs)
 
 
 class _ConvReluPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-        maps = _maps(x, weight, bias, padding)
-        ctx.save_for_backward(x, weight, *maps)
         ctx.padding = padding
+        ctx.size = max(1, MAPS_BYTES // (len(weight) * x.shape[2] * x.shape[3] * x.element_size()))
+        maps = [F.conv2d(part, weight, bias, padding=padding).relu_() for part in torch.split(x, ctx.size)]
+        ctx.save_for_backward(x, weight, *maps)
         return torch.cat([F.avg_pool2d(y, 2) for y in maps])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *maps = ctx.saved_tensors
-        return _conv_relu_pool_gradients(ctx, gradient, x, weight, maps)
-
-
-def _maps(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> list[Tensor]:
-    """Those before pooling, of some images each."""
-    size = max(1, MAPS_BYTES // (len(weight) * x.shape[2] * x.shape[3] * x.element_size()))
-    return [F.conv2d(part, weight, bias, padding=padding).relu_() for part in torch.split(x, size)]
-
-
-def _conv_relu_pool_gradients(
-    ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, maps: Sequence[Tensor]
-) -> tuple[Tensor | None, ...]:
-    padding, wanted, size = [ctx.padding, ctx.padding], ctx.needs_input_grad[:3], len(maps[0])
-    found = [
-        aten.convolution_backward(
-            _before_pool(pooled, y), part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+        padding, wanted = [ctx.padding, ctx.padding], ctx.needs_input_grad[:3]
+        found = [
+            aten.convolution_backward(
+                _before_pool(pooled, y), part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+            )
+            for part, pooled, y in zip(torch.split(x, ctx.size), torch.split(gradient, ctx.size), maps, strict=True)
+        ]
+        in_x, in_weight, in_bias = zip(*found, strict=True)
+        return (
+            torch.cat(in_x) if wanted[0] else None,
+            sum(in_weight[1:], in_weight[0]) if wanted[1] else None,
+            sum(in_bias[1:], in_bias[0]) if wanted[2] else None,
+            None,
         )
-        for part, pooled, y in zip(torch.split(x, size), torch.split(gradient, size), maps, strict=True)
-    ]
-    in_x, in_weight, in_bias = zip(*found, strict=True)
-    return (
-        torch.cat(in_x) if wanted[0] else None,
-        sum(in_weight[1:], in_weight[0]) if wanted[1] else None,
-        sum(in_bias[1:], in_bias[0]) if wanted[2] else None,
-        None,
-    )
 
 
 def _before_pool(gradient: Tensor, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks import NETWORKS, NORMS, winograd
 from benchmarks.errors import UserError, choose
-from benchmarks.layers import average_pool, conv_relu_pool, instance_norm_relu_pool
+from benchmarks.layers import average_pool, conv_norm_relu_pool, conv_relu_pool, instance_norm_relu_pool
 
 
 class Network(nn.Module):
@@ -50,10 +50,9 @@ class Blocks(nn.Sequential):
     """Layers in sequence, some of them as one function where that is faster.
 
     Instance norm, ReLU and average pooling where they are differentiated twice. That is where images and parameters
-    both need a gradient: the gradient of the ones is taken of the gradient of the others. Where one derivative is
-    enough, torch's own layers are as fast.
+    both need a gradient: the gradient of the ones is taken of the gradient of the others.
 
-    Convolution, ReLU and average pooling where they are differentiated once at most, on a CPU and channels last.
+    Where one derivative is enough, whole blocks of them on a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,27 +61,60 @@ class Blocks(nn.Sequential):
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
         while layers:
             match layers:
+                case [nn.Conv2d() as conv, nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
+                    _once(of_images, conv) and _of_instances(norm) and _native(conv, x)
+                ):
+                    parameters = conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias
+                    x = conv_norm_relu_pool(x, *parameters, _padding(conv), norm.eps)
                 case [nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
-                    of_images and norm.weight.requires_grad and norm.num_groups == norm.num_channels
+                    of_images and norm.weight.requires_grad and _of_instances(norm)
                 ):
                     x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
-                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if not (
-                    torch.is_grad_enabled() and of_images and conv.weight.requires_grad
-                ) and _in_one(conv, x):
+                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if _once(of_images, conv) and (
+                    _native(conv, x) or _in_parts(conv, x)
+                ):
                     x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), _padding(conv))
                 case [layer, *layers]:
                     x = layer(x)
         return x
 
 
-def _in_one(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether ``conv_relu_pool`` takes them, and is faster."""
+def _once(of_images: bool, conv: nn.Conv2d) -> bool:
+    """Whether one derivative will do."""
+    return not (torch.is_grad_enabled() and of_images and conv.weight.requires_grad)
+
+
+def _of_instances(norm: nn.GroupNorm) -> bool:
+    """Whether it is instance norm, with parameters."""
+    return norm.affine and norm.num_groups == norm.num_channels
+
+
+def _usual(conv: nn.Conv2d) -> bool:
+    """Whether it is a convolution as it stands in the networks here."""
     return (
-        x.device.type == "cpu"
+        conv.kernel_size == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
         and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and conv.padding[0] == conv.padding[1]
+        and conv.bias is not None
+    )
+
+
+def _native(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether there are kernels for it and ``x``."""
+    return _usual(conv) and winograd.takes(x, conv.weight, cast(Tensor, conv.bias), _padding(conv))
+
+
+def _in_parts(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether torch's operators are faster on parts of ``x``."""
+    return (
+        torch.is_grad_enabled()
+        and _usual(conv)
+        and x.device.type == "cpu"
         and conv.weight.is_contiguous(memory_format=torch.channels_last)
         and not (x.shape[2] % 2 or x.shape[3] % 2)
-        and (torch.is_grad_enabled() or winograd.takes(x, conv.weight, _padding(conv)))
     )
 
 

@@ -1,17 +1,19 @@
-/* Convolution 3x3 with padding, ReLU and average pooling 2x2 as one function, and its gradients. float32, channels
-   last.
+/* Convolution 3x3 with padding, by itself or with ReLU and average pooling 2x2 as one function, and its gradients;
+   float32.
 
    Winograd's F(2x2, 3x3), as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016: a tile
    of 4x4 entries of the input (overlapping its neighbours by two) and the filter are both transformed into 16 numbers;
    their products, summed over the input channels, are transformed back into 2x2 entries of the output. That is 16
    multiplications where the sum itself takes 36, and the 2x2 entries are a window of the pooling: the maps between
    convolution and pooling never reach memory. For backward, 4 bits for every pooled entry tell where ReLU let through.
+   An entry of the output, or of a gradient, that is a sum of nothing but zeros is exactly 0 here as well.
 
    With few input channels, as in images, there is nothing to gain from transforms: the sum is taken directly.
 
    Every function returns 0, or 1 where memory is short. What it writes does not depend on the number of threads, but
    for gradients of weights and biases, whose sums are taken thread by thread. */
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +47,15 @@ static long least(long a, long b) { return a < b ? a : b; }
 static long up(long number, long to) { return (number + to - 1) / to * to; }
 static float *allocate(long floats) { return aligned_alloc(64, up(floats * 4, 64)); }
 
-/* As many of the LANES entries as there is room for. */
+/* As many of the LANES entries as there is room for; 0 beyond. */
+static vec load_some(const float *from, long room) {
+    if (room >= LANES)
+        return load(from);
+    vec value = {0};
+    memcpy(&value, from, room * 4);
+    return value;
+}
+
 static void store_some(float *to, vec value, long room) {
     if (room >= LANES)
         store(to, value);
@@ -98,43 +108,50 @@ static void add_rows(const float *d, long n, float *m) {
     store(m, load(m) + left), store(m + LANES, load(m + LANES) + right);
 }
 
-/* One image x with these strides (channel, row, column) -> padded (height + 2 padding, width + 2 padding, k), whose
-   border and channels from s.in on are not touched. */
-static void fetch(Shape s, const float *x, const long *stride, long k, float *padded) {
-    for (long i = 0; i < s.height; i++) {
-        const float *from = x + i * stride[1];
-        float *to = padded + ((i + s.padding) * (s.width + 2 * s.padding) + s.padding) * k;
-        if (stride[0] == 1 && s.in > FEW)
-            for (long j = 0; j < s.width; j++) memcpy(to + j * k, from + j * stride[2], s.in * 4);
-        else
-            for (long c = 0; c < s.in; c++)
-                for (long j = 0; j < s.width; j++) to[j * k + c] = from[c * stride[0] + j * stride[2]];
-    }
-}
-
 /* A gradient after ReLU and pooling and the bits of where ReLU let through -> that of the 2x2 entries before, in LANES
    channels of which there is room for some. */
 static void unpool(const float *gradient, const uint8_t *positive, long room, vec y[4]) {
-    float some[LANES] = {0};
     bytes narrow = {0};
-    memcpy(some, gradient, least(LANES, room) * 4), memcpy(&narrow, positive, least(LANES, room));
-    bits quarter = (bits)(load(some) / 4), through = __builtin_convertvector(narrow, bits);
+    if (room >= LANES)
+        narrow = *(const bytes *)positive;
+    else
+        memcpy(&narrow, positive, room);
+    bits quarter = (bits)(load_some(gradient, room) / 4), through = __builtin_convertvector(narrow, bits);
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++) y[q] = (vec)(quarter & ((through & 1 << q) != 0));
 }
 
-/* The same for some channels of an image (height, width, all) -> twice as high and wide, rows and columns that far
-   apart. */
-static void unpool_image(const float *gradient, const uint8_t *positive, long all, long channels, long height,
-                         long width, float *to, long row, long column) {
-    for (long i = 0; i < height; i++)
-        for (long j = 0; j < width; j++, gradient += all, positive += all)
-            for (long c = 0; c < channels; c += LANES) {
-                float *corner = to + 2 * i * row + 2 * j * column + c;
-                vec y[4];
-                unpool(gradient + c, positive + c, channels - c, y);
-                for (int q = 0; q < 4; q++) store_some(corner + q / 2 * row + q % 2 * column, y[q], channels - c);
-            }
+/* Maps (count, channels, height, width) with strides. Or the gradient before ReLU and pooling, from that after them and
+   the bits of where ReLU let through, both (count, height / 2, width / 2, channels). */
+typedef struct {
+    const float *x;
+    const long *stride;
+    const uint8_t *positive;
+    long channels, height, width;
+} Maps;
+
+/* Of image n, `some` channels from the first on -> to, with rows and columns that far apart. */
+static void fetch(Maps from, long n, long first, long some, float *to, long row, long column) {
+    if (from.positive) {
+        long height = from.height / 2, width = from.width / 2, skip = n * height * width * from.channels + first;
+        for (long i = 0; i < height; i++)
+            for (long j = 0; j < width; j++, skip += from.channels)
+                for (long c = 0; c < some; c += LANES) {
+                    float *corner = to + 2 * i * row + 2 * j * column + c;
+                    vec y[4];
+                    unpool(from.x + skip + c, from.positive + skip + c, some - c, y);
+                    for (int q = 0; q < 4; q++) store_some(corner + q / 2 * row + q % 2 * column, y[q], some - c);
+                }
+        return;
+    }
+    for (long i = 0; i < from.height; i++, to += row) {
+        const float *x = from.x + n * from.stride[0] + first * from.stride[1] + i * from.stride[2];
+        if (from.stride[1] == 1 && some > FEW)
+            for (long j = 0; j < from.width; j++) memcpy(to + j * column, x + j * from.stride[3], some * 4);
+        else
+            for (long c = 0; c < some; c++)
+                for (long j = 0; j < from.width; j++) to[j * column + c] = x[c * from.stride[1] + j * from.stride[3]];
+    }
 }
 
 /* weight (out, 3, 3, in) -> u (out / WIDE, 16, k, WIDE); channel c < k of panel p. */
@@ -206,24 +223,43 @@ static void pool(const vec y[4], float *to, uint8_t *positive, long room) {
     store_some(to, sum / 4, room);
     if (positive) {
         bytes narrow = __builtin_convertvector(through, bytes);
-        memcpy(positive, &narrow, least(LANES, room));
+        if (room >= LANES)
+            *(bytes *)positive = narrow;
+        else
+            memcpy(positive, &narrow, room);
     }
 }
 
-/* Where a convolution takes its input from (maps with strides, or a gradient of pooled ones and its bits) and where it
-   leaves its output (pooled, and bits if they are wanted; or the maps themselves). */
+/* Where a convolution leaves its output, whatever its bias: pooled, and bits of where ReLU let through if they are
+   wanted; or maps, with strides. */
 typedef struct {
-    const float *x, *gradient;
-    const long *stride;
-    const uint8_t *through;
     const float *bias;
     float *pooled, *maps;
     uint8_t *positive;
+    const long *stride;
 } Ends;
 
+/* 2x2 entries of the output, from channel c on, in image n, row i and column j of the windows; `all` channels. */
+static void leave(Ends ends, const vec y[4], long all, long c, long n, long i, long j, long height, long width) {
+    if (ends.pooled) {
+        long to = ((n * height + i) * width + j) * all + c;
+        pool(y, ends.pooled + to, ends.positive ? ends.positive + to : NULL, all - c);
+        return;
+    }
+    const long *stride = ends.stride;
+    for (int q = 0; q < 4; q++) {
+        float *to = ends.maps + n * stride[0] + c * stride[1];
+        to += (2 * i + q / 2) * stride[2] + (2 * j + q % 2) * stride[3];
+        if (stride[1] == 1)
+            store_some(to, y[q], all - c);
+        else
+            for (int lane = 0; lane < least(LANES, all - c); lane++) to[lane * stride[1]] = y[q][lane];
+    }
+}
+
 /* The products of `filled` tiles from number `done` on, and what becomes of them. */
-static void finish(Shape s, Ends ends, long k, const float *u, const float *v, float *m, const uint8_t *empty,
-                   long block, long filled, long done) {
+static void finish(Shape s, Ends ends, long k, const float *u, const float *v, float *m, long block, long filled,
+                   long done) {
     long width = s.width / 2, tiles = s.height / 2 * width;
     for (long first = 0; first < s.out; first += WIDE, u += 16 * k * WIDE) {
         float bias[WIDE] = {0};
@@ -234,55 +270,21 @@ static void finish(Shape s, Ends ends, long k, const float *u, const float *v, f
                 multiply(v + (f * block + r) * k, k, u + f * k * WIDE, m + (f * block + r) * WIDE);
         for (long r = 0; r < filled; r++)
             for (long o = 0; o < least(WIDE, s.out - first); o += LANES) {
-                long tile = done + r, to = tile * s.out + first + o, room = s.out - first - o;
+                long tile = done + r;
                 vec y[4];
                 transform_back(m + r * WIDE + o, block * WIDE, y);
-                for (int q = 0; empty[r] && q < 4; q++)
-                    if (empty[r] >> q & 1)
-                        y[q] = (vec){0};
                 for (int q = 0; q < 4; q++) y[q] += load(bias + o);
-                if (ends.pooled) {
-                    pool(y, ends.pooled + to, ends.positive ? ends.positive + to : NULL, room);
-                    continue;
-                }
-                long i = tile % tiles / width * 2, j = tile % width * 2;
-                float *maps = ends.maps + ((tile / tiles * s.height + i) * s.width + j) * s.out + first + o;
-                for (int q = 0; q < 4; q++) store_some(maps + (q / 2 * s.width + q % 2) * s.out, y[q], room);
+                leave(ends, y, s.out, first + o, tile / tiles, tile % tiles / width, tile % width, s.height / 2, width);
             }
     }
 }
 
-/* Of n entries of k channels, which have one that is not 0. */
-static void look_for_zeros(const float *padded, long k, long n, uint8_t *some) {
-    for (long i = 0; i < n; i++, padded += k) {
-        bits any = {0};
-        for (long c = 0; c < k; c += LANES) any |= load(padded + c) != 0;
-        some[i] = 0;
-        for (int lane = 0; lane < LANES; lane++) some[i] |= any[lane];
-    }
-}
-
-/* Which of the 2x2 entries of the output are the sum of nothing but zeros: there, transforms would leave what they
-   round off, on either side of where ReLU lets through. */
-static uint8_t empty_windows(const uint8_t *some, long row) {
-    uint8_t empty = 0;
-    for (int q = 0; q < 4; q++) {
-        const uint8_t *window = some + q / 2 * row + q % 2;
-        int any = 0;
-        for (int tap = 0; tap < 9; tap++) any |= window[tap / 3 * row + tap % 3];
-        empty |= !any << q;
-    }
-    return empty;
-}
-
-static int winograd(Shape s, const float *weight, Ends ends) {
+static int winograd(Shape s, Maps from, const float *weight, Ends ends) {
     long k = up(s.in, LANES), panels = up(s.out, WIDE) / WIDE, row = (s.width + 2) * k, area = (s.height + 2) * row;
     long width = s.width / 2, tiles = s.height / 2 * width;
     long block = least(TILES, CACHED / (16 * k) / ROWS * ROWS + ROWS), own = up(area + 16 * block * (k + WIDE), 16);
-    long bytes = (s.height + 2) * (s.width + 2) + block;
-    uint8_t *flags = malloc(s.threads * bytes);
     float *u = allocate(panels * 16 * k * WIDE), *scratch = allocate(s.threads * own);
-    int failed = !flags || !u || !scratch;
+    int failed = !u || !scratch;
     if (!failed) {
         memset(scratch, 0, s.threads * own * 4);
 #pragma omp parallel num_threads(s.threads)
@@ -293,22 +295,15 @@ static int winograd(Shape s, const float *weight, Ends ends) {
 #pragma omp for schedule(static, 1)
             for (long part = 0; part < s.threads; part++) {
                 float *padded = scratch + part * own, *v = padded + area, *m = v + 16 * block * k;
-                uint8_t *some = flags + part * bytes, *empty = some + bytes - block;
                 long first = s.count * part / s.threads, last = s.count * (part + 1) / s.threads;
                 long filled = 0, done = first * tiles;
                 for (long n = first; n < last; n++) {
-                    if (ends.x)
-                        fetch(s, ends.x + n * ends.stride[0], ends.stride + 1, k, padded);
-                    else
-                        unpool_image(ends.gradient + n * tiles * s.in, ends.through + n * tiles * s.in, s.in, s.in,
-                                     s.height / 2, width, padded + row + k, row, k);
-                    look_for_zeros(padded, k, (s.height + 2) * (s.width + 2), some);
+                    fetch(from, n, 0, s.in, padded + row + k, row, k);
                     for (long t = 0; t < tiles; t++) {
-                        long corner = t / width * 2 * (s.width + 2) + t % width * 2;
-                        empty[filled] = empty_windows(some + corner, s.width + 2);
-                        transform_tile(padded + corner * k, row, k, v + filled++ * k, block * k);
+                        const float *corner = padded + t / width * 2 * row + t % width * 2 * k;
+                        transform_tile(corner, row, k, v + filled++ * k, block * k);
                         if (filled == block || (n == last - 1 && t == tiles - 1)) {
-                            finish(s, ends, k, u, v, m, empty, block, filled, done);
+                            finish(s, ends, k, u, v, m, block, filled, done);
                             done += filled, filled = 0;
                         }
                     }
@@ -316,12 +311,12 @@ static int winograd(Shape s, const float *weight, Ends ends) {
             }
         }
     }
-    free(flags), free(u), free(scratch);
+    free(u), free(scratch);
     return failed;
 }
 
 /* Few input channels: weight (out, 3, 3, in) as matrices (9 in, WIDE), a panel of output channels each. */
-static int few(Shape s, const float *weight, Ends ends) {
+static int few(Shape s, Maps from, const float *weight, Ends ends) {
     long panels = up(s.out, WIDE) / WIDE, taps = 9 * s.in, row = (s.width + 2 * s.padding) * s.in;
     long height = s.height / 2 + s.padding - 1, width = s.width / 2 + s.padding - 1;
     long area = up((s.height + 2 * s.padding) * row, 16);
@@ -330,14 +325,15 @@ static int few(Shape s, const float *weight, Ends ends) {
     if (!failed) {
         float *bias = u + panels * taps * WIDE;
         memset(u, 0, panels * (taps + 1) * WIDE * 4), memset(scratch, 0, s.threads * area * 4);
-        memcpy(bias, ends.bias, s.out * 4);
+        if (ends.bias)
+            memcpy(bias, ends.bias, s.out * 4);
         for (long o = 0; o < s.out; o++)
             for (long tap = 0; tap < taps; tap++) u[(o / WIDE * taps + tap) * WIDE + o % WIDE] = weight[o * taps + tap];
 #pragma omp parallel for schedule(static, 1) num_threads(s.threads)
         for (long part = 0; part < s.threads; part++) {
             float *padded = scratch + part * area;
             for (long n = s.count * part / s.threads; n < s.count * (part + 1) / s.threads; n++) {
-                fetch(s, ends.x + n * ends.stride[0], ends.stride + 1, s.in, padded);
+                fetch(from, n, 0, s.in, padded + s.padding * (row + s.in), row, s.in);
                 for (long tile = 0; tile < height * width; tile++) {
                     const float *corner = padded + tile / width * 2 * row + tile % width * 2 * s.in, *w = u;
                     for (long first = 0; first < s.out; first += WIDE) {
@@ -354,9 +350,7 @@ static int few(Shape s, const float *weight, Ends ends) {
                                 }
                             }
                         for (long o = 0; o < least(WIDE, s.out - first); o += LANES) {
-                            long to = (n * height * width + tile) * s.out + first + o;
-                            pool(y[o / LANES], ends.pooled + to, ends.positive ? ends.positive + to : NULL,
-                                 s.out - first - o);
+                            leave(ends, y[o / LANES], s.out, first + o, n, tile / width, tile % width, height, width);
                         }
                     }
                 }
@@ -367,14 +361,12 @@ static int few(Shape s, const float *weight, Ends ends) {
     return failed;
 }
 
-/* Every entry of the gradient before ReLU and pooling times the whole filter, (pixels, k) times (k, 9 in), and of these
-   products the sum of those that fall on the same entry of the input. */
-static int few_input_gradient(Shape s, const float *gradient, const uint8_t *positive, const float *weight,
-                              float *in_x) {
-    Shape maps = {s.count, s.height + 2 * s.padding - 2, s.width + 2 * s.padding - 2, s.out, s.in, 0, s.threads};
-    long k = up(s.out, LANES), taps = 9 * s.in, panels = up(taps, WIDE) / WIDE;
-    long pooled = maps.height / 2 * (maps.width / 2);
-    long pixels = maps.height * maps.width, rows = up(pixels, ROWS), own = up(rows * (k + panels * WIDE), 16);
+/* Every entry of the gradient times the whole filter, (pixels, k) times (k, 9 in), and of these products the sum of
+   those that fall on the same entry of the input. */
+static int few_input_gradient(Shape s, Maps gradient, const float *weight, float *in_x, const long *stride) {
+    long k = up(s.out, LANES), taps = 9 * s.in, panels = up(taps, WIDE) / WIDE, height = gradient.height;
+    long width = gradient.width, rows = up(height * width, ROWS), row = s.width * s.in;
+    long own = up(rows * (k + panels * WIDE) + s.height * row, 16);
     float *u = allocate(panels * k * WIDE), *scratch = allocate(s.threads * own);
     int failed = !u || !scratch;
     if (!failed) {
@@ -383,24 +375,26 @@ static int few_input_gradient(Shape s, const float *gradient, const uint8_t *pos
             for (long tap = 0; tap < taps; tap++) u[(tap / WIDE * k + o) * WIDE + tap % WIDE] = weight[o * taps + tap];
 #pragma omp parallel for schedule(static, 1) num_threads(s.threads)
         for (long part = 0; part < s.threads; part++) {
-            float *unpooled = scratch + part * own, *products = unpooled + rows * k;
+            float *maps = scratch + part * own, *products = maps + rows * k, *sums = products + panels * rows * WIDE;
             for (long n = s.count * part / s.threads; n < s.count * (part + 1) / s.threads; n++) {
-                unpool_image(gradient + n * pooled * s.out, positive + n * pooled * s.out, s.out, s.out,
-                             maps.height / 2, maps.width / 2, unpooled, maps.width * k, k);
+                fetch(gradient, n, 0, s.out, maps, width * k, k);
                 for (long p = 0; p < panels; p++)
                     for (long r = 0; r < rows; r += ROWS)
-                        multiply(unpooled + r * k, k, u + p * k * WIDE, products + (p * rows + r) * WIDE);
-                float *to = in_x + n * s.height * s.width * s.in;
-                memset(to, 0, s.height * s.width * s.in * 4);
+                        multiply(maps + r * k, k, u + p * k * WIDE, products + (p * rows + r) * WIDE);
+                memset(sums, 0, s.height * row * 4);
                 for (long i = 0; i < s.height; i++)
                     for (long tap = 0; tap < taps; tap++) {
                         long c = tap % s.in, y = i + s.padding - tap / s.in / 3, across = s.padding - tap / s.in % 3;
-                        if (y < 0 || y >= maps.height)
+                        if (y < 0 || y >= height)
                             continue;
-                        const float *from = products + (tap / WIDE * rows + y * maps.width) * WIDE + tap % WIDE;
-                        long begin = across < 0 ? -across : 0, end = least(s.width, maps.width - across);
-                        for (long j = begin; j < end; j++)
-                            to[(i * s.width + j) * s.in + c] += from[(j + across) * WIDE];
+                        const float *from = products + (tap / WIDE * rows + y * width) * WIDE + tap % WIDE;
+                        long begin = across < 0 ? -across : 0, end = least(s.width, width - across);
+                        for (long j = begin; j < end; j++) sums[i * row + j * s.in + c] += from[(j + across) * WIDE];
+                    }
+                for (long i = 0; i < s.height; i++)
+                    for (long c = 0; c < s.in; c++) {
+                        float *to = in_x + n * stride[0] + c * stride[1] + i * stride[2];
+                        for (long j = 0; j < s.width; j++) to[j * stride[3]] = sums[i * row + j * s.in + c];
                     }
             }
         }
@@ -409,57 +403,64 @@ static int few_input_gradient(Shape s, const float *gradient, const uint8_t *pos
     return failed;
 }
 
-/* x (count, in, height, width) with any strides, of a channel 1 where there are more than FEW; weight (out, 3, 3, in)
-   -> pooled (count, h, w, out); positive, of its shape: bits of where ReLU let through, unless NULL. */
-int conv_relu_pool(const Shape *s, const float *x, const long *stride, const float *weight, const float *bias,
-                   float *pooled, uint8_t *positive) {
-    Ends ends = {.x = x, .stride = stride, .bias = bias, .pooled = pooled, .positive = positive};
-    return (s->in > FEW ? winograd : few)(*s, weight, ends);
+static Maps maps_after(const Shape *s, const float *x, const long *stride, const uint8_t *positive) {
+    return (Maps){x, stride, positive, s->out, s->height + 2 * s->padding - 2, s->width + 2 * s->padding - 2};
 }
 
-/* From a gradient of pooled -> that of x, (count, height, width, in). Where there are more than FEW input channels, the
-   weight is (in, 3, 3, out) and mirrored: that of the convolution which takes the one gradient to the other. */
-int input_gradient(const Shape *s, const float *gradient, const uint8_t *positive, const float *weight, float *in_x) {
+/* x (count, in, height, width) with any strides; weight (out, 3, 3, in); bias or NULL -> pooled (count, h, w, out) and,
+   unless NULL, positive, of the same shape: bits of where ReLU let through. Or, where pooled is NULL, maps (count, out,
+   2h, 2w) with these strides, before ReLU. */
+int convolve(const Shape *s, const float *x, const long *stride, const float *weight, const float *bias, float *pooled,
+             uint8_t *positive, float *maps, const long *maps_stride) {
+    Maps from = {x, stride, NULL, s->in, s->height, s->width};
+    Ends ends = {.bias = bias, .pooled = pooled, .maps = maps, .positive = positive, .stride = maps_stride};
+    return (s->in > FEW ? winograd : few)(*s, from, weight, ends);
+}
+
+/* From a gradient of maps with strides, or of pooled and its bits (else NULL) -> that of x, with strides. Where there
+   are more than FEW input channels, the weight is (in, 3, 3, out) and mirrored: that of the convolution which takes the
+   one gradient to the other. */
+int input_gradient(const Shape *s, const float *gradient, const long *stride, const uint8_t *positive,
+                   const float *weight, float *in_x, const long *in_x_stride) {
+    Maps from = maps_after(s, gradient, stride, positive);
     if (s->in <= FEW)
-        return few_input_gradient(*s, gradient, positive, weight, in_x);
+        return few_input_gradient(*s, from, weight, in_x, in_x_stride);
     Shape back = *s;
     back.in = s->out, back.out = s->in;
-    Ends ends = {.gradient = gradient, .through = positive, .maps = in_x};
-    return winograd(back, weight, ends);
+    return winograd(back, from, weight, (Ends){.maps = in_x, .stride = in_x_stride});
 }
 
-/* From a gradient of pooled -> those of weight, (out, 3, 3, in), and bias. Summed directly: where no product is there,
-   a weight must have a gradient of exactly 0, as optimisers that divide by its size make much of what is next to it. */
+/* From such a gradient -> those of weight, (out, 3, 3, in), and bias. Summed directly: where no product is there, a
+   weight must have a gradient of exactly 0, as optimisers that divide by its size make much of what is next to it.
+   (What is not finite at the left and right borders of x spreads to all three columns of the filter.) */
 int weight_gradient(const Shape *shape, const float *x, const long *stride, const float *gradient,
-                    const uint8_t *positive, float *in_weight, float *in_bias) {
+                    const long *gradient_stride, const uint8_t *positive, float *in_weight, float *in_bias) {
     Shape s = *shape;
+    Maps from = {x, stride, NULL, s.in, s.height, s.width}, after = maps_after(&s, gradient, gradient_stride, positive);
     long taps = 9 * s.in, rows = up(taps, ROWS), panels = up(s.out, WIDE) / WIDE, every = panels * (rows + 1) * WIDE;
-    long across = s.width + 2 * s.padding, area = (s.height + 2 * s.padding) * across * s.in;
-    /* Before pooling, as wide as the padded input so that one loop goes over both; the last two columns are 0. */
-    long height = s.height + 2 * s.padding - 2, width = across - 2, pooled = height / 2 * (width / 2);
-    long pixels = height * across - 2, unpooled = height * across * WIDE, group = least(CACHED / area + 1, s.count);
-    long own = up(every + group * area + unpooled + (rows + 1) * WIDE, 16);
+    long row = (s.width + 2 * s.padding) * s.in, area = (s.height + 2 * s.padding) * row;
+    /* The gradient is as wide as the padded input, so that one loop goes over both; the last two columns are 0. */
+    long across = after.width + 2, pixels = after.height * across - 2, group = least(CACHED / area + 1, s.count);
+    long own = up(every + group * area + (pixels + 2) * WIDE + (rows + 1) * WIDE, 16);
     long *at = malloc(rows * sizeof(long));
     float *scratch = allocate(s.threads * own);
     int failed = !at || !scratch;
     if (!failed) {
         memset(scratch, 0, s.threads * own * 4);
-        for (long tap = 0; tap < rows; tap++)
-            at[tap] = tap < taps ? tap / (3 * s.in) * across * s.in + tap % (3 * s.in) : 0;
+        for (long tap = 0; tap < rows; tap++) at[tap] = tap < taps ? tap / (3 * s.in) * row + tap % (3 * s.in) : 0;
 #pragma omp parallel for schedule(static, 1) num_threads(s.threads)
         for (long part = 0; part < s.threads; part++) {
-            float *sums = scratch + part * own, *images = sums + every, *d = images + group * area, *sum = d + unpooled;
+            float *sums = scratch + part * own, *sum = sums + every, *images = sum + (rows + 1) * WIDE;
+            float *d = images + group * area;
             long last = s.count * (part + 1) / s.threads;
             for (long first = s.count * part / s.threads; first < last; first += group) {
                 long some = least(group, last - first);
                 for (long n = 0; n < some; n++)
-                    fetch(s, x + (first + n) * stride[0], stride + 1, s.in, images + n * area);
+                    fetch(from, first + n, 0, s.in, images + n * area + s.padding * (row + s.in), row, s.in);
                 for (long p = 0; p < panels; p++) {
                     memset(sum, 0, (rows + 1) * WIDE * 4); /* in float32 sums of sums are more exact than long sums */
                     for (long n = 0; n < some; n++) {
-                        long from = (first + n) * pooled * s.out + p * WIDE;
-                        unpool_image(gradient + from, positive + from, s.out, least(WIDE, s.out - p * WIDE), height / 2,
-                                     width / 2, d, across * WIDE, WIDE);
+                        fetch(after, first + n, p * WIDE, least(WIDE, s.out - p * WIDE), d, across * WIDE, WIDE);
                         for (long r = 0; r < rows; r += ROWS)
                             multiply_add(images + n * area, s.in, at + r, d, pixels, sum + r * WIDE);
                         add_rows(d, pixels, sum + rows * WIDE);
@@ -471,11 +472,93 @@ int weight_gradient(const Shape *shape, const float *x, const long *stride, cons
         for (long part = 1; part < s.threads; part++)
             for (long i = 0; i < every; i++) scratch[i] += scratch[part * own + i];
         for (long o = 0; o < s.out; o++) {
-            const float *from = scratch + o / WIDE * (rows + 1) * WIDE + o % WIDE;
-            for (long tap = 0; tap < taps; tap++) in_weight[o * taps + tap] = from[tap * WIDE];
-            in_bias[o] = from[rows * WIDE];
+            const float *found = scratch + o / WIDE * (rows + 1) * WIDE + o % WIDE;
+            for (long tap = 0; tap < taps; tap++) in_weight[o * taps + tap] = found[tap * WIDE];
+            in_bias[o] = found[rows * WIDE];
         }
     }
     free(at), free(scratch);
     return failed;
+}
+
+/* Instance norm, ReLU and average pooling 2x2 of maps y (count, height, width, in) -> pooled and positive as above; and
+   of every map mean and 1 / standard deviation (count, in). Sums are sums of sums over rows. */
+int norm_relu_pool(const Shape *shape, const float *y, const float *weight, const float *bias, float eps, float *means,
+                   float *rstds, float *pooled, uint8_t *positive) {
+    Shape s = *shape;
+    long row = s.width * s.in, size = s.height * s.width;
+#pragma omp parallel for schedule(static) num_threads(s.threads)
+    for (long n = 0; n < s.count; n++)
+        for (long c = 0; c < s.in; c += LANES) {
+            const float *image = y + n * size * s.in + c;
+            long room = s.in - c, to = n * size / 4 * s.in + c;
+            vec mean = {0}, variance = {0}, rstd = {0};
+            for (long i = 0; i < s.height; i++) {
+                vec sum = {0};
+                for (long j = 0; j < s.width; j++) sum += load_some(image + i * row + j * s.in, room);
+                mean += sum;
+            }
+            mean /= (float)size;
+            for (long i = 0; i < s.height; i++) {
+                vec sum = {0};
+                for (long j = 0; j < s.width; j++) {
+                    vec off = load_some(image + i * row + j * s.in, room) - mean;
+                    sum += off * off;
+                }
+                variance += sum;
+            }
+            for (int lane = 0; lane < LANES; lane++) rstd[lane] = 1 / sqrtf(variance[lane] / size + eps);
+            vec scale = rstd * load_some(weight + c, room), shift = load_some(bias + c, room);
+            for (long i = 0; i < s.height; i += 2)
+                for (long j = 0; j < s.width; j += 2, to += s.in) {
+                    vec z[4];
+                    for (int q = 0; q < 4; q++) {
+                        const float *from = image + (i + q / 2) * row + (j + q % 2) * s.in;
+                        z[q] = (load_some(from, room) - mean) * scale + shift;
+                    }
+                    pool(z, pooled + to, positive + to, room);
+                }
+            store_some(means + n * s.in + c, mean, room), store_some(rstds + n * s.in + c, rstd, room);
+        }
+    return 0;
+}
+
+/* From a gradient of pooled -> those of y, and of weight and bias for every image (count, in). */
+int norm_relu_pool_gradient(const Shape *shape, const float *y, const float *weight, const float *means,
+                            const float *rstds, const float *gradient, const uint8_t *positive, float *in_y,
+                            float *in_weight, float *in_bias) {
+    Shape s = *shape;
+    long row = s.width * s.in, size = s.height * s.width;
+#pragma omp parallel for schedule(static) num_threads(s.threads)
+    for (long n = 0; n < s.count; n++)
+        for (long c = 0; c < s.in; c += LANES) {
+            const float *image = y + n * size * s.in + c;
+            float *to = in_y + n * size * s.in + c;
+            long room = s.in - c, from = n * size / 4 * s.in + c, at = from;
+            vec mean = load_some(means + n * s.in + c, room), rstd = load_some(rstds + n * s.in + c, room);
+            vec scale = rstd * load_some(weight + c, room), g[4], sum = {0}, with_x = {0};
+            for (long i = 0; i < s.height; i += 2) {
+                vec part = {0}, part_with_x = {0};
+                for (long j = 0; j < s.width; j += 2, at += s.in) {
+                    unpool(gradient + at, positive + at, room, g);
+                    for (int q = 0; q < 4; q++) {
+                        part += g[q];
+                        part_with_x += g[q] * (load_some(image + (i + q / 2) * row + (j + q % 2) * s.in, room) - mean);
+                    }
+                }
+                sum += part, with_x += part_with_x * rstd;
+            }
+            store_some(in_weight + n * s.in + c, with_x, room), store_some(in_bias + n * s.in + c, sum, room);
+            sum /= (float)size, with_x *= rstd / (float)size;
+            for (long i = 0; i < s.height; i += 2)
+                for (long j = 0; j < s.width; j += 2, from += s.in) {
+                    unpool(gradient + from, positive + from, room, g);
+                    for (int q = 0; q < 4; q++) {
+                        long entry = (i + q / 2) * row + (j + q % 2) * s.in;
+                        vec off = load_some(image + entry, room) - mean;
+                        store_some(to + entry, scale * (g[q] - sum - off * with_x), room);
+                    }
+                }
+        }
+    return 0;
 }

@@ -1,4 +1,4 @@
-"""Convolution, ReLU and pooling as one function, and its gradients, by ``winograd.c``: float32 on a CPU.
+"""Convolution, by itself or with ReLU and pooling, and its gradients, by ``winograd.c``: float32 on a CPU.
 
 The machine's C compiler compiles it for this very processor when it is first needed, in a second; the library is kept
 in the cache folder. Where there is no compiler, torch's operators serve: the same to rounding, in twice the time.
@@ -25,17 +25,19 @@ from benchmarks.errors import UserError
 from benchmarks.folders import default_cache
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-Wl,--as-needed")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-Wl,--as-needed")
 FEW = 4
 """Input channels that ``winograd.c`` sums directly, whatever the padding and the strides."""
 
 
-def takes(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Whether the functions here take maps ``x`` (B, C, H, W) and a ``weight`` (C', C, 3, 3) with that ``padding``."""
+def takes(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> bool:
+    """Whether the functions here take maps ``x`` (B, C, H, W), a ``weight`` (C', C, 3, 3), a ``bias`` and a padding."""
     return (
-        x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and weight.shape[2:] == (3, 3)
+        x.dtype == weight.dtype == bias.dtype == torch.float32
+        and x.device.type == weight.device.type == bias.device.type == "cpu"
+        and x.ndim == 4
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and bias.shape == weight.shape[:1]
         and (padding == 1 or (padding > 1 and x.shape[1] <= FEW))
         and not (x.shape[2] % 2 or x.shape[3] % 2)
         and x.numel() > 0
@@ -50,6 +52,14 @@ def _watched() -> bool:
     return modes > 0 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+    """``F.conv2d`` of (B, C, H, W): (B, C', H', W'), channels last. Raises MemoryError."""
+    shape = _shape(x.shape, weight, padding)
+    maps = _new(x, len(x), len(weight), *(size + 2 * padding - 2 for size in x.shape[2:]))
+    _call("convolve", shape, x, _strides(x), _last(weight), bias.contiguous(), None, None, maps, _strides(maps))
+    return maps
+
+
 def conv_relu_pool(
     x: Tensor, weight: Tensor, bias: Tensor, padding: int, *, positive: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -57,33 +67,61 @@ def conv_relu_pool(
 
     Raises MemoryError.
     """
-    x = _channels_last(x)
-    shape = _shape(x, weight, padding)
+    shape = _shape(x.shape, weight, padding)
     height, width = (size // 2 + padding - 1 for size in x.shape[2:])
-    pooled = torch.empty(len(x), height, width, len(weight))
-    through = torch.empty(pooled.shape, dtype=torch.uint8) if positive else None
-    _call("conv_relu_pool", shape, x, _strides(x), _last(weight), bias.contiguous(), pooled, through)
+    pooled = x.new_empty(len(x), height, width, len(weight))
+    through = torch.empty_like(pooled, dtype=torch.uint8) if positive else None
+    _call("convolve", shape, x, _strides(x), _last(weight), bias.contiguous(), pooled, through, None, None)
     return pooled.permute(0, 3, 1, 2), through
 
 
-def input_gradient(gradient: Tensor, positive: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """That in ``x`` (B, C, H, W) from the ``gradient`` (B, C', H'/2, W'/2) in its result. Raises MemoryError."""
-    found = torch.empty(len(x), *x.shape[2:], x.shape[1])
-    back = weight if x.shape[1] <= FEW else weight.flip(2, 3).transpose(0, 1)
-    _call("input_gradient", _shape(x, weight, padding), _last(gradient), positive, _last(back), found)
-    return found.permute(0, 3, 1, 2)
+def input_gradient(
+    gradient: Tensor, weight: Tensor, size: torch.Size, padding: int, positive: Tensor | None = None
+) -> Tensor:
+    """That in x of ``size`` (B, C, H, W), channels last, from that in the maps (B, C', H', W').
+
+    Or, with what ``conv_relu_pool`` left for backward, from that in its result. Raises MemoryError.
+    """
+    found = _new(gradient, *size)
+    back = weight if size[1] <= FEW else weight.flip(2, 3).transpose(0, 1)
+    gradient = gradient if positive is None else _last(gradient)
+    arguments = gradient, _strides(gradient), positive, _last(back), found, _strides(found)
+    _call("input_gradient", _shape(size, weight, padding), *arguments)
+    return found
 
 
 def weight_gradient(
-    gradient: Tensor, positive: Tensor, x: Tensor, weight: Tensor, padding: int
+    gradient: Tensor, x: Tensor, weight: Tensor, padding: int, positive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Those in ``weight`` (C', C, 3, 3) and the bias (C',). Raises MemoryError."""
-    x = _channels_last(x)
-    of_weight = torch.empty(len(weight), 3, 3, x.shape[1])
-    of_bias = torch.empty(len(weight))
-    shape = _shape(x, weight, padding)
-    _call("weight_gradient", shape, x, _strides(x), _last(gradient), positive, of_weight, of_bias)
+    """Those in ``weight`` (C', C, 3, 3) and the bias (C',); from what ``input_gradient`` takes. Raises MemoryError."""
+    of_weight = x.new_empty(len(weight), 3, 3, x.shape[1])
+    of_bias = x.new_empty(len(weight))
+    gradient = gradient if positive is None else _last(gradient)
+    arguments = x, _strides(x), gradient, _strides(gradient), positive, of_weight, of_bias
+    _call("weight_gradient", _shape(x.shape, weight, padding), *arguments)
     return of_weight.permute(0, 3, 1, 2), of_bias
+
+
+def norm_relu_pool(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """(B, C, H, W) → (B, C, H/2, W/2), channels last: instance norm, ReLU, pooling; and what backward needs of it."""
+    count, channels, height, width = y.shape
+    pooled = y.new_empty(count, height // 2, width // 2, channels)
+    positive = torch.empty_like(pooled, dtype=torch.uint8)
+    mean, rstd = y.new_empty(2, count, channels)
+    arguments = _last(y), weight.contiguous(), bias.contiguous(), ctypes.c_float(eps), mean, rstd, pooled, positive
+    _call("norm_relu_pool", _shape(y.shape, weight, 1), *arguments)
+    return pooled.permute(0, 3, 1, 2), (mean, rstd, positive)
+
+
+def norm_relu_pool_gradient(
+    gradient: Tensor, y: Tensor, weight: Tensor, kept: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those in ``y`` (B, C, H, W), channels last, in weight and bias (C,), from that in what became of it."""
+    mean, rstd, positive = kept
+    found, (of_weight, of_bias) = _new(y, *y.shape), y.new_empty(2, *mean.shape)
+    arguments = _last(y), weight.contiguous(), mean, rstd, _last(gradient), positive, found, of_weight, of_bias
+    _call("norm_relu_pool_gradient", _shape(y.shape, weight, 1), *arguments)
+    return found, of_weight.sum(0), of_bias.sum(0)
 
 
 class _Shape(ctypes.Structure):
@@ -94,9 +132,14 @@ class _Shape(ctypes.Structure):
     ]
 
 
-def _shape(x: Tensor, weight: Tensor, padding: int) -> _Shape:
-    count, inputs, height, width = x.shape
+def _shape(size: torch.Size, weight: Tensor, padding: int) -> _Shape:
+    count, inputs, height, width = size
     return _Shape(count, height, width, inputs, len(weight), padding, torch.get_num_threads())
+
+
+def _new(like: Tensor, count: int, channels: int, height: int, width: int) -> Tensor:
+    """Maps (B, C, H, W), in memory B, H, W, C, whatever torch's defaults are."""
+    return like.new_empty(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _strides(x: Tensor) -> ctypes.Array[ctypes.c_long]:
@@ -108,13 +151,8 @@ def _last(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """``x``, with channels last if they are not few."""
-    return x if x.shape[1] <= FEW or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def _call(name: str, shape: _Shape, *arguments: Tensor | ctypes.Array[ctypes.c_long] | None) -> None:
-    """A function of ``winograd.c``, which takes pointers."""
+def _call(name: str, shape: _Shape, *arguments: Tensor | ctypes.Array[ctypes.c_long] | ctypes.c_float | None) -> None:
+    """A function of ``winograd.c``, which takes pointers, and ``eps``."""
     pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
     if getattr(library(), name)(ctypes.byref(shape), *pointers):
         raise MemoryError(f"no memory for a convolution of {shape.count} images")
@@ -129,10 +167,10 @@ def library() -> ctypes.CDLL | None:
         if compiler is None:
             raise OSError("not found")
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         if asked:
             detail = getattr(error, "stderr", None) or str(error)
-            reason = detail.strip().splitlines()[0]
+            reason = next(iter(detail.strip().splitlines()), "it does not say why")
             raise UserError(f"FREPO_BENCH_CC={asked} cannot compile {SOURCE.name} ({reason}); unset it") from error
         return None
 
@@ -143,7 +181,8 @@ def _compiled(compiler: str) -> Path:
         raise OSError("only tried on Linux")
     processor = set(re.findall(r"^(?:vendor_id|cpu family|model|flags|CPU|Features).*", _read("/proc/cpuinfo"), re.M))
     # torch brings an OpenMP of its own: a second one beside it would fight for the processor.
-    openmp = sorted(set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\S*", _read("/proc/self/maps"))))[:1]
+    loaded = set(re.findall(r"/.*/lib(?:gomp|iomp5|omp)\b.*", _read("/proc/self/maps")))
+    openmp = sorted(loaded, key=lambda path: not path.startswith(str(Path(torch.__file__).parent)))[:1]
     command = [compiler, *FLAGS, str(SOURCE), *openmp]
     key = repr((command, os.stat(compiler).st_mtime_ns, sorted(processor))).encode() + SOURCE.read_bytes()
     path = default_cache() / "compiled" / f"winograd-{hashlib.sha256(key).hexdigest()[:16]}.so"
@@ -151,7 +190,11 @@ def _compiled(compiler: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True, timeout=100)
+            subprocess.run(
+                [*command, "-o", str(made)], check=True, capture_output=True, text=True, errors="replace", timeout=100
+            )
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # half a library would end the process
             made.replace(path)
     return path
 

@@ -136,7 +136,7 @@ class _Run:
         benchmark = _benchmark(job)
         key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.tf32)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
-        machine = (self.found["provenance"]["device"], self.found["provenance"]["threads"])
+        machine = [self.found["provenance"][name] for name in ("device", "threads", "convolutions")]
         store = DiskStore(folder_for(Path(job.cache), *key, *machine), self.now)
         cost = self.found["cost"]
         cost["forecast_bytes"] = job.forecast_bytes
