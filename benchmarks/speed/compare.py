@@ -259,9 +259,9 @@ def _means(timings: Sequence[Timing], machine: Rates) -> Iterator[str]:
         found = {
             f"{arm} / {to}": [t.ratio(arm, to) for t in own if {arm, to} <= t.seconds.keys()] for arm, to in RATIOS
         }
-        if not found["ours / JAX"]:
-            found["ours / (reported JAX, rescaled)"] = [
-                t.seconds["ours"] / reported.rescaled(t.setting.reported.jax, machine.sgemm)
+        for name in ("jax", "straight"):
+            found[f"ours / (reported {name}, rescaled)"] = [
+                t.seconds["ours"] / reported.rescaled(getattr(t.setting.reported, name), machine.sgemm)
                 for t in own
                 if t.setting.reported
             ]

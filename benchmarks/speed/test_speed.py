@@ -1,7 +1,8 @@
-"""How long things take: a step of each method, evaluation, preprocessing, augmentation."""
+"""How long things take: a step of each method, evaluation, loading, preprocessing, augmentation."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 import methods
 from benchmarks import PREPROCESSINGS
 from benchmarks.augment import DSA_STRATEGY, FREPO_OPERATIONS, apply_dsa, apply_frepo, draw_dsa
+from benchmarks.datasets import Benchmark, load
 from benchmarks.networks import NetworkSpec
 from benchmarks.preprocess import fit
 from benchmarks.protocols import PROTOCOLS
@@ -138,6 +140,28 @@ def test_forward(name: str, settings: Settings, timed: Timed) -> None:
     images = workload.pixels(*settings.zca)[:1000]
     fitted = fit(name, images).to(dtype=torch.float32)
     timed(lambda: fitted.forward(images), len(images), "images")
+
+
+@pytest.mark.benchmark(group="loading")
+@pytest.mark.parametrize("cached", [False, True])
+def test_load(cached: bool, timed: Timed, tmp_path: Path) -> None:
+    """scikit-learn's digits, whitened."""
+
+    def call() -> Benchmark:
+        return load(
+            "digits",
+            ipc=1,
+            network="convnet_doubling",
+            width=8,
+            depth=None,
+            norm="batch",
+            preprocess="zca_frepo",
+            generator=generator_for("load"),
+            root=tmp_path,
+            cache=tmp_path / "cache" if cached else None,
+        )
+
+    timed(call, len(call().task.images), "images")
 
 
 @pytest.mark.benchmark(group="augmentation")
