@@ -95,8 +95,9 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, positive = ctx.saved_tensors
         if torch.is_grad_enabled():  # it is to be differentiated again
+            x, weight, bias = inputs = _apart(x, weight, bias)
             y = F.avg_pool2d(F.relu(F.conv2d(x, weight, bias, padding=ctx.padding)), 2)
-            return *_gradients(y, (x, weight, bias), gradient), None
+            return *_gradients(y, inputs, gradient), None
         in_x = in_weight = in_bias = None
         if ctx.needs_input_grad[0]:
             in_x = winograd.input_gradient(gradient, weight, x.shape, ctx.padding, positive)
@@ -129,8 +130,9 @@ class _ConvNormReluPool(torch.autograd.Function):
         x, weight, bias, scale, shift, maps, *kept = ctx.saved_tensors
         padding, eps = ctx.settings
         if torch.is_grad_enabled():  # it is to be differentiated again
+            x, weight, bias, scale, shift = inputs = _apart(x, weight, bias, scale, shift)
             y = F.group_norm(F.conv2d(x, weight, bias, padding=padding), len(scale), scale, shift, eps)
-            return *_gradients(F.avg_pool2d(F.relu(y), 2), (x, weight, bias, scale, shift), gradient), None, None
+            return *_gradients(F.avg_pool2d(F.relu(y), 2), inputs, gradient), None, None
         in_maps, in_scale, in_shift = winograd.norm_relu_pool_gradient(gradient, maps, scale, kept)
         in_x = in_weight = in_bias = None
         if ctx.needs_input_grad[0]:
@@ -138,6 +140,11 @@ class _ConvNormReluPool(torch.autograd.Function):
         if any(ctx.needs_input_grad[1:3]):
             in_weight, in_bias = winograd.weight_gradient(in_maps, x, weight, padding)
         return in_x, in_weight, in_bias, in_scale, in_shift, None, None
+
+
+def _apart(*inputs: Tensor) -> list[Tensor]:
+    """As they are, but none made of another: one that is, as with shared weights, has its own gradient alone."""
+    return [one.view_as(one) for one in inputs]
 
 
 def _gradients(y: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> Iterator[Tensor | None]:

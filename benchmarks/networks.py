@@ -52,7 +52,8 @@ class Blocks(nn.Sequential):
     Instance norm, ReLU and average pooling where they are differentiated twice. That is where images and parameters
     both need a gradient: the gradient of the ones is taken of the gradient of the others.
 
-    Where one derivative is enough, whole blocks of them on a CPU.
+    Where one derivative is enough, whole blocks of them on a CPU: a second one is right as well, but slower, and hooks
+    of single layers do not see them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class Blocks(nn.Sequential):
         while layers:
             match layers:
                 case [nn.Conv2d() as conv, nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
-                    _once(of_images, conv) and _of_instances(norm) and _native(conv, x)
+                    _once(of_images, conv) and _of_instances(norm) and _native(conv, x, norm.weight, norm.bias)
                 ):
                     parameters = conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias
                     x = conv_norm_relu_pool(x, *parameters, _padding(conv), norm.eps)
@@ -102,9 +103,9 @@ def _usual(conv: nn.Conv2d) -> bool:
     )
 
 
-def _native(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether there are kernels for it and ``x``."""
-    return _usual(conv) and winograd.takes(x, conv.weight, cast(Tensor, conv.bias), _padding(conv))
+def _native(conv: nn.Conv2d, x: Tensor, *of_norm: Tensor) -> bool:
+    """Whether there are kernels for it, ``x`` and the parameters of a norm behind it."""
+    return _usual(conv) and winograd.takes(x, conv.weight, cast(Tensor, conv.bias), _padding(conv), *of_norm)
 
 
 def _in_parts(conv: nn.Conv2d, x: Tensor) -> bool:

@@ -1,5 +1,5 @@
-/* Convolution 3x3 with padding, by itself or with ReLU and average pooling 2x2 as one function, and its gradients;
-   float32.
+/* Convolution 3x3 with padding, by itself or as one function with ReLU and average pooling 2x2; instance norm, ReLU and
+   pooling; and their gradients. float32.
 
    Winograd's F(2x2, 3x3), as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016: a tile
    of 4x4 entries of the input (overlapping its neighbours by two) and the filter are both transformed into 16 numbers;
@@ -230,7 +230,7 @@ static void pool(const vec y[4], float *to, uint8_t *positive, long room) {
     }
 }
 
-/* Where a convolution leaves its output, whatever its bias: pooled, and bits of where ReLU let through if they are
+/* The bias of a convolution, or NULL, and where its output goes: pooled, and bits of where ReLU let through if they are
    wanted; or maps, with strides. */
 typedef struct {
     const float *bias;
@@ -349,9 +349,8 @@ static int few(Shape s, Maps from, const float *weight, Ends ends) {
                                     y[0][q] += entry * left, y[1][q] += entry * right;
                                 }
                             }
-                        for (long o = 0; o < least(WIDE, s.out - first); o += LANES) {
+                        for (long o = 0; o < least(WIDE, s.out - first); o += LANES)
                             leave(ends, y[o / LANES], s.out, first + o, n, tile / width, tile % width, height, width);
-                        }
                     }
                 }
             }
@@ -481,8 +480,8 @@ int weight_gradient(const Shape *shape, const float *x, const long *stride, cons
     return failed;
 }
 
-/* Instance norm, ReLU and average pooling 2x2 of maps y (count, height, width, in) -> pooled and positive as above; and
-   of every map mean and 1 / standard deviation (count, in). Sums are sums of sums over rows. */
+/* Instance norm, ReLU and average pooling 2x2 of maps y (count, height, width, in) -> pooled and positive, as above but
+   never NULL; and of every map mean and 1 / standard deviation (count, in). Sums are sums of sums over rows. */
 int norm_relu_pool(const Shape *shape, const float *y, const float *weight, const float *bias, float eps, float *means,
                    float *rstds, float *pooled, uint8_t *positive) {
     Shape s = *shape;

@@ -1,4 +1,4 @@
-"""Convolution, by itself or with ReLU and pooling, and its gradients, by ``winograd.c``: float32 on a CPU.
+"""Convolution, instance norm, ReLU and pooling, and their gradients, by ``winograd.c``: float32 on a CPU.
 
 The machine's C compiler compiles it for this very processor when it is first needed, in a second; the library is kept
 in the cache folder. Where there is no compiler, torch's operators serve: the same to rounding, in twice the time.
@@ -27,22 +27,34 @@ from benchmarks.folders import default_cache
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-Wl,--as-needed")
 FEW = 4
-"""Input channels that ``winograd.c`` sums directly, whatever the padding and the strides."""
+"""Input channels that ``winograd.c`` sums directly, whatever the padding."""
 
 
-def takes(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> bool:
-    """Whether the functions here take maps ``x`` (B, C, H, W), a ``weight`` (C', C, 3, 3), a ``bias`` and a padding."""
+def takes(x: Tensor, weight: Tensor, bias: Tensor, padding: int, *of_norm: Tensor) -> bool:
+    """Whether the functions here take maps ``x`` (B, C, H, W), a ``weight`` (C', C, 3, 3), a ``bias`` and a padding.
+
+    ``of_norm``: weight and bias of the instance norm behind them, if there is one.
+    """
     return (
-        x.dtype == weight.dtype == bias.dtype == torch.float32
-        and x.device.type == weight.device.type == bias.device.type == "cpu"
+        all(_plain(one) for one in (x, weight, bias, *of_norm))
         and x.ndim == 4
         and weight.shape[1:] == (x.shape[1], 3, 3)
-        and bias.shape == weight.shape[:1]
+        and all(one.shape == weight.shape[:1] for one in (bias, *of_norm))
         and (padding == 1 or (padding > 1 and x.shape[1] <= FEW))
         and not (x.shape[2] % 2 or x.shape[3] % 2)
         and x.numel() > 0
         and not _watched()
         and library() is not None
+    )
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether its numbers lie in memory as they are: it is neither of a subclass, which may have none, nor negated."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and not tensor.is_neg()
     )
 
 
@@ -109,7 +121,7 @@ def norm_relu_pool(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple
     positive = torch.empty_like(pooled, dtype=torch.uint8)
     mean, rstd = y.new_empty(2, count, channels)
     arguments = _last(y), weight.contiguous(), bias.contiguous(), ctypes.c_float(eps), mean, rstd, pooled, positive
-    _call("norm_relu_pool", _shape(y.shape, weight, 1), *arguments)
+    _call("norm_relu_pool", _shape(y.shape, weight), *arguments)
     return pooled.permute(0, 3, 1, 2), (mean, rstd, positive)
 
 
@@ -120,7 +132,7 @@ def norm_relu_pool_gradient(
     mean, rstd, positive = kept
     found, (of_weight, of_bias) = _new(y, *y.shape), y.new_empty(2, *mean.shape)
     arguments = _last(y), weight.contiguous(), mean, rstd, _last(gradient), positive, found, of_weight, of_bias
-    _call("norm_relu_pool_gradient", _shape(y.shape, weight, 1), *arguments)
+    _call("norm_relu_pool_gradient", _shape(y.shape, weight), *arguments)
     return found, of_weight.sum(0), of_bias.sum(0)
 
 
@@ -132,7 +144,7 @@ class _Shape(ctypes.Structure):
     ]
 
 
-def _shape(size: torch.Size, weight: Tensor, padding: int) -> _Shape:
+def _shape(size: torch.Size, weight: Tensor, padding: int = 0) -> _Shape:
     count, inputs, height, width = size
     return _Shape(count, height, width, inputs, len(weight), padding, torch.get_num_threads())
 
@@ -169,8 +181,9 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         if asked:
-            detail = getattr(error, "stderr", None) or str(error)
-            reason = next(iter(detail.strip().splitlines()), "it does not say why")
+            said = getattr(error, "stderr", None)  # bytes, where it took too long
+            lines = (said if isinstance(said, str) else str(error)).strip().splitlines()
+            reason = lines[0] if lines else "it does not say why"
             raise UserError(f"FREPO_BENCH_CC={asked} cannot compile {SOURCE.name} ({reason}); unset it") from error
         return None
 

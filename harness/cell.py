@@ -460,7 +460,7 @@ def _set_precision(*, tf32: bool) -> None:
 def _load_libraries(device: torch.device) -> str:
     """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that.
 
-    Returns whose kernels a network may use beside torch's.
+    Returns whose convolutions networks use where those fit.
     """
     images = torch.ones(1, 1, 8, 8, device=device)
     weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)

@@ -115,7 +115,7 @@ def inner_training(
             continue
         with higher.innerloop_ctx(network, optimiser, track_higher_grads=differentiable) as (student, descent):
             for step in span:
-                loss = F.cross_entropy(student(images), labels)
+                loss = F.cross_entropy(student(images if differentiable else images.detach()), labels)
                 rate = lr[step] if lr.ndim else lr
                 descent.step(loss, override={"lr": [rate if differentiable else rate.detach()]})
                 losses.append(loss.detach())

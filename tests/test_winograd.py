@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from benchmarks import winograd
@@ -204,6 +206,50 @@ def test_networks_use_them_and_give_the_same(name: Any, norm: Any, monkeypatch: 
     assert not called
 
 
+@needs_compiler
+@pytest.mark.parametrize("wanted", ["parameters", "images"])
+@pytest.mark.parametrize(("name", "norm"), [("convnet_doubling", "batch"), ("convnet", "instance")])
+def test_networks_train_with_them(name: Any, norm: Any, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NetworkSpec(name, 3, (16, 16), 10, width=8, norm=norm).build(generator_for("network"))
+    network.requires_grad_(wanted == "parameters")
+    x = torch.randn(6, 3, 16, 16, generator=generator_for("x")).requires_grad_(wanted == "images")
+    leaves = list(network.parameters()) if wanted == "parameters" else [x]
+    called: list[str] = []
+    call = winograd._call
+    monkeypatch.setattr(winograd, "_call", lambda name, *rest: (called.append(name), call(name, *rest)))
+    ours = torch.autograd.grad(network(x).square().sum(), leaves)
+    assert called.count("convolve") == 2 and called.count("norm_relu_pool") == (2 if norm == "instance" else 0)
+    assert called.count("weight_gradient") == (2 if wanted == "parameters" else 0)
+    assert called.count("input_gradient") == (1 if wanted == "parameters" else 2)
+    monkeypatch.setattr(winograd, "library", lambda: None)
+    for own, theirs in zip(ours, torch.autograd.grad(network(x).square().sum(), leaves), strict=True):
+        assert float((own - theirs).norm()) <= 1e-4 * max(float(theirs.norm()), 1)
+
+
+@needs_compiler
+def test_parameters_used_twice_have_one_gradient() -> None:
+    conv, norm = nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(8, 8)
+    blocks = Blocks(*2 * [conv, norm, nn.ReLU(), AveragePool()])
+    x = torch.randn(3, 8, 8, 8, generator=generator_for("x"))
+    once, twice = (
+        torch.autograd.grad(blocks(x).pow(2).sum(), list(blocks.parameters()), create_graph=create)
+        for create in (False, True)
+    )
+    for one, other in zip(once, twice, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "library", lambda: SimpleNamespace(convolve=lambda *_: 1))
+    with pytest.raises(MemoryError, match="4 images"):
+        conv_relu_pool(torch.ones(4, 8, 4, 4), torch.ones(8, 8, 3, 3), torch.ones(8), 1)
+
+
+def test_few_is_the_same_number_in_both_languages() -> None:
+    assert re.findall(r"FEW = (\d+)", winograd.SOURCE.read_text()) == [str(winograd.FEW)]
+
+
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel may be called."""
@@ -267,6 +313,19 @@ def test_groups_and_shapes_that_do_not_fit_are_left_to_torch(refused: None) -> N
     with pytest.raises(RuntimeError, match="bias"):
         conv_relu_pool(torch.randn(2, 8, 4, 4), torch.randn(5, 8, 3, 3), torch.randn(2), 1)
     assert Blocks(nn.Conv2d(8, 4, 3, padding=1), nn.ReLU(), AveragePool())(torch.randn(0, 8, 4, 4)).shape[0] == 0
+    for wrong in (nn.GroupNorm(2, 2), nn.GroupNorm(4, 4).double()):
+        with pytest.raises(RuntimeError, match=r"Expected|dtype"):
+            Blocks(nn.Conv2d(2, 4, 3, padding=1), wrong, nn.ReLU(), AveragePool())(torch.randn(1, 2, 4, 4))
+
+
+@needs_compiler
+def test_tensors_without_numbers_in_memory_are_left_to_torch() -> None:
+    x, weight, bias = (leaf.float() for leaf in inputs((2, 8, 4, 4, 4, 1)))
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    assert winograd.takes(x, weight, bias, 1)
+    assert not winograd.takes(fake, weight, bias, 1)
+    assert not winograd.takes(torch._neg_view(x), weight, bias, 1)
 
 
 @needs_compiler
