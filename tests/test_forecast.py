@@ -63,7 +63,7 @@ def test_a_gpu_is_forecast_without_one() -> None:
     job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
     on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
     assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
-    assert on_gpu.peak_live_bytes > 2 * on_cpu.peak_live_bytes
+    assert on_gpu.peak_live_bytes > 1.5 * on_cpu.peak_live_bytes
 
 
 # --- the command line
