@@ -231,12 +231,11 @@ static void pool(const vec y[4], float *to, uint8_t *positive, long room) {
 }
 
 /* The bias of a convolution, or NULL, and where its output goes: pooled, and bits of where ReLU let through if they are
-   wanted; or maps, with strides. */
+   wanted; or maps. */
 typedef struct {
     const float *bias;
     float *pooled, *maps;
     uint8_t *positive;
-    const long *stride;
 } Ends;
 
 /* 2x2 entries of the output, from channel c on, in image n, row i and column j of the windows; `all` channels. */
@@ -246,14 +245,9 @@ static void leave(Ends ends, const vec y[4], long all, long c, long n, long i, l
         pool(y, ends.pooled + to, ends.positive ? ends.positive + to : NULL, all - c);
         return;
     }
-    const long *stride = ends.stride;
     for (int q = 0; q < 4; q++) {
-        float *to = ends.maps + n * stride[0] + c * stride[1];
-        to += (2 * i + q / 2) * stride[2] + (2 * j + q % 2) * stride[3];
-        if (stride[1] == 1)
-            store_some(to, y[q], all - c);
-        else
-            for (int lane = 0; lane < least(LANES, all - c); lane++) to[lane * stride[1]] = y[q][lane];
+        long row = 2 * (n * height + i) + q / 2, column = 2 * j + q % 2;
+        store_some(ends.maps + (row * 2 * width + column) * all + c, y[q], all - c);
     }
 }
 
@@ -325,8 +319,7 @@ static int few(Shape s, Maps from, const float *weight, Ends ends) {
     if (!failed) {
         float *bias = u + panels * taps * WIDE;
         memset(u, 0, panels * (taps + 1) * WIDE * 4), memset(scratch, 0, s.threads * area * 4);
-        if (ends.bias)
-            memcpy(bias, ends.bias, s.out * 4);
+        memcpy(bias, ends.bias, s.out * 4);
         for (long o = 0; o < s.out; o++)
             for (long tap = 0; tap < taps; tap++) u[(o / WIDE * taps + tap) * WIDE + o % WIDE] = weight[o * taps + tap];
 #pragma omp parallel for schedule(static, 1) num_threads(s.threads)
@@ -362,10 +355,10 @@ static int few(Shape s, Maps from, const float *weight, Ends ends) {
 
 /* Every entry of the gradient times the whole filter, (pixels, k) times (k, 9 in), and of these products the sum of
    those that fall on the same entry of the input. */
-static int few_input_gradient(Shape s, Maps gradient, const float *weight, float *in_x, const long *stride) {
+static int few_input_gradient(Shape s, Maps gradient, const float *weight, float *in_x) {
     long k = up(s.out, LANES), taps = 9 * s.in, panels = up(taps, WIDE) / WIDE, height = gradient.height;
     long width = gradient.width, rows = up(height * width, ROWS), row = s.width * s.in;
-    long own = up(rows * (k + panels * WIDE) + s.height * row, 16);
+    long own = up(rows * (k + panels * WIDE), 16);
     float *u = allocate(panels * k * WIDE), *scratch = allocate(s.threads * own);
     int failed = !u || !scratch;
     if (!failed) {
@@ -374,12 +367,13 @@ static int few_input_gradient(Shape s, Maps gradient, const float *weight, float
             for (long tap = 0; tap < taps; tap++) u[(tap / WIDE * k + o) * WIDE + tap % WIDE] = weight[o * taps + tap];
 #pragma omp parallel for schedule(static, 1) num_threads(s.threads)
         for (long part = 0; part < s.threads; part++) {
-            float *maps = scratch + part * own, *products = maps + rows * k, *sums = products + panels * rows * WIDE;
+            float *maps = scratch + part * own, *products = maps + rows * k;
             for (long n = s.count * part / s.threads; n < s.count * (part + 1) / s.threads; n++) {
                 fetch(gradient, n, 0, s.out, maps, width * k, k);
                 for (long p = 0; p < panels; p++)
                     for (long r = 0; r < rows; r += ROWS)
                         multiply(maps + r * k, k, u + p * k * WIDE, products + (p * rows + r) * WIDE);
+                float *sums = in_x + n * s.height * row;
                 memset(sums, 0, s.height * row * 4);
                 for (long i = 0; i < s.height; i++)
                     for (long tap = 0; tap < taps; tap++) {
@@ -389,11 +383,6 @@ static int few_input_gradient(Shape s, Maps gradient, const float *weight, float
                         const float *from = products + (tap / WIDE * rows + y * width) * WIDE + tap % WIDE;
                         long begin = across < 0 ? -across : 0, end = least(s.width, width - across);
                         for (long j = begin; j < end; j++) sums[i * row + j * s.in + c] += from[(j + across) * WIDE];
-                    }
-                for (long i = 0; i < s.height; i++)
-                    for (long c = 0; c < s.in; c++) {
-                        float *to = in_x + n * stride[0] + c * stride[1] + i * stride[2];
-                        for (long j = 0; j < s.width; j++) to[j * stride[3]] = sums[i * row + j * s.in + c];
                     }
             }
         }
@@ -406,27 +395,27 @@ static Maps maps_after(const Shape *s, const float *x, const long *stride, const
     return (Maps){x, stride, positive, s->out, s->height + 2 * s->padding - 2, s->width + 2 * s->padding - 2};
 }
 
-/* x (count, in, height, width) with any strides; weight (out, 3, 3, in); bias or NULL -> pooled (count, h, w, out) and,
-   unless NULL, positive, of the same shape: bits of where ReLU let through. Or, where pooled is NULL, maps (count, out,
-   2h, 2w) with these strides, before ReLU. */
+/* x (count, in, height, width) with any strides; weight (out, 3, 3, in); bias -> pooled (count, h, w, out) and, unless
+   NULL, positive, of the same shape: bits of where ReLU let through. Or, where pooled is NULL, the maps before ReLU,
+   (count, 2h, 2w, out). */
 int convolve(const Shape *s, const float *x, const long *stride, const float *weight, const float *bias, float *pooled,
-             uint8_t *positive, float *maps, const long *maps_stride) {
+             uint8_t *positive, float *maps) {
     Maps from = {x, stride, NULL, s->in, s->height, s->width};
-    Ends ends = {.bias = bias, .pooled = pooled, .maps = maps, .positive = positive, .stride = maps_stride};
+    Ends ends = {.bias = bias, .pooled = pooled, .maps = maps, .positive = positive};
     return (s->in > FEW ? winograd : few)(*s, from, weight, ends);
 }
 
-/* From a gradient of maps with strides, or of pooled and its bits (else NULL) -> that of x, with strides. Where there
-   are more than FEW input channels, the weight is (in, 3, 3, out) and mirrored: that of the convolution which takes the
-   one gradient to the other. */
+/* From a gradient of maps with strides, or of pooled and its bits (else NULL) -> that of x, (count, height, width, in).
+   Where there are more than FEW input channels, the weight is (in, 3, 3, out) and mirrored: that of the convolution
+   which takes the one gradient to the other. */
 int input_gradient(const Shape *s, const float *gradient, const long *stride, const uint8_t *positive,
-                   const float *weight, float *in_x, const long *in_x_stride) {
+                   const float *weight, float *in_x) {
     Maps from = maps_after(s, gradient, stride, positive);
     if (s->in <= FEW)
-        return few_input_gradient(*s, from, weight, in_x, in_x_stride);
+        return few_input_gradient(*s, from, weight, in_x);
     Shape back = *s;
     back.in = s->out, back.out = s->in;
-    return winograd(back, from, weight, (Ends){.maps = in_x, .stride = in_x_stride});
+    return winograd(back, from, weight, (Ends){.maps = in_x});
 }
 
 /* From such a gradient -> those of weight, (out, 3, 3, in), and bias. Summed directly: where no product is there, a

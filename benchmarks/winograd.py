@@ -68,7 +68,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
     """``F.conv2d`` of (B, C, H, W): (B, C', H', W'), channels last. Raises MemoryError."""
     shape = _shape(x.shape, weight, padding)
     maps = _new(x, len(x), len(weight), *(size + 2 * padding - 2 for size in x.shape[2:]))
-    _call("convolve", shape, x, _strides(x), _last(weight), bias.contiguous(), None, None, maps, _strides(maps))
+    _call("convolve", shape, x, _strides(x), _last(weight), bias.contiguous(), None, None, maps)
     return maps
 
 
@@ -83,7 +83,7 @@ def conv_relu_pool(
     height, width = (size // 2 + padding - 1 for size in x.shape[2:])
     pooled = x.new_empty(len(x), height, width, len(weight))
     through = torch.empty_like(pooled, dtype=torch.uint8) if positive else None
-    _call("convolve", shape, x, _strides(x), _last(weight), bias.contiguous(), pooled, through, None, None)
+    _call("convolve", shape, x, _strides(x), _last(weight), bias.contiguous(), pooled, through, None)
     return pooled.permute(0, 3, 1, 2), through
 
 
@@ -97,7 +97,7 @@ def input_gradient(
     found = _new(gradient, *size)
     back = weight if size[1] <= FEW else weight.flip(2, 3).transpose(0, 1)
     gradient = gradient if positive is None else _last(gradient)
-    arguments = gradient, _strides(gradient), positive, _last(back), found, _strides(found)
+    arguments = gradient, _strides(gradient), positive, _last(back), found
     _call("input_gradient", _shape(size, weight, padding), *arguments)
     return found
 

@@ -115,7 +115,6 @@ def test_the_check_measures_memory_that_is_known(monkeypatch: pytest.MonkeyPatch
     """Its duration is for a quiet machine: here no step is late, and none is waited for."""
     for name, value in {"STEP_SECONDS": 1000.0, "KEPT": 32 * MIB, "PASSING": 64 * MIB}.items():
         monkeypatch.setattr(check, name, value)
-    monkeypatch.setattr(check.time, "sleep", lambda seconds: None)
     # In a process of its own: one with a history has memory to give back in the meantime.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
         expected, _, found = fresh.submit(measured_afresh, 1000.0, 32 * MIB, 64 * MIB).result()

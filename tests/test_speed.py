@@ -202,7 +202,7 @@ def test_plain_is_held_against_what_was_reported() -> None:
     assert [line.split("|")[8].strip() for line in shown.splitlines()[2:4]] == ["0.31", "0.37"]
     assert "plain / expected" in shown and "1.14" in shown and "1.16" in shown
     assert f"1 of 2 rows; not: {far}." in shown
-    assert "frepo, 100 synthetic images: ours / (reported jax, rescaled) 0.50 (geometric mean of 1)" in shown
+    assert "frepo, 100 synthetic images: ours / (reported JAX, rescaled) 0.50 (geometric mean of 1)" in shown
     assert "frepo, 100 synthetic images: ours / (reported straight, rescaled) 0.43 (geometric mean of 1)" in shown
 
 

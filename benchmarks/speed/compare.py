@@ -259,9 +259,9 @@ def _means(timings: Sequence[Timing], machine: Rates) -> Iterator[str]:
         found = {
             f"{arm} / {to}": [t.ratio(arm, to) for t in own if {arm, to} <= t.seconds.keys()] for arm, to in RATIOS
         }
-        for name in ("jax", "straight"):
+        for name, field_name in (("JAX", "jax"), ("straight", "straight")):
             found[f"ours / (reported {name}, rescaled)"] = [
-                t.seconds["ours"] / reported.rescaled(getattr(t.setting.reported, name), machine.sgemm)
+                t.seconds["ours"] / reported.rescaled(getattr(t.setting.reported, field_name), machine.sgemm)
                 for t in own
                 if t.setting.reported
             ]
