@@ -19,8 +19,8 @@ from benchmarks.protocols import Recipe
 BLOCK = 256
 """Steps whose random choices reach a GPU in one transfer."""
 TEST_BATCH = {"cpu": 64, "cuda": 256}
-"""Images that are tested at a time, by kind of device. On two cores, at width 32, 64 at a time take half the time that
-256 take for `convnet`, whose activations then stay in the cache, and 1.09 times as long for `convnet_doubling`."""
+"""Images that are tested at a time, by kind of device. On two cores, at width 32, 64 at a time take 0.6 of the time
+that 256 take for `convnet`, whose activations then stay in the cache, and as long for `convnet_doubling`."""
 
 
 def train(

@@ -39,7 +39,7 @@ BETAS = (0.9, 0.999)
 LAMB_EPS = 1e-6
 CPU_CHUNK, CPU_CHUNK_BYTES = 128, 2**25
 """Real images per chunk on a CPU, and bytes of their first maps, at most: activations this small stay in memory that
-the process already has (1.5 times faster at width 32). On other devices the batch is one chunk."""
+the process already has (1.3 times faster at width 32). On other devices the batch is one chunk."""
 
 
 @dataclass(frozen=True)
