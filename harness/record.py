@@ -21,8 +21,8 @@ from benchmarks.errors import UserError
 from harness.files import replacing
 
 SCHEMA = 1
-PROTOCOL_VERSION = "1"
-"""Raised when the meaning of a number changes: another evaluation recipe, another way to measure."""
+PROTOCOL_VERSION = "2"
+"""Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
@@ -284,14 +284,13 @@ def _is_number(value: object) -> bool:
 
 
 def provenance(command: str, *, device: str, fingerprint: str | None) -> dict[str, Any]:
-    """What a number was measured with; ``driver``, ``cuda``, threads and kernels are for the caller to fill in."""
+    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
     return {
         **_commit(),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "threads": None,
-        "convolutions": None,
         "driver": None,
         "cuda": None,
         "torch": _version("torch"),
