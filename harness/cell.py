@@ -39,6 +39,7 @@ from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, show_bytes, tim
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
+from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import driver_version
 from harness.progress import Progress
@@ -285,6 +286,8 @@ class _Run:
         progress = Progress("distilling", steps)
         total = 0.0
         energy = EnergyMeter(meter.gpu)
+        # On a GPU one thread of the processor gives out the work.
+        load = LoadMeter(torch.get_num_threads() if self.job.cell.device_kind == "cpu" else 1)
         meter.start()
         energy.start()
         try:
@@ -306,6 +309,7 @@ class _Run:
             cost["joules_per_step"] = energy.per_step(steps, total)
         finally:
             cost["memory"] = meter.stop()
+            cost["memory"]["busy"] = "; ".join(filter(None, (cost["memory"]["busy"], load.stop()))) or None
             progress.close()
         limit, resident = self.job.cell.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
         if limit is not None and self.job.cell.device_kind == "cpu" and resident is not None and resident > limit:
@@ -499,7 +503,6 @@ def _end_with_input() -> None:
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to deal with
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits every time
     line = sys.stdin.buffer.readline()
     if not line:  # our parent was gone before it could say what to do
         return 1

@@ -24,6 +24,7 @@ from benchmarks.errors import UserError, choose
 from benchmarks.protocols import PROTOCOLS
 from harness.command_line import Parser, exit_status
 from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, plan
+from harness.launch import restart_with_environment
 
 if TYPE_CHECKING:
     from harness.importers import Imported
@@ -83,7 +84,9 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        restart_with_environment()
+        arguments = sys.argv[1:]
     return exit_status(lambda: _main(arguments))
 
 

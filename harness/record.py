@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -31,6 +32,11 @@ LATER_MEMORY = ("period_seconds", "busy", "missing")
 """What the first records of this schema do not have."""
 WORDS = ("meter", "busy", "missing", "prepare")
 """Of the keys that may be null, those that are not numbers."""
+ENVIRONMENT = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "TORCH_", "PYTORCH_", "CUBLAS_", "CUDNN_"),
+    *("NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
+)
+"""Beginnings of the environment variables that can move a number: threads, kernels, allocators."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
 
@@ -73,7 +79,7 @@ class Memory(TypedDict):
     period_seconds: float | None
     """Mean time between two samples of the headline; null where its peak is kept by a counter."""
     busy: str | None
-    """What other work was seen on the device meanwhile, in words; null: none, or no way to see it."""
+    """What other work was seen on the device meanwhile, or on the cores, in words; null: none, or no way to see it."""
     missing: str | None
     """Why NVML has no number, or not all the time, in words; null: it has, or there is no GPU."""
 
@@ -283,7 +289,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def provenance(command: str, *, device: str, fingerprint: str | None) -> dict[str, Any]:
+def provenance(
+    command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
     """What a number was measured with; ``driver``, ``cuda``, threads and kernels are for the caller to fill in."""
     return {
         **_commit(),
@@ -291,6 +299,7 @@ def provenance(command: str, *, device: str, fingerprint: str | None) -> dict[st
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "threads": None,
+        "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
         "convolutions": None,
         "driver": None,
         "cuda": None,

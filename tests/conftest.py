@@ -5,7 +5,12 @@ What was compiled is kept from test to test.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from harness import launch
+
+os.environ.update(launch.environment())  # before torch is imported: the tests as well must end on a busy machine
 
 import pytest
 import torch

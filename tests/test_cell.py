@@ -433,6 +433,35 @@ def test_an_interrupt_ends_the_process(tmp_path: Path, dummy: type[Dummy], monke
     assert started[0].returncode == -signal.SIGKILL and not made.record_path.exists()
 
 
+def test_every_cell_starts_with_the_same_environment_but_for_what_the_user_has_set(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in launch.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    expected = launch.ENVIRONMENT | {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "1"}
+    script(monkeypatch, f"import os, sys; sys.exit(not {expected!r}.items() <= dict(os.environ).items())")
+    failed = launch.launch(job(tmp_path))
+    assert "damaged record" in str(failed["message"])  # of a process that ended well
+    environment = failed["provenance"]["environment"]
+    assert expected.items() <= environment.items() and "PATH" not in environment
+
+
+def test_a_program_that_measures_begins_anew_with_the_environment_of_cells() -> None:
+    text = "import os; from harness.launch import *; restart_with_environment(); print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {name: value for name, value in os.environ.items() if name not in launch.ENVIRONMENT}
+    ran = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == launch.ENVIRONMENT["GOMP_SPINCOUNT"] + "\n"
+
+
+def test_work_beside_a_cell_is_in_its_record(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell.LoadMeter, "stop", lambda self: "other processes kept 0.8 of 2 cores busy")
+    assert run(job(tmp_path))["cost"]["memory"]["busy"] == "other processes kept 0.8 of 2 cores busy"
+
+
 def test_the_first_process_is_started_before_its_job_and_ended_where_there_is_none(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
