@@ -571,7 +571,7 @@ def _left_out_line(name: str, folder: Path, left_out: Sequence[str]) -> str:
         return ""
     many = f"{len(left_out)} files or links are" if len(left_out) > 1 else "1 file or link is"
     example = os.path.relpath(min(left_out), folder)
-    return f"{name}: {many} left out of the class folders (no known image format, or no file), for example {example}"
+    return f"{name}: {many} left out of the class folders (no known image format, or no file), for example {example!r}"
 
 
 def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
