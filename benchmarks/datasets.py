@@ -830,8 +830,6 @@ def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint
             else:
                 reason = _said(error)
             raise UserError(f"{name}: {file} cannot be decoded as an image ({reason})") from error
-    if 0 in pixels.size:
-        raise UserError(f"{name}: {file} has no pixels")
     if image_size is not None:
         pixels = cover(pixels, image_size, image_size)
     array = np.asarray(pixels)

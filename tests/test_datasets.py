@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import DATASETS, datasets, folders
@@ -383,14 +384,18 @@ def test_what_is_wrong_with_an_image_folder_is_said_in_one_line(tmp_path: Path) 
     save_image(tmp_path / "test" / "white" / "a.png", "white")
     load_raw(f"folder:{tmp_path}", tmp_path)
     broken = tmp_path / "test" / "white" / "b.jpg"
-    message = f"{broken} cannot be decoded as an image"
-    for content in (b"", b"not an image", Path(save_jpeg(tmp_path / "whole.jpg")).read_bytes()[:200]):
+    for content, reason in (
+        (b"", "it is empty"),
+        (b"not an image", "its content is in no known format"),
+        (Path(save_jpeg(tmp_path / "whole.jpg")).read_bytes()[:200], ""),
+    ):
+        message = rf"{broken} cannot be decoded as an image \({reason}"
         broken.write_bytes(content)
         read(tmp_path)
     broken.unlink()
     deep = tmp_path / "test" / "white" / "deep.png"
     Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(deep)
-    message = f"{deep} has more than 8 bits per pixel"
+    message = f"{deep} is a picture of more than 8 bits per channel"
     read(tmp_path)
 
 
@@ -589,10 +594,136 @@ def test_decoded_images_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.
     assert same(load_raw(name, tmp_path, cache=cache), first)
     with pytest.raises(AssertionError, match="decoded"):
         load_raw(name, tmp_path, cache=cache, image_size=4)
-    save_image(tmp_path / "images" / "train" / "red" / "0.png", "red", mode="RGB", size=(8, 8))
-    os.utime(tmp_path / "images" / "train" / "red" / "0.png", ns=(1, 1))
-    with pytest.raises(AssertionError, match="decoded"):
-        load_raw(name, tmp_path, cache=cache)
+    os.utime(tmp_path / "images" / "train" / "red" / "0.png", ns=(1, 1))  # a time says nothing
+    assert same(load_raw(name, tmp_path, cache=cache), first)
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change what is in ``path``, but neither its size nor its time stamp."""
+    old, content = path.stat(), path.read_bytes()
+    changed = change(content)
+    assert len(changed) == len(content) and changed != content
+    path.write_bytes(changed)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+
+def bitmaps(root: Path) -> Path:
+    """An image folder whose files all have one size in bytes."""
+    for split in ("train", "test"):
+        for colour in COLOURS:
+            save_image(root / split / colour / "0.bmp", colour)
+    save_image(root / "train" / "red" / "1.bmp", "black")
+    return root
+
+
+def swap(root: Path, a: str, b: str) -> None:
+    """Exchange the names of two files or folders; where there is no ``b``, give ``a`` that name."""
+    (root / a).rename(root / "aside")
+    if (root / b).exists():
+        (root / b).rename(root / a)
+    (root / "aside").rename(root / b)
+
+
+MAKE: dict[str, Callable[[Path], object]] = {
+    "folder": bitmaps,
+    "tiny_imagenet": tiny_imagenet,
+    "cub200": cub,
+    "mnist": mnist,
+    "imagenet64": imagenet64,
+}
+Change = tuple[str, bytes, bytes] | tuple[str, str]
+CHANGES: list[tuple[str, list[Change]]] = [
+    ("folder", [("train/red/0.bmp", b"\xff", b"\xfe")]),
+    ("folder", [("train/red/0.bmp", "train/blue/0.bmp")]),
+    ("folder", [("train/red", "train/blue"), ("test/red", "test/blue")]),
+    ("folder", [("train/red", "train/rot"), ("test/red", "test/rot")]),
+    ("folder", [("train/red/1.bmp", "test/blue/1.bmp")]),
+    ("tiny_imagenet", [("tiny-imagenet-200/val/val_annotations.txt", b"n2", b"n1")]),
+    ("cub200", [("CUB_200_2011/classes.txt", b"Red", b"Sad")]),
+    ("cub200", [("CUB_200_2011/image_class_labels.txt", b"4 2", b"4 1")]),
+    ("cub200", [("CUB_200_2011/train_test_split.txt", b"2 0\n3 0\n4 1", b"2 1\n3 0\n4 0")]),
+    ("cub200", [("CUB_200_2011/images.txt", b"1 001", b"3 001"), ("CUB_200_2011/images.txt", b"3 002", b"1 002")]),
+    ("mnist", [("MNIST/raw/train-images-idx3-ubyte", b"\x07", b"\x08")]),
+    ("mnist", [("MNIST/raw/t10k-labels-idx1-ubyte", b"\1\2\3", b"\1\3\2")]),
+    ("imagenet64", [("imagenet64/val_data", b"K\x0bM\xe8\x03", b"K\x0cM\xe8\x03")]),
+]
+"""Changes that leave the sizes and time stamps of all files alone: a file with old and new bytes, or two names."""
+
+
+@pytest.mark.parametrize(("dataset", "changes"), CHANGES)
+def test_a_cache_never_gives_old_data(dataset: str, changes: list[Change], tmp_path: Path) -> None:
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    MAKE[dataset](root)
+    name = dataset.replace("folder", f"folder:{root}")
+    first = load_raw(name, root, cache=cache)
+    whitened = dataset == "folder"
+    if whitened:
+        benchmark(name, root, cache=cache, preprocess="zca_frepo")
+    for file, *change in changes:
+        match change:
+            case [bytes(old), bytes(new)]:
+                rewrite(root / file, lambda content, old=old, new=new: content.replace(old, new))
+            case [str(other)]:
+                swap(root, file, other)
+    fresh = load_raw(name, root)
+    assert not same(fresh, first)
+    assert same(load_raw(name, root, cache=cache), fresh)
+    if whitened:
+        cached, made = (benchmark(name, root, cache=place, preprocess="zca_frepo") for place in (cache, None))
+        assert (cached.raw_fingerprint, cached.class_names) == (fresh.fingerprint, fresh.class_names)
+        assert torch.equal(cached.task.images, made.task.images)
+        assert torch.equal(cached.test_labels, made.test_labels)
+
+
+def test_files_that_change_while_they_are_decoded_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = bitmaps(tmp_path / "images"), tmp_path / "cache"
+    decode = datasets._decode
+
+    def late(*given: Any) -> Tensor:
+        images = decode(*given)
+        rewrite(root / "train" / "red" / "0.bmp", lambda content: content.replace(b"\xff", b"\xfe"))
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_decode", late)
+        benchmark(f"folder:{root}", tmp_path, cache=cache, preprocess="zca_frepo")
+    assert cached_files(cache) == []
+
+
+@pytest.mark.parametrize("library", ["pillow", "torch"])
+def test_another_version_of_a_library_makes_its_own_entries(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, cache = f"folder:{bitmaps(tmp_path / 'images')}", tmp_path / "cache"
+    benchmark(name, tmp_path, cache=cache, preprocess="zca_frepo")
+    before = len(cached_files(cache))
+    if library == "torch":
+        monkeypatch.setattr(torch, "__version__", "0.4.1")
+    else:
+        monkeypatch.setattr(datasets, "_DECODERS", ["5.1"])
+    benchmark(name, tmp_path, cache=cache, preprocess="zca_frepo")
+    assert len(cached_files(cache)) == before + (1 if library == "torch" else 2)
+
+
+def test_a_cached_file_of_another_key_is_made_anew(tmp_path: Path) -> None:
+    cache, files, sets = tmp_path / "cache", [], []
+    for side in (8, 4):
+        image_folder(tmp_path / "images", size=(side, side))
+        sets.append(load_raw(f"folder:{tmp_path / 'images'}", tmp_path, cache=cache))
+        files += [path for path in cached_files(cache) if path not in files]
+    content = files[1].read_bytes()
+    files[1].write_bytes(files[0].read_bytes())
+    assert same(load_raw(f"folder:{tmp_path / 'images'}", tmp_path, cache=cache), sets[1])
+    assert files[1].read_bytes() == content
+
+
+def test_a_header_nested_too_deeply_is_damage(tmp_path: Path) -> None:
+    name, cache = f"folder:{image_folder(tmp_path / 'images')}", tmp_path / "cache"
+    whole = load_raw(name, tmp_path, cache=cache)
+    [path] = cached_files(cache)
+    save_file({}, path, {"header": "[" * 100_000})
+    assert same(load_raw(name, tmp_path, cache=cache), whole)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])
