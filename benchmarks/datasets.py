@@ -429,11 +429,16 @@ def _preprocess(raw: RawData, name: str, dtype: torch.dtype) -> State:
 
 def _check(name: str, tensors: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
     if len(class_names) < 2:
-        raise UserError(f"{name} has only the class {class_names[0]!r}: give at least two")
+        classes = f"only the class {class_names[0]!r}" if class_names else "no class"
+        raise UserError(f"{name} has {classes}: give at least two")
+    size = tensors["train_images"].shape[1:]
     for split in ("train", "test"):
         images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
         if len(labels) == 0 or len(images) != len(labels):
             raise UserError(f"{name}: the {split} split has {len(images)} images and {len(labels)} labels")
+        if images.dtype != torch.uint8 or images.shape[1:] != size:
+            described = f"{images.dtype} images of shape {tuple(images.shape[1:])}".removeprefix("torch.")
+            raise UserError(f"{name}: the {split} split has {described}, instead of uint8 of {tuple(size)}")
         if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
             raise UserError(f"{name}: the {split} split has labels that are not among its {len(class_names)} classes")
 
@@ -776,6 +781,9 @@ def _image_source(
     files = [file for file, _ in (*train, *test)]
     labels = [label for _, label in (*train, *test)]
     cut = len(train)
+    for split, members in (("train", train), ("test", test)):
+        if not members:
+            raise UserError(f"{name}: the {split} split has no images")
     if len(set(files)) < len(files):
         twice = next(file for file, count in Counter(files).items() if count > 1)
         raise UserError(f"{name}: {twice} is listed twice: an image has one class and is in one split")
