@@ -575,8 +575,8 @@ def _left_out_line(name: str, folder: Path, left_out: Sequence[str]) -> str:
     if not left_out:
         return ""
     many = f"{len(left_out)} files or links are" if len(left_out) > 1 else "1 file or link is"
-    example = os.path.relpath(min(left_out), folder)
-    return f"{name}: {many} left out of the class folders (no known image format, or no file), for example {example!r}"
+    reasons = "no suffix of an image, no regular file, or a link to images that count already"
+    return f"{name}: {many} left out ({reasons}), for example {os.path.relpath(min(left_out), folder)!r}"
 
 
 def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
@@ -724,7 +724,9 @@ def _labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str
             raise UserError(f"there are no class folders in {split}")
         for folder in folders:
             real = Path(os.path.realpath(folder))
-            other = owner_of(real) or next((owners[place] for place in owners if real in place.parents), None)
+            other = owner_of(real)
+            if real in around:
+                other = next(owner for place, owner in owners.items() if real in place.parents)
             if other:
                 raise UserError(f"{other} and {folder} share a folder: an image has one class and is in one split")
             claim(real, folder)
@@ -929,7 +931,7 @@ def _read_state(path: Path, key: str) -> State | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         about = header["about"]
         return (tensors, about) if header["checksum"] == _checksum(key, tensors, about) else None
-    except Exception:  # a damaged file may raise anything
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

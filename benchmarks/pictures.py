@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from PIL import Image, ImageOps
 
 from benchmarks.errors import UserError
@@ -25,8 +23,12 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith(("I", "F")):
         raise UserError(f"a picture of more than 8 bits per channel (mode {image.mode}): convert it to 8 bits")
-    with contextlib.suppress(Exception):  # damaged EXIF data may raise anything
+    try:
         image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF data may raise anything
+        pass
     grey = image.mode in GREY_MODES
     mode = "L" if grey else "RGB"
     if not image.has_transparency_data:

@@ -22,6 +22,7 @@ from harness.files import replacing
 from harness.record import PROTOCOL_VERSION
 
 _HEADER = "frepo_bench"
+_DAMAGE = (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 _Stamp = tuple[int, int, int, int]
 
 
@@ -70,7 +71,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
                 self._checked[name] = stamp
         except FileNotFoundError:
             raise self._missing(name) from None
-        except Exception:  # a damaged file may raise anything
+        except _DAMAGE:
             print(f"  cache: {path} is damaged and is made again", file=sys.stderr)
             path.unlink(missing_ok=True)
             raise self._missing(name) from None
@@ -103,7 +104,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
 
     def __iter__(self) -> Iterator[str]:
         for path in sorted(self._folder.glob("*.safetensors")):
-            with contextlib.suppress(Exception):  # a damaged file may raise anything
+            with contextlib.suppress(*_DAMAGE):
                 yield _read(path)[0]["name"]
 
     def __len__(self) -> int:

@@ -335,6 +335,12 @@ def test_an_image_folder(test: str, tmp_path: Path) -> None:
     assert raw.flip
 
 
+def test_an_image_folder_with_test_and_val_is_tested_on_test(tmp_path: Path) -> None:
+    image_folder(tmp_path, test="val", per_class=1)
+    image_folder(tmp_path, test="test", per_class=2)
+    assert load_raw(f"folder:{tmp_path}", tmp_path).test_labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_every_format_and_mode_becomes_rgb_and_other_files_are_left_alone(tmp_path: Path) -> None:
     image_folder(tmp_path, per_class=1)
     train = tmp_path / "train" / "red"
@@ -528,8 +534,8 @@ def test_what_is_no_image_file_is_left_out_and_said(name: str, place: str, tmp_p
         raw = load_raw(f"folder:{tmp_path}", tmp_path, cache=cache)
         assert same(raw, plain)
         assert raw.left_out == (
-            f"folder:{tmp_path}: 1 file or link is left out of the class folders (no known image format, or no file), "
-            f"for example {f'{place}/{name}'!r}"
+            f"folder:{tmp_path}: 1 file or link is left out (no suffix of an image, no regular file, or a link to "
+            f"images that count already), for example {f'{place}/{name}'!r}"
         )
     (tmp_path / place / "another").touch()
     assert "2 files or links are left out" in load_raw(f"folder:{tmp_path}", tmp_path).left_out

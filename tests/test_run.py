@@ -383,8 +383,8 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
     assert cell.run(dataclasses.replace(job, cell=dataclasses.replace(job.cell, evaluate_steps=1)))["status"] == "ok"
     # What was left out is said once, not in each plan and each cell.
     assert [line for line in capsys.readouterr().err.splitlines() if "left out" in line] == [
-        f"folder:{tmp_path / 'my pets'}: 1 file or link is left out of the class folders (no known image format, or no "
-        "file), for example 'train/cat/2.heic'"
+        f"folder:{tmp_path / 'my pets'}: 1 file or link is left out (no suffix of an image, no regular file, or a "
+        "link to images that count already), for example 'train/cat/2.heic'"
     ]
 
 
