@@ -684,7 +684,7 @@ def _labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str
 
     Hidden names and ``SYSTEM_NAMES`` are passed over at every level. Links to folders are followed, but each real
     folder is read once, for one class: a link into a class folder, or to a folder around one, leads to images that
-    count already. A link to a file is an image like any other: stores that keep equal files once are built of such links.
+    count already. A link to a file is an image like any other: stores that keep equal files once consist of such links.
 
     Raises UserError where there are no classes, where a class is empty, and where two classes share a folder.
     """
