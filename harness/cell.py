@@ -34,7 +34,7 @@ from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
 from harness.evaluate import evaluate, network_spec, networks_at_once
-from harness.experiments import BUDGETS, Job, prepare_is_reduced, tuples
+from harness.experiments import BUDGETS, Cell, Job, prepare_is_reduced, tuples
 from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, show_bytes, time_limit
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
@@ -135,9 +135,9 @@ class _Run:
         method_class = methods.get(cell.method)
         config = method_class.Config(**{name: tuples(value) for name, value in job.config.items()})
         benchmark = _benchmark(job)
-        key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.tf32)
+        key = _store_key(benchmark, cell)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
-        machine = [self.found["provenance"][name] for name in ("device", "threads", "convolutions")]
+        machine = [self.found["provenance"][name] for name in ("device", "threads", "convolutions", "torch")]
         store = DiskStore(folder_for(Path(job.cache), *key, *machine), self.now)
         cost = self.found["cost"]
         cost["forecast_bytes"] = job.forecast_bytes
@@ -424,6 +424,17 @@ def _benchmark(job: Job) -> Benchmark:
     if benchmark.raw_fingerprint != cell.data_fingerprint:
         raise UserError(f"{cell.dataset} has changed since the run began; start it again")
     return dataclasses.replace(benchmark, name=cell.dataset)
+
+
+def _store_key(benchmark: Benchmark, cell: Cell) -> tuple[object, ...]:
+    """All that an expert depends on, but its settings and the machine.
+
+    The name of a data set brings constants of its preprocessing and whether it is flipped, so the same pixels under two
+    names are two things.
+    """
+    fitted = benchmark.preprocess
+    statistics = fitted.name, fitted.mean.tolist(), fitted.std.tolist()
+    return benchmark.raw_fingerprint, statistics, benchmark.flip, benchmark.spec, cell.dtype, cell.tf32
 
 
 def _check(losses: Mapping[str, Tensor], step: int) -> str:

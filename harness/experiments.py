@@ -8,11 +8,13 @@ line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -507,7 +509,15 @@ def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
     if source.startswith("folder:"):
         # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
         raw = dataclasses.replace(raw, name=f"folder:{Path(source.removeprefix('folder:')).resolve().name}")
+    if raw.left_out:
+        _tell(raw.left_out)
     return raw
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Say ``line`` to the user, once however many experiments load the same data."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def tuples(value: Any) -> Any:

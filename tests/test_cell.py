@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import preprocess
 from benchmarks.datasets import load_raw
 from benchmarks.folders import default_cache
 from harness import artifact, cell, launch, record
@@ -281,13 +282,27 @@ def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: typ
     assert second["prepare_seconds"] == 2.0
 
 
-def test_another_machine_does_not_lend_its_seconds(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["device_name", "_version"])
+def test_another_machine_lends_neither_its_entries_nor_its_seconds(
+    what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
-        monkeypatch.setattr(record, "device_name", lambda device, name=name: f"processor {name}")
+        monkeypatch.setattr(record, what, lambda _, name=name: f"processor or version {name}")
         found = run(job(tmp_path / name, config={"entry": True}), Ticks())
         assert found["cost"]["prepare_cached"] == 0
+
+
+def test_the_same_pixels_under_another_name_have_their_own_entries(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name brings published constants, and whether images are flipped."""
+    load = cell.load
+    for folder, flip, constants in (("a", False, {}), ("b", True, {}), ("c", True, {"digits": ((0.5,), (0.25,))})):
+        monkeypatch.setattr(cell, "load", lambda *a, flip=flip, **k: dataclasses.replace(load(*a, **k), flip=flip))
+        monkeypatch.setitem(preprocess.CONSTANTS, "standardise_vico", constants)
+        monkeypatch.setitem(preprocess.CONSTANTS, "standardise", constants)
+        found = run(job(tmp_path / folder, config={"entry": True}), Ticks())
+        assert found["status"] == "ok" and found["cost"]["prepare_cached"] == 0
 
 
 def test_the_warm_up_changes_nothing(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -365,24 +365,27 @@ def test_everything_that_determines_a_result_is_in_the_identity(tmp_path: Path, 
     assert elsewhere.stem == job.stem
 
 
-def test_own_folders_are_known_by_name_and_content(tmp_path: Path) -> None:
+def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     for split_name in ("train", "test"):
         for index, label in enumerate(("cat", "dog")):
             (tmp_path / "my pets" / split_name / label).mkdir(parents=True)
             Image.new("RGB", (8, 8), (90 * index, 9, 9)).save(tmp_path / "my pets" / split_name / label / "1.png")
-    (job,) = plan(
-        request(
-            methods=("random_real",),
-            datasets=(f"folder:{tmp_path / 'my pets'}",),
-            output=tmp_path / "out",
-            image_size=8,
-        )
+    (tmp_path / "my pets" / "train" / "cat" / "2.heic").touch()
+    wanted = request(
+        methods=("random_real",), datasets=(f"folder:{tmp_path / 'my pets'}",), output=tmp_path / "out", image_size=8
     )
+    (job,) = plan(wanted)
+    assert plan(wanted) == [job]
     assert job.cell.dataset == "folder:my pets" and str(tmp_path) not in str(job.cell)
     assert job.stem.startswith("folder_my_pets-ipc1-random_real-convnet-w32-seed0-quick-")
     assert cell.run(dataclasses.replace(job, cell=dataclasses.replace(job.cell, evaluate_steps=1)))["status"] == "ok"
+    # What was left out is said once, not in each plan and each cell.
+    assert [line for line in capsys.readouterr().err.splitlines() if "left out" in line] == [
+        f"folder:{tmp_path / 'my pets'}: 1 file or link is left out (no suffix of an image, no regular file, or a "
+        "link to images that count already), for example 'train/cat/2.heic'"
+    ]
 
 
 # What it refuses
