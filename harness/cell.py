@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 import methods
-from benchmarks import winograd
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
@@ -127,7 +126,7 @@ class _Run:
         _set_precision(tf32=cell.tf32)
         clock, meter = Clock(device, self.now), MemoryMeter(device)
         meter.context()
-        self.found["provenance"]["convolutions"] = _load_libraries(device)
+        _load_libraries(device)
         protocol = PROTOCOLS[cell.protocol]
         if self.given is not None:
             self._evaluate_given(self.given, protocol, clock)
@@ -137,7 +136,7 @@ class _Run:
         benchmark = _benchmark(job)
         key = _store_key(benchmark, cell)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
-        machine = [self.found["provenance"][name] for name in ("device", "threads", "convolutions", "torch")]
+        machine = [self.found["provenance"][name] for name in ("device", "threads", "environment", "torch")]
         store = DiskStore(folder_for(Path(job.cache), *key, *machine), self.now)
         cost = self.found["cost"]
         cost["forecast_bytes"] = job.forecast_bytes
@@ -472,16 +471,12 @@ def _set_precision(*, tf32: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _load_libraries(device: torch.device) -> str:
-    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that.
-
-    Returns whose convolutions networks use where those fit.
-    """
+def _load_libraries(device: torch.device) -> None:
+    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that."""
     images = torch.ones(1, 1, 8, 8, device=device)
     weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     torch.nn.functional.conv2d(images, weight).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.Adam([weight]).step()
-    return "winograd.c" if device.type == "cpu" and winograd.library() is not None else "torch"
 
 
 def _versions(device: str) -> dict[str, Any]:

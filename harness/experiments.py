@@ -341,14 +341,11 @@ def plan(request: Request) -> list[Job]:
         if request.cache is not None:
             _writable(request.cache, "--cache")
     import methods
-    from benchmarks import winograd
     from benchmarks.folders import default_cache, default_root
 
     device = find_device(request.device, there=not request.forecast)
     if request.tf32 and not device.startswith("cuda"):
         raise UserError("--tf32 needs a CUDA device")
-    if device == "cpu" and not request.forecast:
-        winograd.library()  # compiled here for all cells, if it is to be; a compiler that fails is told of at once
     cache = request.cache or default_cache()
     if not request.forecast:
         _writable(cache, "cache folder")

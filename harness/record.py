@@ -22,8 +22,8 @@ from benchmarks.errors import UserError
 from harness.files import replacing
 
 SCHEMA = 1
-PROTOCOL_VERSION = "1"
-"""Raised when the meaning of a number changes: another evaluation recipe, another way to measure."""
+PROTOCOL_VERSION = "2"
+"""Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
@@ -292,7 +292,7 @@ def _is_number(value: object) -> bool:
 def provenance(
     command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """What a number was measured with; ``driver``, ``cuda``, threads and kernels are for the caller to fill in."""
+    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
     return {
         **_commit(),
         "command": command,
@@ -300,7 +300,6 @@ def provenance(
         "device": device,
         "threads": None,
         "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
-        "convolutions": None,
         "driver": None,
         "cuda": None,
         "torch": _version("torch"),

@@ -58,7 +58,7 @@ LONGER = 2
 """Windows that differ in length by more than this factor are not compared: long ones average what short ones show."""
 SHOWN = ("method", "dataset", "ipc", "network", "width", "budget")
 """What names a cell, where no other cell has the same."""
-VERSIONS = ("torch", "convolutions", "python", "driver", "cuda", "platform")
+VERSIONS = ("torch", "python", "driver", "cuda", "platform")
 NONE = "–"
 
 
