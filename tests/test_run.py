@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -46,6 +47,10 @@ class Launcher:
         made = record.new(job.cell.to_dict(), job.config, record.provenance("", device="a cpu", fingerprint=None))
         made["status"], made["accuracy"]["values"], made["accuracy"]["mean"] = self.status, [0.5], 0.5  # type: ignore[typeddict-item]
         made["message"] = None if self.status == "ok" else "a reason"
+        if self.status == "ok":
+            job.artifact_path.write_bytes(job.stem.encode())
+            digest = hashlib.sha256(job.stem.encode()).hexdigest()
+            made["artifact"] = {"name": job.artifact_path.name, "sha256": digest}
         record.write(made, job.record_path)
         return made
 
