@@ -57,7 +57,7 @@ TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
 """Slow cycles: so many are timed, or fewer where they take longer than this. The first ones may well be slower."""
 LOOK_SECONDS = 10.0
 """After so long, and again after twice as long, the estimate is held against the steps that were taken …"""
-WRONG_BY, WRONG_SECONDS = 1.5, 10.0
+WRONG_BY, WRONG_SECONDS = 1.25, 10.0
 """… and corrected where it is off by this factor and by so many seconds."""
 GPU_WINDOW_SECONDS = 0.05
 """A GPU is kept waiting at the end of every window, so windows are not shorter than this."""

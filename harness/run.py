@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import methods
 from benchmarks import DATASETS, NETWORKS
-from benchmarks.errors import UserError, printable
+from benchmarks.errors import UserError
 from harness import record
 from harness.command_line import Parser, exit_status
 from harness.experiments import (
@@ -52,7 +52,8 @@ from harness.record import FINAL, Record
 PROGRAM = "python -m harness.run"
 FLOOR = "random_real"
 """In every table: what a method adds to real images drawn at random is what it is worth."""
-INTERRUPTED = "stopped"
+BY_USER = "stopped"
+"""Why a run ended: Ctrl-C."""
 AGAIN = ".again"
 """The folder inside the output where a cell runs that has an ``ok`` result already."""
 ROOM_BYTES = 2**16
@@ -231,7 +232,7 @@ def _carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         done = f"{len(records)} of {len(jobs)} cells are done and kept in {output}"
         print(f"\n{stopped}: {done}; the same command{on}", file=sys.stderr)
-        return 130 if stopped == INTERRUPTED else 1
+        return 130 if stopped == BY_USER else 1
     return 0 if written and not failed and all(found["status"] in FINAL for found in records) else 1
 
 
@@ -285,7 +286,7 @@ def _run(
                 found, failed = before, True
             records.append(found)
     except KeyboardInterrupt:
-        return records, failed, INTERRUPTED
+        return records, failed, BY_USER
     return records, failed, None
 
 
@@ -351,7 +352,7 @@ def _existing(job: Job) -> Record | None:
         aside = next(path for name in names if not (path := job.record_path.with_name(name)).exists())
         with contextlib.suppress(OSError):  # a folder that cannot be written stops the run, and says so
             job.record_path.replace(aside)
-            _say(f"{printable(str(error))}; kept as {aside.name}, the cell is run again")
+            _say(f"{error}; kept as {aside.name}, the cell is run again")
         return None
 
 
@@ -384,7 +385,7 @@ def _where(found: Record) -> str:
 
 def _outcome(found: Record) -> str:
     if found["status"] != "ok":
-        return f"{found['status']}: {printable(str(found['message']))}"
+        return f"{found['status']}: {found['message']}"
     if not found["accuracy"]["values"]:
         samples = found["cost"]["step_seconds"]
         return f"{statistics.median(samples):.3g} s per iteration" if samples else "no whole cycle of steps was timed"
@@ -403,8 +404,7 @@ def _announcement(request: Request, jobs: Sequence[Job]) -> str:
     cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}{done}"
     where = record.device_name(jobs[0].device)
     if jobs[0].device == "cpu":
-        threads = torch.get_num_threads()
-        where += f", {threads} thread{'s' if threads > 1 else ''}"
+        where += f", {torch.get_num_threads()} threads"
     lines = [
         f"{cells}: {', '.join(request.methods)} on {', '.join(request.datasets)}, budget {request.budget}, {where}"
     ]

@@ -65,9 +65,8 @@ def check_losses(losses: object, where: str, device: torch.device) -> None:
     for name, loss in losses.items():
         sound = isinstance(loss, Tensor) and loss.shape == () and loss.is_floating_point() and not loss.requires_grad
         if not (isinstance(name, str) and sound and loss.device == device):
-            raise UserError(
-                f"{where}: {name!r} is {_shown(loss)}; expected names of detached 0-d floating point tensors on {device}"
-            )
+            expected = f"names of detached 0-d floating point tensors on {device}"
+            raise UserError(f"{where}: {name!r} is {_shown(loss)}; expected {expected}")
 
 
 def check_synthetic(
