@@ -20,7 +20,7 @@ import torch
 from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
 from benchmarks.folders import default_cache
-from harness import artifact, cell, launch, record
+from harness import artifact, cell, launch, progress, record
 from harness.cell import curve_steps, run, windows
 from harness.experiments import Cell, Job, Request, plan
 from harness.measure import memory
@@ -589,6 +589,21 @@ def test_networks_at_a_time_are_chosen_once_and_hold_for_the_curve(
     found = run(job(tmp_path, steps=8, curve_points=3, networks_evaluated=2))
     assert found["status"] == "ok" and found["cost"]["networks_at_once"] == 2
     assert chosen == [{"networks": 2, "max_steps": 3}] and taken == [2, 2, 2]
+
+
+def test_time_left_is_by_the_pace_of_late(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten slow steps in ten minutes, then one in a second."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.Progress("distilling", 1000)
+    for time, done in ((600.0, 10), (630.0, 40), (660.0, 70), (720.0, 130)):
+        now[0] = time
+        shown(done)
+    assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [
+        "distilling: 10 of 1000, about 59400 s left",
+        "distilling: 70 of 1000, about 930 s left",
+        "distilling: 130 of 1000, about 870 s left",
+    ]
 
 
 def test_curves_are_of_the_steps_on_the_way(tmp_path: Path, dummy: type[Dummy]) -> None:

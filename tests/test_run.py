@@ -43,7 +43,7 @@ def request(**changes: object) -> Request:
 
 
 class Launcher:
-    """Pretends to run cells, of this status and accuracy; ``after`` lets something happen once so many have been run."""
+    """Pretends to run cells, of this status and accuracy; ``after`` lets something happen once so many have run."""
 
     def __init__(
         self, status: str = "ok", after: dict[int, Callable[[], None]] | None = None, accuracy: float = 0.5
