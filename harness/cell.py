@@ -54,7 +54,7 @@ WARMUP_STEPS = 3
 WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
 """Cycles are timed until so many are done or so long has passed."""
 TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
-"""Slow cycles: so many are timed, or fewer where they take longer than this. The first ones may well be slower."""
+"""Slow cycles: so many are timed, or fewer where they take longer than this."""
 LOOK_SECONDS = 10.0
 """After so long, and again after twice as long, the estimate is held against the steps that were taken …"""
 WRONG_BY, WRONG_SECONDS = 1.25, 10.0
@@ -236,9 +236,12 @@ class _Run:
         if first < WARMUP_SECONDS:
             timed(max(0, WARMUP_STEPS - cycle))
         seconds: list[float] = []
-        while len(seconds) < WARMUP_CYCLES and sum(seconds) < (
-            TIMED_SECONDS if len(seconds) < TIMED_CYCLES else WARMUP_SECONDS
-        ):
+
+        def enough() -> bool:
+            longest = TIMED_SECONDS if len(seconds) < TIMED_CYCLES else WARMUP_SECONDS
+            return len(seconds) >= WARMUP_CYCLES or sum(seconds) >= longest
+
+        while not enough():
             seconds.append(timed(cycle))
         median = statistics.median(seconds)
         cost["warmup_seconds"] = clock.read() - warm

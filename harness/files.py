@@ -40,6 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 LOCK = ".running"
+"""The file in an output folder that the run there holds locked; it tells which run that is."""
 
 
 @contextmanager
