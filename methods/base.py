@@ -27,8 +27,8 @@ class Synthetic:
     images: Tensor
     """(num_classes * ipc, channels, height, width), class-major."""
     labels: Tensor
-    """(num_classes * ipc, num_classes). Before the first step the largest of every row is that of its class, and centred
-    labels sum to 0; labels that are learned may move from there."""
+    """(num_classes * ipc, num_classes). Before the first step the largest of every row is that of its class, and rows
+    of centred labels sum to 0; labels that are learned may move from there."""
     label_space: LabelSpace
     """``probability``: one-hot or soft. ``centred``: regression targets one-hot − 1/C, as FRePo and KIP learn."""
     lr: Tensor | None = None
