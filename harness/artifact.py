@@ -11,6 +11,7 @@ same run gives the same bytes. A PNG beside it shows the images in natural colou
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -127,10 +128,11 @@ def save(
     network: NetworkSpec,
     cell: Mapping[str, Any],
     config: Mapping[str, Any],
-) -> None:
+) -> str:
     """Write ``synthetic`` to ``path`` (``.safetensors``) and a picture of it beside (``.png``), each in one go.
 
     ``network``: the one it is evaluated with. ``cell`` and ``config``: what determined the set, JSON values only.
+    Returns the SHA-256 of the ``.safetensors``.
     """
     preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
     tensors = {"images": synthetic.images, "labels": synthetic.labels}
@@ -155,6 +157,7 @@ def save(
     natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
     with replacing(path.with_suffix(".png")) as temporary:
         picture(natural, ipc=len(natural) // len(benchmark.class_names)).save(temporary, format="PNG")
+    return hashlib.sha256(content).hexdigest()
 
 
 def load(path: str | Path) -> Artifact:
@@ -174,11 +177,38 @@ def load(path: str | Path) -> Artifact:
     if header is None:
         raise UserError(f"{path} is a .safetensors file, but not a distilled set of this suite")
     try:
-        return _decode(json.loads(header), tensors)
+        settings = json.loads(header)
+        if settings["schema"] > SCHEMA:
+            raise UserError(f"{path} was written by a newer version of this suite (schema {settings['schema']})")
+        return _decode(settings, tensors)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def lost(path: Path, ipc: int, sha256: str | None) -> str | None:
+    """Why the set in ``path`` is not the whole set that was written, in words; None: it is.
+
+    ``sha256``: of the file as it was written. None, of records that do not have it: the file must load wholly, and hold
+    ``ipc`` images with labels for each class.
+    """
+    if not path.is_file():
+        return f"its set {path.name} is missing"
+    if sha256 is not None:
+        try:
+            with open(path, "rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except OSError as error:
+            return f"its set {path.name} cannot be read: {error.strerror}"
+        return None if same else f"its set {path.name} is not as it was written"
+    try:
+        found = load(path)
+    except UserError as error:
+        return str(error)
+    count, classes = len(found.images), len(found.class_names)
+    whole = count == ipc * classes and tuple(found.labels.shape) == (count, classes)
+    return None if whole else f"its set {path.name} holds {count} images, not {ipc} for each of {classes} classes"
 
 
 def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:

@@ -27,6 +27,7 @@ from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, ch
 from harness.launch import restart_with_environment
 
 if TYPE_CHECKING:
+    from harness.artifact import Artifact
     from harness.importers import Imported
     from methods.base import Synthetic
 
@@ -178,7 +179,7 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
         cache=given.cache or default_cache(),
     )
     synthetic = fitted(found, raw.class_names, raw.train_images.shape[1:], given.label_space)
-    ipc = len(synthetic.images) // len(raw.class_names)
+    ipc = _checked_ipc(synthetic, given.files[0], found.own, len(raw.class_names), raw.train_images.shape[1:])
     (job,) = plan(dataclasses.replace(request, ipcs=(ipc,)))
     made_from = None if found.own is None else found.own.cell.get("data_fingerprint")
     if made_from not in (None, job.cell.data_fingerprint):
@@ -193,6 +194,20 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
         job.cell, method=given.name, protocol=protocol.name, norm=protocol.test_norm, preprocess=given.preprocess
     )
     return dataclasses.replace(job, cell=evaluated, config=json.loads(json.dumps(config))), synthetic
+
+
+def _checked_ipc(synthetic: Synthetic, file: Path, own: Artifact | None, classes: int, image: Sequence[int]) -> int:
+    """Images per class: what a set of this suite says, else as many as there are. Raises UserError as
+    `check_synthetic` does."""
+    import torch
+
+    from methods.checks import check_synthetic
+
+    said = None if own is None else own.cell.get("ipc")
+    ipc = said if isinstance(said, int) and said > 0 else max(1, len(synthetic.images) // classes)
+    where, cpu = str(file), torch.device("cpu")
+    check_synthetic(synthetic, where, classes=classes, ipc=ipc, image=image, dtype=torch.float32, device=cpu)
+    return ipc
 
 
 def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str) -> None:

@@ -41,6 +41,10 @@ FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
 
 
+class NewerVersion(UserError):
+    """A record that a later version of the suite wrote."""
+
+
 class CurvePoint(TypedDict):
     """The synthetic set as it stood after ``step`` steps and ``seconds`` of distilling."""
 
@@ -123,6 +127,13 @@ class Cost(TypedDict):
     """Of the network that is evaluated; the norm may differ."""
 
 
+class Artifact(TypedDict):
+    """The file of a distilled set, and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: str
+
+
 class Record(TypedDict):
     schema: int
     protocol_version: str
@@ -135,6 +146,8 @@ class Record(TypedDict):
     message: str | None
     accuracy: Accuracy
     cost: Cost
+    artifact: Artifact | None
+    """The distilled set beside the record; null where there is none, and in records of before it was written down."""
     provenance: dict[str, Any]
 
 
@@ -180,6 +193,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
             "parameters": None,
             "parameters_evaluated": None,
         },
+        "artifact": None,
         "provenance": dict(provenance),
     }
 
@@ -199,16 +213,44 @@ def write(record: Record, path: Path) -> None:
 def load(path: Path) -> Record:
     """Read and check a record.
 
-    Raises UserError naming the file where it is not a whole record of this schema.
+    Raises UserError naming the file: NewerVersion where its schema or protocol is one of a later version, else where it
+    is not a whole record.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"damaged record {path}: {error}") from error
+    if newer := _newer(found):
+        raise NewerVersion(
+            f"{path} was written by a newer version of this suite ({newer}): update the suite, or take another folder"
+        )
     _complete(found)
     if problem := _problem(found):
         raise UserError(f"damaged record {path}: {problem}")
     return cast(Record, found)
+
+
+def refuse_newer(folder: Path) -> None:
+    """Raises NewerVersion where a record in ``folder`` is of a later version: tables made here would lack its row."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            load(path)
+        except NewerVersion:
+            raise
+        except UserError:
+            continue
+
+
+def _newer(found: Any) -> str | None:
+    """What is of a later version in ``found``, in words."""
+    if not isinstance(found, dict):
+        return None
+    schema, protocol = found.get("schema"), found.get("protocol_version")
+    if isinstance(schema, int) and schema > SCHEMA:
+        return f"schema {schema}, and this one reads {SCHEMA}"
+    if isinstance(protocol, str) and protocol.isdecimal() and int(protocol) > int(PROTOCOL_VERSION):
+        return f"protocol {protocol}, and this one has {PROTOCOL_VERSION}"
+    return None
 
 
 def load_all(folder: Path) -> tuple[list[Record], list[str]]:
@@ -229,6 +271,7 @@ def _complete(found: Any) -> None:
     """
     if isinstance(found, dict):
         found.setdefault("resolved", found.get("config"))
+        found.setdefault("artifact", None)
     cost = found.get("cost") if isinstance(found, dict) else None
     memory = cost.get("memory") if isinstance(cost, dict) else None
     for part, names in ((cost, LATER_COSTS), (memory, LATER_MEMORY)):
@@ -280,6 +323,21 @@ def _problem(found: Any) -> str | None:
     ):
         if not (isinstance(values, list) and all(_is_number(value) for value in values)):
             return f"{name} is not a list of numbers"
+    points = accuracy["curve"]
+    if not (isinstance(points, list) and all(isinstance(point, dict) for point in points)):
+        return "accuracy.curve is not a list of points"
+    for name, values in (
+        ("accuracy.values", accuracy["values"]),
+        ("accuracy.krr_values", accuracy["krr_values"]),
+        *(("accuracy.curve", point.get("values")) for point in points),
+    ):
+        if not (isinstance(values, list) and all(_is_number(value) and 0 <= value <= 1 for value in values)):
+            return f"{name} has a value that is no fraction from 0 to 1"
+    artifact = found["artifact"]
+    if artifact is not None and not (
+        isinstance(artifact, dict) and all(isinstance(artifact.get(key), str) for key in ("name", "sha256"))
+    ):
+        return "'artifact' has no name and sha256"
     if found["status"] == "ok" and not accuracy["values"] and found["cell"]["budget"] != "cost":
         return "status ok without accuracies"
     return None

@@ -11,11 +11,14 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import os
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -40,6 +43,7 @@ from harness.experiments import (
     requests,
     resolve,
 )
+from harness.files import only_runner
 from harness.launch import started
 from harness.limits import parse_bytes, parse_seconds, show_bytes
 from harness.options import describe, split
@@ -48,6 +52,12 @@ from harness.record import FINAL, Record
 PROGRAM = "python -m harness.run"
 FLOOR = "random_real"
 """In every table: what a method adds to real images drawn at random is what it is worth."""
+BY_USER = "stopped"
+"""Why a run ended: Ctrl-C."""
+AGAIN = ".again"
+"""The folder inside the output where a cell runs that has an ``ok`` result already."""
+ROOM_BYTES = 2**16
+"""A record is smaller."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
@@ -188,8 +198,18 @@ def carry_out(
     jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool, drawn: bool = False
 ) -> int:
     """Run those of ``jobs`` that have no result, or with ``force`` all; then the tables, and where they are to be
-    ``drawn`` the figures. Returns the exit status."""
-    records, interrupted = _run(jobs, launch, force=force)
+    ``drawn`` the figures. Returns the exit status.
+
+    Raises UserError, and runs nothing, while another run works in ``output``, and where a record there is of a newer
+    version of the suite.
+    """
+    with only_runner(output, jobs[0].command if jobs else PROGRAM):
+        record.refuse_newer(output)
+        return _carry_out(jobs, output, launch, force=force, drawn=drawn)
+
+
+def _carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool, drawn: bool) -> int:
+    records, failed, stopped = _run(jobs, output, launch, force=force)
     written = True
     if records:
         from harness import report
@@ -208,14 +228,12 @@ def carry_out(
         except UserError as error:
             _say(f"error: {error}")
             written = False
-    if interrupted:
-        print(
-            f"\nstopped: {len(records)} of {len(jobs)} cells are done and kept in {output}; "
-            f"the same command{' without --force' if force else ''} goes on with the next",
-            file=sys.stderr,
-        )
-        return 130
-    return 0 if written and all(found["status"] in FINAL for found in records) else 1
+    if stopped is not None:
+        on = " without --force goes on with those that have no result" if force else " goes on with the next"
+        done = f"{len(records)} of {len(jobs)} cells are done and kept in {output}"
+        print(f"\n{stopped}: {done}; the same command{on}", file=sys.stderr)
+        return 130 if stopped == BY_USER else 1
+    return 0 if written and not failed and all(found["status"] in FINAL for found in records) else 1
 
 
 def _with_floor(request: Request) -> Request:
@@ -238,25 +256,72 @@ def _draw(records: Sequence[Record], folder: Path) -> None:
         _say(f"and {', '.join(path.name for path in written)}")
 
 
-def _run(jobs: Sequence[Job], launch: Callable[[Job], Record], *, force: bool) -> tuple[list[Record], bool]:
-    """The records of ``jobs`` as far as they got, and whether they were interrupted."""
+def _run(
+    jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool
+) -> tuple[list[Record], bool, str | None]:
+    """The records of ``jobs`` as far as they got; whether a cell failed whose result of before stands; and why the run
+    stopped before its end, if it did."""
     records: list[Record] = []
+    failed = False
     try:
         for number, job in enumerate(jobs, 1):
             place = f"[{number}/{len(jobs)}] {job.cell}"
-            found = None if force else _existing(job)
-            if found is not None:
-                _say(f"{place}: {found['status']}, done before on {_where(found)} ({job.record_path.name})")
-            else:
-                _say(place)
-                job = _with_forecast(job)
-                started = time.monotonic()
-                found = launch(job)
-                _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
+            before = _existing(job)
+            lost = None if before is None or force else _lost_set(job, before)
+            if before is not None and lost is None and not force and _is_result(job, before):
+                _say(f"{place}: {before['status']}, done before on {_where(before)} ({job.record_path.name})")
+                records.append(before)
+                continue
+            _say(place)
+            if lost is not None:
+                _say(f"  {lost}: the cell is run again")
+            if problem := _unwritable(output):
+                return records, failed, f"stopped, as {output} cannot be written ({problem})"
+            job = _with_forecast(job)
+            started = time.monotonic()
+            found = launch(job) if before is None or before["status"] != "ok" else _replace(job, launch)
+            _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
+            if before is not None and before["status"] == "ok" and found["status"] != "ok":
+                _say("  the result of before is kept")
+                found, failed = before, True
             records.append(found)
     except KeyboardInterrupt:
-        return records, True
-    return records, False
+        return records, failed, BY_USER
+    return records, failed, None
+
+
+def _replace(job: Job, launch: Callable[[Job], Record]) -> Record:
+    """Run ``job`` again in a folder of its own: its result of before stays until there is another that is ``ok``."""
+    folder = Path(job.output) / AGAIN
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir()
+    try:
+        again = dataclasses.replace(job, output=str(folder))
+        found = launch(again)
+        moved = [(again.log_path, job.log_path)]
+        if found["status"] == "ok":
+            # The record last: a set that is not the one of its record is noticed, and the cell runs again.
+            picture = [path.with_suffix(".png") for path in (again.artifact_path, job.artifact_path)]
+            moved += [(again.artifact_path, job.artifact_path), (picture[0], picture[1])]
+            moved += [(again.record_path, job.record_path)]
+        for new, old in moved:
+            if new.exists():
+                os.replace(new, old)
+        return found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why nothing can be written into ``folder``, such as a full disk; None: it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def _with_forecast(job: Job) -> Job:
@@ -277,20 +342,36 @@ def _with_forecast(job: Job) -> Job:
 
 
 def _existing(job: Job) -> Record | None:
-    """The record of ``job`` if it is a result. A damaged one is put aside, never used and never lost."""
+    """The record of ``job``, if there is one. A damaged one is put aside, never used and never lost."""
     if not job.record_path.exists():
         return None
     try:
-        found = record.load(job.record_path)
+        return record.load(job.record_path)
     except UserError as error:
-        aside = job.record_path.with_suffix(".json.damaged")
-        job.record_path.replace(aside)
-        _say(f"{error}; kept as {aside.name}, the cell is run again")
+        names = (f"{job.record_path.name}.damaged{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+        aside = next(path for name in names if not (path := job.record_path.with_name(name)).exists())
+        with contextlib.suppress(OSError):  # a folder that cannot be written stops the run, and says so
+            job.record_path.replace(aside)
+            _say(f"{error}; kept as {aside.name}, the cell is run again")
         return None
-    given = found["cell"].get("time_limit_seconds")  # only where it struck
-    if found["status"] == "timeout" and given is not None:
-        return found if job.time_limit_seconds is not None and job.time_limit_seconds <= given else None
-    return found if found["status"] in FINAL else None
+
+
+def _is_result(job: Job, found: Record) -> bool:
+    """Whether ``found`` says what becomes of ``job``: an error does not, nor a time limit that was shorter."""
+    struck = found["cell"].get("time_limit_seconds")
+    if found["status"] == "timeout" and struck is not None:
+        return job.time_limit_seconds is not None and job.time_limit_seconds <= struck
+    return found["status"] in FINAL
+
+
+def _lost_set(job: Job, found: Record) -> str | None:
+    """Why the distilled set of ``found`` is not there as it was written, in words; None: it is, or there never was."""
+    if found["status"] != "ok" or not found["accuracy"]["values"]:
+        return None
+    from harness import artifact
+
+    written = found["artifact"]
+    return artifact.lost(job.artifact_path, job.cell.ipc, None if written is None else written["sha256"])
 
 
 def _where(found: Record) -> str:

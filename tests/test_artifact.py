@@ -232,6 +232,15 @@ def test_a_damaged_file_is_one_line(kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_set_of_a_newer_version_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "SCHEMA", artifact.SCHEMA + 4)
+        saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
+    with pytest.raises(UserError, match=rf"written by a newer version of this suite \(schema {artifact.SCHEMA + 4}\)"):
+        artifact.load(tmp_path / "set.safetensors")
+
+
 OWN_LOOP = """
 import sys
 import torch

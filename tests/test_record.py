@@ -37,7 +37,7 @@ def test_the_schema_has_the_documented_parts() -> None:
     made = example()
     assert set(made) == {
         "schema", "protocol_version", "cell", "config", "resolved", "status", "message",
-        "accuracy", "cost", "provenance"
+        "accuracy", "cost", "artifact", "provenance"
     }  # fmt: skip
     assert {"commit", "dirty", "command", "started", "device", "driver", "cuda", "torch", "python"} <= set(
         made["provenance"]
@@ -53,7 +53,8 @@ def test_the_schema_has_the_documented_parts() -> None:
         ("", "Expecting value"),
         ("{", "Expecting property name"),
         ("[]", "not a JSON object"),
-        ('{"schema": 7}', "schema 7"),
+        ('{"schema": 0}', "schema 0"),
+        ("[" * 100_000, "recursion"),
         ('{"schema": 1}', "is missing"),
         (json.dumps(example(status="fine")), "unknown status 'fine'"),
         (json.dumps(example(accuracy=None)), "'accuracy' is not an object"),
@@ -64,6 +65,10 @@ def test_the_schema_has_the_documented_parts() -> None:
         (json.dumps(example(cost={**example()["cost"], "memory": None})), "cost.memory is not an object"),
         (json.dumps(example(cost={**example()["cost"], "memory": {}})), "cost.memory.meter is missing"),
         (json.dumps(example(cost={**example()["cost"], "prepare_seconds": "1"})), "prepare_seconds is not a number"),
+        (json.dumps(example(accuracy={**example()["accuracy"], "values": [7.5]})), "values has a value that is no"),
+        (json.dumps(example(accuracy={**example()["accuracy"], "krr_values": [-0.1]})), "krr_values has a value"),
+        (json.dumps(example(accuracy={**example()["accuracy"], "curve": [{"values": [2]}]})), "curve has a value"),
+        (json.dumps(example(artifact={"name": "a.safetensors"})), "no name and sha256"),
         (json.dumps(example(cell={**example()["cell"], "ipc": "1"})), "cell.ipc is not a whole number"),
         (json.dumps(example())[:-40], "damaged record"),
     ],
@@ -76,6 +81,38 @@ def test_damage_is_one_line_with_the_file(tmp_path: Path, content: str, problem:
     assert problem in str(caught.value) and "\n" not in str(caught.value)
     records, damaged = record.load_all(tmp_path)
     assert len(records) == 1 and damaged == [str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": record.SCHEMA + 6}, f"schema {record.SCHEMA + 6}"),
+        ({"protocol_version": str(int(record.PROTOCOL_VERSION) + 10)}, f"protocol {int(record.PROTOCOL_VERSION) + 10}"),
+    ],
+    ids=["schema", "protocol"],
+)
+def test_a_record_of_a_newer_version_is_not_damaged(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**example(), **changes}))
+    with pytest.raises(record.NewerVersion, match="was written by a newer version") as caught:
+        record.load(path)
+    assert said in str(caught.value) and str(path) in str(caught.value) and "damaged" not in str(caught.value)
+    with pytest.raises(record.NewerVersion, match=said):
+        record.refuse_newer(tmp_path)
+    assert record.load_all(tmp_path) == ([], [str(caught.value)])
+
+
+def test_records_of_this_version_and_damaged_ones_are_not_refused(tmp_path: Path) -> None:
+    record.write(example(), tmp_path / "r.json")
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "odd.json").write_text(json.dumps(example(protocol_version="of somebody else")))
+    record.refuse_newer(tmp_path)
+
+
+def test_a_record_of_before_the_artefact_was_written_down_is_read(tmp_path: Path) -> None:
+    old = {name: value for name, value in example().items() if name != "artifact"}
+    (tmp_path / "r.json").write_text(json.dumps(old))
+    assert record.load(tmp_path / "r.json")["artifact"] is None
 
 
 def test_a_missing_record_and_bytes_that_are_no_text(tmp_path: Path) -> None:
