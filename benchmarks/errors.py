@@ -14,6 +14,12 @@ class UserError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """``text`` on one line that is safe to print: what no terminal shows, such as a line break or the start of an
+    escape code, becomes its escape as in a Python string."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The member of ``names`` most like ``name``, or None where none is."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
