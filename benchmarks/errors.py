@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The member of ``names`` most like ``name``, or None where none is."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return close[0] if close else None
 
 

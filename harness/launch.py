@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from harness import record
 from harness.experiments import Job
 from harness.limits import show_seconds
 from harness.record import Record, Status
+from harness.startup import ROOT
 
-COMMAND = (sys.executable, "-m", "harness.cell")
+COMMAND = (sys.executable, "-P", "-m", "harness.cell")
+"""-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
@@ -68,7 +71,17 @@ def launch(job: Job, process: subprocess.Popen[bytes] | None = None) -> Record:
 def _start() -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
     # its standard input does, so that it never outlives us. What it prints goes where our messages go.
-    return subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True)
+    return subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    """Variables of a cell's process: it imports our packages from where we did, also where we found them in the
+    working directory, and nothing else from there."""
+    paths = [] if os.path.basename(ROOT) in ("site-packages", "dist-packages") else [ROOT]
+    paths += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {**os.environ, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
