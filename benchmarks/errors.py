@@ -20,9 +20,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The member of ``names`` most like ``name``, or None where none is."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str | None:
+    """The member of ``names`` most like ``name``, or None where none is; ``likeness`` is between 0 and 1."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)
     return close[0] if close else None
 
 

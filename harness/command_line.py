@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            guess = nearest(flag.lstrip("-"), (known.lstrip("-") for known in self._option_string_actions))
+            # They are too many to be listed, and a wild guess is worse than none.
+            guess = nearest(flag.lstrip("-"), (known.lstrip("-") for known in self._option_string_actions), 0.6)
             raise UserError(f"unknown argument {flag!r}" + (f": did you mean --{guess}?" if guess else "; see --help"))
         return known
 

@@ -41,14 +41,14 @@ def typed(method: str, tokens: Sequence[str]) -> dict[str, list[str]]:
         if match := re.match(r"--[\w-]+\.([^=]*)(=?)", token):
             field = match[1].replace("-", "_")
             if field in values:
-                raise UserError(f"{flag(method, field)} is given twice: leave one of them out")
+                raise UserError(f"{flag_of(method, field)} is given twice: leave one of them out")
             values[field] = [token[match.end() :]] if match[2] else []
         else:
             values[field].append(token)
     return values
 
 
-def flag(method: str, field: str) -> str:
+def flag_of(method: str, field: str) -> str:
     """The hyper-parameter ``field`` of ``method`` as it is shown: ``--pixel-mean.lr``."""
     return f"--{method}.{field}".replace("_", "-")
 
@@ -71,11 +71,11 @@ def _changed(method: str, config: Any, values: Mapping[str, Sequence[str]]) -> A
     for name in values:
         if name not in known:
             guess = nearest(name, known)
-            hint = f": did you mean {flag(method, guess)}?" if guess else "."
+            hint = f": did you mean {flag_of(method, guess)}?" if guess else "."
             listed = ", ".join(name.replace("_", "-") for name in known) or "none"
-            raise UserError(f"unknown hyper-parameter {flag(method, name)}{hint} Those of {method}: {listed}")
+            raise UserError(f"unknown hyper-parameter {flag_of(method, name)}{hint} Those of {method}: {listed}")
     types = typing.get_type_hints(type(config))
-    changes = {name: _value(flag(method, name), types[name], words) for name, words in values.items()}
+    changes = {name: _value(flag_of(method, name), types[name], words) for name, words in values.items()}
     try:
         return dataclasses.replace(config, **changes)
     except (ValueError, TypeError, AssertionError) as error:
@@ -83,7 +83,7 @@ def _changed(method: str, config: Any, values: Mapping[str, Sequence[str]]) -> A
         names = "|".join(sorted(known, key=len, reverse=True))
         message = str(error).removeprefix(f"{method}: ")
         raise UserError(
-            re.sub(rf"(?<![\w.-])({names})(?![\w-])", lambda field: flag(method, field[0]), message)
+            re.sub(rf"(?<![\w.-])({names})(?![\w-])", lambda field: flag_of(method, field[0]), message)
         ) from error
 
 

@@ -37,6 +37,7 @@ from harness.experiments import (
     plan,
     requests,
     resolve,
+    unpublished,
 )
 from harness.launch import started
 from harness.limits import parse_bytes, parse_seconds, show_bytes
@@ -182,10 +183,14 @@ def _main(arguments: Sequence[str], program: str, launch: Callable[[Job], Record
     fields = {name: value for name, value in vars(given).items() if name not in ours and value is not None}
     fields |= {"options": options, "command": shlex.join([*program.split(), *arguments])}
     wanted = [Request(**fields)] if given.experiment is None else requests(given.experiment, fields)
+    for request in wanted:  # before anything is added that nobody typed
+        check(request)
     if not given.no_random:
         wanted = [_with_floor(request) for request in wanted]
     if given.forecast:
         jobs = [job for request in wanted for job in plan(request)]
+        for name, dataset, ipc in [each for request in wanted for each in unpublished(request)]:
+            _say(f"{name} on {dataset}, ipc {ipc}: no published setting, left out")
         from harness import forecast
 
         print(forecast.table(jobs, given.memory_limit))
