@@ -21,9 +21,13 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str | None:
-    """The member of ``names`` most like ``name``, or None where none is; ``likeness`` is between 0 and 1."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)
-    return close[0] if close else None
+    """The member of ``names`` most like ``name`` in any case of its letters, or None where none is.
+
+    ``likeness``: the least, between 0 and 1.
+    """
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=likeness)
+    return lower[close[0]] if close else None
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> str:

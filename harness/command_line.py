@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError for what it does not understand, and for a flag that is given twice, by whichever name."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ").replace("ignored explicit argument", "takes no value, but has")
+        raise UserError(message.replace("expected one argument", "no value is given"))
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         self._negative_number_matcher = NEGATIVE  # "-5GiB" is a value, too, that can be told to be wrong
@@ -83,8 +84,8 @@ def file_path(text: str) -> Path:
         raise argparse.ArgumentTypeError("the path is empty")
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:  # no such user
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"there is no such user: {text!r}") from None
 
 
 def exit_status(work: Callable[[], int]) -> int:

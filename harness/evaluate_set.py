@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
-from benchmarks.errors import UserError, choose
+from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness.command_line import Parser, end, exit_status, file_path, finite, whole
 from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, plan
@@ -110,6 +110,8 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> argparse.Namespac
         raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
     if given.name is not None and (given.name in methods.names() or not given.name.strip()):
         raise UserError(f"--name {given.name!r} is a method of this suite or empty: name the set, as in mtt_released")
+    if given.name is not None and given.name != printable(given.name):
+        raise UserError(f"--name {given.name!r} cannot be printed: take letters and digits")
     if given.lr is not None and not given.lr > 0:
         raise UserError(f"--lr must be a positive number, not {given.lr:g}")
     return given

@@ -330,8 +330,9 @@ def check(request: Request) -> None:
     if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
         raise UserError(f"--device must be cpu, cuda or cuda:N, not {request.device!r}")
     for name, tokens in request.options.items():
+        fields = typed(name, tokens)
         if name not in request.methods:
-            flags = ", ".join(flag_of(name, field) for field in typed(name, tokens))
+            flags = ", ".join(flag_of(name, field) for field in fields)
             raise UserError(f"{flags}: {name} is not among the methods, {', '.join(request.methods)}")
 
 
@@ -343,10 +344,6 @@ def plan(request: Request) -> list[Job]:
     that do not exist or do not fit, a budget without published settings, and a device that is not there.
     """
     check(request)
-    if not request.forecast:
-        _writable(request.output, "--output")
-        if request.cache is not None:
-            _writable(request.cache, "--cache")
     import methods
     from benchmarks import winograd
     from benchmarks.folders import default_cache, default_root
@@ -357,12 +354,10 @@ def plan(request: Request) -> list[Job]:
     if device == "cpu" and not request.forecast:
         winograd.library()  # compiled here for all cells, if it is to be; a compiler that fails is told of at once
     cache = request.cache or default_cache()
-    if not request.forecast:
-        _writable(cache, "cache folder")
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
     left_out = unpublished(request)
-    # Before the data: a mistyped hyper-parameter should not wait for a download.
+    # Before the data and folders: a mistyped hyper-parameter should neither wait for a download nor leave a trace.
     resolved = {
         (dataset, ipc): resolve(
             {name: method for name, method in classes.items() if (name, dataset, ipc) not in left_out},
@@ -370,6 +365,9 @@ def plan(request: Request) -> list[Job]:
         )
         for dataset, ipc in itertools.product(request.datasets, request.ipcs)
     }
+    if not request.forecast:
+        _writable(request.output, "--output")
+        _writable(cache, "cache folder" if request.cache is None else "--cache")
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
     jobs: dict[str, Job] = {}
     for source in request.datasets:

@@ -94,15 +94,16 @@ def _value(shown: str, kind: Any, words: Sequence[str]) -> Any:
     expected = f"{shown} takes {_in_words(kind)}"
     if not words:
         raise UserError(f"{expected}, but no value is given")
+    refused = f"{expected}, not {' '.join(map(repr, words))}"
     form = dataclasses.make_dataclass("Form", [("value", kind)])
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             value: Any = tyro.cli(form, args=["--value", *words], config=(tyro.conf.FlagConversionOff,)).value
     except SystemExit:
-        raise UserError(f"{expected}, not {' '.join(map(repr, words))}") from None
+        raise UserError(refused) from None
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{expected}, not {number}")
+            raise UserError(refused)
         if isinstance(number, int) and abs(number) > LARGEST:
             raise UserError(f"{shown} is too large: {number}")
     return value

@@ -843,7 +843,7 @@ def read_folder(program: str, description: str, arguments: Sequence[str]) -> tup
     if folder is None:
         raise UserError(f"no folder is given; for instance: {program} {DEFAULT_OUTPUT}")
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+        raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
     records, damaged = load_all(folder)
     for line in damaged:
         print(line, file=sys.stderr)

@@ -2,7 +2,8 @@
 
 A request spans a grid of cells; those that have a result are skipped, each of the others runs in a process of its own,
 and a table of all of them ends the run. Exit status: 0 every cell has a result (out of memory, a time limit and
-divergence are results), 1 a cell failed, 2 the request is wrong (nothing was run), 130 interrupted.
+divergence are results), 1 a cell failed, 2 the request is wrong (nothing was run), 130 interrupted, 141 nobody reads
+the output any more.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import re
 import shlex
 import statistics
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -64,13 +67,15 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(whole, parts)))
 
 
-def _limit(parse: Callable[[str], float]) -> Callable[[str], float]:
+def _limit(parse: Callable[[str], float], most: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = parse(text)
-        except (ValueError, OverflowError) as error:
+        except OverflowError:
+            value = math.inf
+        except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
-        if value > LARGEST:
+        if value > most:
             raise argparse.ArgumentTypeError(f"{text} is too large")
         return value
 
@@ -144,8 +149,9 @@ def _parser(program: str) -> Parser:
     add("--output", type=file_path, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
     add("--no-random", action="store_true", help=f"do not add {FLOOR}, which else is in every table of accuracies")
     add("--forecast", action="store_true", help="what each cell will need, and whether it fits; nothing is run")
-    add("--memory-limit", type=_limit(parse_bytes), metavar="SIZE", help="such as 24GiB: more is out of memory")
-    add("--time-limit", type=_limit(parse_seconds), metavar="TIME", help="such as 2h: longer cells are stopped")
+    size, duration = _limit(parse_bytes, LARGEST), _limit(parse_seconds, threading.TIMEOUT_MAX)
+    add("--memory-limit", type=size, metavar="SIZE", help="such as 24GiB: more is out of memory")
+    add("--time-limit", type=duration, metavar="TIME", help="such as 2h: longer cells are stopped")
     add("--force", action="store_true", help="run cells again that have a result")
     return parser
 

@@ -1,7 +1,7 @@
 """What comes before everything else in a process that is started from the command line, by ``python -m harness.…`` or
 by ``frepo-bench``: whose packages are imported, how text is written, and what Ctrl-C does.
 
-Only the standard library is imported, and little of it.
+Little is imported here, and nothing that Python has not loaded already: an interrupt before `begin` shows a traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The folder that holds the packages ``benchmarks``, ``methods`` and ``harness``."""
@@ -24,6 +23,11 @@ INTERRUPTED = 130
 def begin() -> None:
     """Make the process ready: see the module. Ends it with a line and status 2 where another package hides ours."""
     signal.signal(signal.SIGINT, quit_at_once)
+    for number in range(3):  # a closed standard stream: the next file that is opened must not take its place
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error replaces by itself what its encoding lacks
         sys.stdout.reconfigure(errors="replace")
     _leave_out_working_directory()
@@ -40,7 +44,7 @@ def begin() -> None:
             sys.exit(2)
 
 
-def quit_at_once(*_: object) -> NoReturn:
+def quit_at_once(*_: object) -> None:
     """End the process without unwinding: a signal handler for when nothing has been started."""
     os.write(2, b"stopped\n")
     os._exit(INTERRUPTED)
@@ -64,7 +68,7 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             quit_at_once()
