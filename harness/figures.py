@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import scaling
-from harness.command_line import exit_status
+from harness.command_line import end, exit_status
 from harness.files import replacing
 from harness.record import Record, summarise
 from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, read_folder, threads, variants
@@ -538,14 +538,14 @@ def _draw_marks(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
             )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """``python -m harness.figures FOLDER``: exponents and figures from the records. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments))
+    return exit_status(lambda: _main(arguments, program))
 
 
-def _main(arguments: Sequence[str]) -> int:
-    folder, records, whole = read_folder(PROGRAM, "Draw the figures of a folder, and fit exponents.", arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    folder, records, whole = read_folder(program, "Draw the figures of a folder, and fit exponents.", arguments)
     written = [*scaling.write(records, folder), *write(records, folder)]
     if not written:
         raise UserError(f"nothing in {folder} to draw: no curves, and no iterations at several widths")
@@ -554,4 +554,4 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -159,15 +159,27 @@ def _watch_resident(limit: int) -> Iterator[None]:
 
 def available_bytes(device: str) -> int | None:
     """Memory that is free: of the machine for ``cpu``, else of the GPU; None where there is none, or nobody says."""
+    return _memory(device)[0]
+
+
+def total_bytes(device: str) -> int | None:
+    """Memory that there is, free or not; as `available_bytes`."""
+    return _memory(device)[1]
+
+
+def _memory(device: str) -> tuple[int | None, int | None]:
+    """What is free, and what there is."""
     if device == "cpu":
+        sizes = {}
         with contextlib.suppress(OSError):
             for line in Path("/proc/meminfo").read_text().splitlines():
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        return None
+                name, _, value = line.partition(":")
+                sizes[name] = int(value.split()[0]) * 1024
+        return sizes.get("MemAvailable"), sizes.get("MemTotal")
     import torch
 
     index = int(device.partition(":")[2] or 0)
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-        return None
-    return int(torch.cuda.mem_get_info(index)[0])
+        return None, None
+    free, total = torch.cuda.mem_get_info(index)
+    return int(free), int(total)

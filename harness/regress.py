@@ -29,8 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.errors import UserError
+from harness.command_line import Parser, end, exit_status, file_path, finite
 from harness.files import replacing
 from harness.record import Record, load, load_all
+
+PROGRAM = "python -m harness.regress"
 
 if TYPE_CHECKING:
     from harness.report import Group
@@ -424,31 +427,33 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """``python -m harness.regress BASELINE NEW``: print the comparison as Markdown. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.regress",
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program))
+
+
+def _main(arguments: Sequence[str], program: str) -> int:
+    parser = Parser(
+        prog=program,
         description="Compare two sets of records: exit status 1 if anything is worse or missing.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("baseline", type=Path, metavar="BASELINE", help="folder of records, or one record")
-    parser.add_argument("new", type=Path, metavar="NEW", help="the same, measured later")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there as well")
+    parser.add_argument("baseline", type=file_path, metavar="BASELINE", help="folder of records, or one record")
+    parser.add_argument("new", type=file_path, metavar="NEW", help="the same, measured later")
+    parser.add_argument("--output", type=file_path, metavar="FILE", help="write the Markdown there as well")
     for each in fields(Bounds):
         parser.add_argument(
-            _flag(each.name), type=float, default=each.default, metavar="NUMBER", help=each.metadata["help"]
+            _flag(each.name), type=finite, default=each.default, metavar="NUMBER", help=each.metadata["help"]
         )
-    given = parser.parse_args(arguments)
-    try:
-        bounds = Bounds(**{each.name: getattr(given, each.name) for each in fields(Bounds)})
-        found = compare(_read(given.baseline), _read(given.new), bounds)
-        text = markdown(found)
-        print(text, end="")
-        if given.output is not None:
-            _write(text, given.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = parser.parse(arguments)
+    bounds = Bounds(**{each.name: getattr(given, each.name) for each in fields(Bounds)})
+    found = compare(_read(given.baseline), _read(given.new), bounds)
+    text = markdown(found)
+    print(text, end="")
+    if given.output is not None:
+        _write(text, given.output)
     return 1 if found.failed else 0
 
 
@@ -461,4 +466,4 @@ def _write(text: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -24,7 +24,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from benchmarks.errors import UserError
-from harness.command_line import Parser, exit_status
+from harness.command_line import Parser, end, exit_status, file_path
 from harness.experiments import BUDGETS, DEFAULT_OUTPUT
 from harness.files import write_texts
 from harness.record import Record, load_all, summarise
@@ -819,14 +819,14 @@ def _escape(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """``python -m harness.report FOLDER``: make the tables again from the records. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments))
+    return exit_status(lambda: _main(arguments, program))
 
 
-def _main(arguments: Sequence[str]) -> int:
-    folder, records, whole = read_folder(PROGRAM, "Make the tables of a folder again.", arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    folder, records, whole = read_folder(program, "Make the tables of a folder again.", arguments)
     write(records, folder)
     print(show(records))
     return 0 if whole else 1
@@ -837,13 +837,13 @@ def read_folder(program: str, description: str, arguments: Sequence[str]) -> tup
 
     Raises UserError for no folder, and for one that is not there.
     """
-    parser = Parser(prog=program, description=description)
-    parser.add_argument("folder", type=Path, nargs="?", help="where the records are")
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("folder", type=file_path, nargs="?", help="where the records are")
     folder: Path | None = parser.parse(arguments).folder
     if folder is None:
         raise UserError(f"no folder is given; for instance: {program} {DEFAULT_OUTPUT}")
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+        raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
     records, damaged = load_all(folder)
     for line in damaged:
         print(line, file=sys.stderr)
@@ -851,4 +851,4 @@ def read_folder(program: str, description: str, arguments: Sequence[str]) -> tup
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

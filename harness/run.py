@@ -2,7 +2,8 @@
 
 A request spans a grid of cells; those that have a result are skipped, each of the others runs in a process of its own,
 and a table of all of them ends the run. Exit status: 0 every cell has a result (out of memory, a time limit and
-divergence are results), 1 a cell failed, 2 the request is wrong (nothing was run), 130 interrupted.
+divergence are results), 1 a cell failed, 2 the request is wrong (nothing was run), 130 interrupted, 141 nobody reads
+the output any more.
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import gc
+import math
 import os
 import re
 import shlex
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, printable
 from harness import record
-from harness.command_line import Parser, exit_status
+from harness.command_line import LARGEST, Parser, end, exit_status, file_path, finite, whole
 from harness.experiments import (
     BUDGETS,
     DEFAULT_OUTPUT,
@@ -42,6 +43,7 @@ from harness.experiments import (
     plan,
     requests,
     resolve,
+    unpublished,
 )
 from harness.files import only_runner
 from harness.launch import started
@@ -69,29 +71,34 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}") from None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*[+-]?\d+\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}")
+    return tuple(dict.fromkeys(map(whole, parts)))
 
 
-def _limit(parse: Callable[[str], float]) -> Callable[[str], float]:
+def _limit(parse: Callable[[str], float], most: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
-            return parse(text)
+            value = parse(text)
+        except OverflowError:
+            value = math.inf
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large")
+        return value
 
     return read
 
 
-def _parser() -> Parser:
+def _parser(program: str) -> Parser:
     budgets = "; ".join(f"{name}: {budget.meaning}" for name, budget in BUDGETS.items())
     narrow = ", ".join(f"{b.cpu_width} under {name}" for name, b in BUDGETS.items() if b.cpu_width)
     parser = Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
-        f"       {PROGRAM} --experiment NAME --dataset NAMES [options]",
+        prog=program,
+        usage=f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
+        f"       {program} --experiment NAME --dataset NAMES [options]",
         description="Distil data sets, measure what it costs, test what it gives. "
         "A plural takes a comma list; lists make a grid.",
         epilog=f"methods     {', '.join(methods.names())}\n"
@@ -117,11 +124,11 @@ def _parser() -> Parser:
     )
     widths = f"channels of the first block ({WIDTH}; on a CPU {narrow})"
     add("--widths", "--width", type=_integers, metavar="N,…", help=widths)
-    add("--depth", type=int, metavar="N", help="blocks of the network (by image size)")
+    add("--depth", type=whole, metavar="N", help="blocks of the network (by image size)")
     add("--seeds", "--seed", type=_integers, metavar="N,…", help="distillation seeds (0)")
     add("--budget", metavar="NAME", help=f"{budgets} (quick)")
-    add("--steps", type=int, metavar="N", help="updates of the synthetic images (by method and budget)")
-    add("--seconds", type=float, metavar="S", help="as many steps as fit into so many seconds")
+    add("--steps", type=whole, metavar="N", help="updates of the synthetic images (by method and budget)")
+    add("--seconds", type=finite, metavar="S", help="as many steps as fit into so many seconds")
     add(
         "--seconds-include-prepare",
         action="store_true",
@@ -129,37 +136,53 @@ def _parser() -> Parser:
         help="--seconds pays for one-off preparation too",
     )
     add("--protocol", metavar="NAME", help="native: each paper's own evaluation; common: one for all (native)")
-    add("--networks-evaluated", type=int, metavar="N", help="networks trained on each distilled set (by budget)")
-    add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
-    add("--networks-at-once", type=int, metavar="N", help="train N of them at a time (as is fastest; 1 on a CPU)")
-    add("--curve-points", type=int, metavar="N", help="evaluate at N log-spaced steps too (0)")
+    add("--networks-evaluated", type=whole, metavar="N", help="networks trained on each distilled set (by budget)")
+    add("--evaluate-steps", type=whole, metavar="N", help="at most so many steps to train each of them (by budget)")
+    add("--networks-at-once", type=whole, metavar="N", help="train N of them at a time (as is fastest; 1 on a CPU)")
+    add("--curve-points", type=whole, metavar="N", help="evaluate at N log-spaced steps too (0)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
     add("--tf32", action="store_true", help="let a GPU round products to TF32; off, the ridge does not survive it")
-    add("--data-root", type=Path, metavar="DIR", help="where the data sets lie (FREPO_BENCH_DATA or a cache folder)")
-    add("--image-size", type=int, metavar="N", help="resize images to N×N")
+    add(
+        "--data-root",
+        type=file_path,
+        metavar="DIR",
+        help="where data sets lie (FREPO_BENCH_DATA or a cache folder)",
+    )
+    add("--image-size", type=whole, metavar="N", help="resize images to N×N")
     add("--download", action="store_true", help="fetch data sets that are missing")
-    add("--cache", type=Path, metavar="DIR", help="for preprocessed data and expert trajectories (FREPO_BENCH_CACHE)")
-    add("--output", type=Path, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
+    add(
+        "--cache",
+        type=file_path,
+        metavar="DIR",
+        help="for preprocessed data, expert trajectories (FREPO_BENCH_CACHE)",
+    )
+    add("--output", type=file_path, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
     add("--no-random", action="store_true", help=f"do not add {FLOOR}, which else is in every table of accuracies")
     add("--forecast", action="store_true", help="what each cell will need, and whether it fits; nothing is run")
-    add("--memory-limit", type=_limit(parse_bytes), metavar="SIZE", help="such as 24GiB: more is out of memory")
-    add("--time-limit", type=_limit(parse_seconds), metavar="TIME", help="such as 2h: longer cells are stopped")
+    size, duration = _limit(parse_bytes, LARGEST), _limit(parse_seconds, threading.TIMEOUT_MAX)
+    add("--memory-limit", type=size, metavar="SIZE", help="such as 24GiB: more is out of memory")
+    add("--time-limit", type=duration, metavar="TIME", help="such as 2h: longer cells are stopped")
     add("--force", action="store_true", help="run cells again that have a result")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, *, launch: Callable[[Job], Record] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    launch: Callable[[Job], Record] | None = None,
+    program: str = PROGRAM,
+) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status.
 
-    ``launch``: what runs a cell; None: a process for each.
+    ``launch``: what runs a cell; None: a process for each. ``program``: what the user calls this command.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, launch))
+    return exit_status(lambda: _main(arguments, program, launch))
 
 
-def _main(arguments: Sequence[str], launch: Callable[[Job], Record] | None) -> int:
+def _main(arguments: Sequence[str], program: str, launch: Callable[[Job], Record] | None) -> int:
     rest, options = split(arguments, methods.names())
-    parser = _parser()
+    parser = _parser(program)
     given = parser.parse(rest)
     if given.help:
         parser.print_help()
@@ -171,15 +194,19 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record] | None) -> i
         return 0
     for flag, value in (("--methods", given.methods or given.experiment), ("--dataset", given.datasets)):
         if value is None:
-            raise UserError(f"{flag} is missing; for instance: {PROGRAM} --methods frepo,mtt --dataset digits")
+            raise UserError(f"{flag} is missing; for instance: {program} --methods frepo,mtt --dataset digits")
     ours = ("help", "list", "force", "no_random", "experiment")
     fields = {name: value for name, value in vars(given).items() if name not in ours and value is not None}
-    fields |= {"options": options, "command": shlex.join([*PROGRAM.split(), *arguments])}
+    fields |= {"options": options, "command": shlex.join([*program.split(), *arguments])}
     wanted = [Request(**fields)] if given.experiment is None else requests(given.experiment, fields)
+    for request in wanted:  # before anything is added that nobody typed
+        check(request)
     if not given.no_random:
         wanted = [_with_floor(request) for request in wanted]
     if given.forecast:
         jobs = [job for request in wanted for job in plan(request)]
+        for name, dataset, ipc in [each for request in wanted for each in unpublished(request)]:
+            _say(f"{name} on {dataset}, ipc {ipc}: no published setting, left out")
         from harness import forecast
 
         print(forecast.table(jobs, given.memory_limit))
@@ -187,7 +214,8 @@ def _main(arguments: Sequence[str], launch: Callable[[Job], Record] | None) -> i
     with contextlib.nullcontext(launch) if launch else started() as launch:
         planned = [(request, plan(request)) for request in wanted]
         for request, jobs in planned:
-            _say(_announcement(request, jobs))
+            for line in _announcement(request, jobs):
+                _say(line)
         if FLOOR not in (given.methods or ()) and any(FLOOR in request.methods for request in wanted):
             _say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
         jobs = [job for _, part in planned for job in part]
@@ -395,7 +423,7 @@ def _outcome(found: Record) -> str:
     return f"test accuracy {mean:.2%}{spread} over {count} network{'s' if count > 1 else ''}"
 
 
-def _announcement(request: Request, jobs: Sequence[Job]) -> str:
+def _announcement(request: Request, jobs: Sequence[Job]) -> list[str]:
     """What will run, and on what."""
     import torch
 
@@ -404,7 +432,8 @@ def _announcement(request: Request, jobs: Sequence[Job]) -> str:
     cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}{done}"
     where = record.device_name(jobs[0].device)
     if jobs[0].device == "cpu":
-        where += f", {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where += f", {threads} thread{'s' if threads > 1 else ''}"
     lines = [
         f"{cells}: {', '.join(request.methods)} on {', '.join(request.datasets)}, budget {request.budget}, {where}"
     ]
@@ -413,7 +442,7 @@ def _announcement(request: Request, jobs: Sequence[Job]) -> str:
         lines.append(
             f"Networks have width {width} instead of {WIDTH}, because this is a CPU (--width {WIDTH} overrides)."
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _hyperparameters(given: argparse.Namespace) -> str:
@@ -431,19 +460,25 @@ def _listing() -> str:
     """Methods with citation and native protocol, data sets, networks, protocols."""
     from benchmarks.protocols import PROTOCOLS as RECIPES
 
-    lines = ["methods"]
+    cited = {}
     for name in methods.names():
         try:
             method = methods.get(name)
-            lines.append(f"  {name:<12} {_citation(method)} [protocol {method.PROTOCOL}]")
+            cited[name] = f"{_citation(method)} [protocol {method.PROTOCOL}]"
         except UserError as error:  # one package that is broken does not hide the others
-            lines.append(f"  {name:<12} {error}")
+            cited[name] = printable(str(error))
+    lines = ["methods", *_columns(cited)]
     lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
     lines += ["networks", *(f"  {name}" for name in NETWORKS)]
     lines += [f"protocols ({' or '.join(PROTOCOLS)})", *(f"  {name}" for name in RECIPES)]
-    lines += ["budgets", *(f"  {name:<12} {budget.meaning}" for name, budget in BUDGETS.items())]
-    lines += ["experiments", *(f"  {name:<18} {known.meaning}" for name, known in EXPERIMENTS.items())]
+    lines += ["budgets", *_columns({name: budget.meaning for name, budget in BUDGETS.items()})]
+    lines += ["experiments", *_columns({name: known.meaning for name, known in EXPERIMENTS.items()})]
     return "\n".join(lines)
+
+
+def _columns(texts: Mapping[str, str]) -> list[str]:
+    width = max(map(len, texts), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in texts.items()]
 
 
 def _citation(method: type[Any]) -> str:
@@ -454,15 +489,8 @@ def _citation(method: type[Any]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
-    status = main()
-    gc.freeze()  # else all of torch is searched for garbage before the process ends, for half a second
-    sys.exit(status)
+    end(main())

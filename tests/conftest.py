@@ -6,7 +6,9 @@ import os
 
 from harness import launch
 
-os.environ.update(launch.environment())  # before torch is imported: the tests as well must end on a busy machine
+os.environ.update(
+    {**launch.ENVIRONMENT, **os.environ}
+)  # before torch is imported: the tests as well must end on a busy machine
 
 import pytest
 import torch

@@ -73,7 +73,12 @@ def interrupt() -> None:
 
 
 def command(output: Path, extra: str = "", base: str = SMOKE) -> list[str]:
-    return [*base.split(), *extra.split(), "--output", str(output)]
+    """The flags of ``base`` and ``extra``, of which the latter have the last word."""
+    flags: dict[str, list[str]] = {}
+    for words in f" {base} {extra}".split(" --")[1:]:
+        flag, *values = words.split()
+        flags[flag] = values
+    return [word for flag, values in flags.items() for word in (f"--{flag}", *values)] + ["--output", str(output)]
 
 
 # What it runs
@@ -81,7 +86,7 @@ def command(output: Path, extra: str = "", base: str = SMOKE) -> list[str]:
 
 def test_a_comma_list_is_a_grid(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
     launcher = Launcher()
-    assert main(command(tmp_path, "--ipcs 1,3 --widths 4,8"), launch=launcher) == 0
+    assert main(command(tmp_path, "--ipcs 1,3 --width 4,8"), launch=launcher) == 0
     ran = [(job.cell.ipc, job.cell.width, job.cell.seed, job.cell.method) for job in launcher.jobs]
     assert ran == [
         (ipc, width, seed, method)
@@ -352,7 +357,7 @@ def test_a_smaller_run_takes_no_row_out_of_the_tables(
     main(command(tmp_path), launch=Launcher())
     before = (tmp_path / "table.csv").read_text()
     capsys.readouterr()
-    assert main(command(tmp_path, "--methods dummy --no-random --seed 0"), launch=Launcher()) == 0
+    assert main(command(tmp_path, "--methods dummy --no-random --seeds 0"), launch=Launcher()) == 0
     assert (tmp_path / "table.csv").read_text() == before and "random_real" in (tmp_path / "table.md").read_text()
     shown = capsys.readouterr()
     rows = shown.out.partition("---")[2]
@@ -372,7 +377,7 @@ def test_tables_that_cannot_be_written_are_a_line_and_status_1(
 def test_random_real_is_in_every_table(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
     for extra, ran in (("", ["dummy", "random_real"]), ("--no-random", ["dummy"])):
         assert (
-            main(command(tmp_path / extra, f"--methods dummy --seed 0 {extra}"), launch=(launcher := Launcher())) == 0
+            main(command(tmp_path / extra, f"--methods dummy --seeds 0 {extra}"), launch=(launcher := Launcher())) == 0
         )
         shown = capsys.readouterr()
         assert [job.cell.method for job in launcher.jobs] == ran
@@ -615,7 +620,7 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
         ("--methods frepo --dataset digits --depth 9", "depth 9 leaves nothing of 8×8 images"),
         ("--methods frepo --dataset digits --steps 0", "--steps must be at least 1"),
         ("--methods frepo --dataset digits --seconds 0", "--seconds must be a positive number"),
-        ("--methods frepo --dataset digits --seconds nan", "--seconds must be a positive number"),
+        ("--methods frepo --dataset digits --seconds nan", "--seconds: expected a finite number, not 'nan'"),
         ("--methods frepo --dataset digits --seconds 3 --steps 3", "exclude each other"),
         ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
         ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
@@ -629,11 +634,17 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
         ("--methods frepo --dataset cifar100", "cifar100 is not in"),
         ("--methods frepo --dataset folder:/not/there", "/not/there"),
         ("--methods frepo --dataset digits --frepo.pool-sise 3", "did you mean --frepo.pool-size? Those of frepo: lr"),
-        ("--methods frepo --dataset digits --frepo.pool-size many", "Error parsing --frepo.pool-size"),
-        ("--methods frepo --dataset digits --frepo.pool-size 0", "pool_size is 0"),
-        ("--methods frepo --dataset digits --frepo.pool-size", "Missing value"),
+        (
+            "--methods frepo --dataset digits --frepo.pool-size many",
+            "takes a whole number, not 'many'",
+        ),
+        ("--methods frepo --dataset digits --frepo.pool-size 0", "error: --frepo.pool-size is 0; it must be above 0"),
+        ("--methods frepo --dataset digits --frepo.pool-size", "takes a whole number, but no value is given"),
         ("--methods frepo --dataset digits --fripo.pool-size 3", "did you mean 'frepo'"),
-        ("--methods frepo --dataset digits --mtt.syn-steps 3", "mtt is not among --methods frepo"),
+        (
+            "--methods frepo --dataset digits --mtt.syn-steps 3",
+            "--mtt.syn-steps: mtt is not among the methods, frepo\n",
+        ),
     ],
 )
 def test_a_bad_request_is_one_line_and_nothing_is_run(
@@ -732,7 +743,7 @@ def test_hyper_parameters_are_told_from_other_flags() -> None:
     assert rest == ["--methods", "a", "--ipc", "3"]
     assert options == {
         "dummy": ["--dummy.betas", ".5", "-1e-3", "--dummy.lr=4"],
-        "random_real": ["--random_real.x"],
+        "random_real": ["--random-real.x"],
     }
 
 
