@@ -26,7 +26,7 @@ from harness import scaling
 from harness.command_line import exit_status
 from harness.files import replacing
 from harness.record import Record, summarise
-from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, read_folder, threads, variants
+from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, read_folder, variants
 from harness.scaling import AGAINST, sweeps
 
 if TYPE_CHECKING:
