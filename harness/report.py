@@ -792,7 +792,8 @@ def _caption(groups: Sequence[Group], best: set[int], *, reported: bool) -> str:
     if not groups[0].evaluated:
         sentences.append(
             "Nothing was distilled to its end or evaluated. Seconds are those of one update of the synthetic images, "
-            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width"
+            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width; "
+            "times would be as operations if all took equally long"
         )
     else:
         sentences += [
@@ -828,8 +829,8 @@ def accuracy_words(groups: Iterable[Group]) -> str:
         words = "of n = 1 evaluated network, without a deviation"
     else:
         alone = ", no deviation where n is 1" if 1 in counts else ""
-        listed = f" ({_listed(counts)})" if counts else ""
-        words = f"mean ± sample standard deviation over n = evaluated networks × seeds{listed}{alone}"
+        listed = f"n = {_listed(counts)} " if counts else ""
+        words = f"mean ± sample standard deviation over {listed}(evaluated networks × seeds){alone}"
     return words + (f"; evaluation shortened to at most {shortened} training steps" if shortened else "")
 
 
@@ -838,7 +839,7 @@ def _times_words(groups: Sequence[Group]) -> list[str]:
     windows = _span(number for group in groups for number in group.costs("steps_per_sample"))
     at_once = _listed(number for group in groups for number in group.costs("networks_at_once"))
     sentences = {
-        f"Seconds of an iteration: one sample for every {windows} iterations": windows,
+        f"Iterations in a sample of the seconds: {windows}": windows,
         f"Networks evaluated at a time: {at_once}": at_once,
         "prepare reduced: real experts, but fewer and shorter than the method needs": any(map(_reduced, groups)),
         "prepare counts what lay in the cache with the seconds that it took when it was made": any(
