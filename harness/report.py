@@ -92,7 +92,6 @@ class Group:
     def request(self) -> dict[str, Any]:
         """Everything that was asked for but the seed, flat."""
         flat = {**{f"config.{k}": v for k, v in self.records[0]["config"].items()}, **self.cell}
-        flat["data_fingerprint"] = str(flat.get("data_fingerprint"))[:8]
         if flat.get("seconds") is not None:
             flat.pop("steps", None)  # follows from the time, anew for every seed
         flat.pop("time_limit_seconds", None)  # only where it struck, which is a status and no setting
@@ -770,17 +769,20 @@ def variants(groups: Sequence[Group]) -> list[str]:
     texts = []
     for group in groups:
         twins = [g for g in groups if all(g.cell.get(key) == group.cell.get(key) for key in shown)]
+        own, others = group.circumstances, [g.circumstances for g in groups if g.measured]
+        known = group.measured_with | group.request
         parts = [
-            f"{name.removeprefix('config.').removeprefix('environment.')}={value}"
-            for own, others in (
-                (group.circumstances, [g.circumstances for g in groups if g.measured]),
-                (group.measured_with | group.request, [g.measured_with | g.request for g in twins]),
-            )
-            for name, value in own.items()
-            if any(other.get(name) != value for other in others)
+            f"{name.removeprefix('config.').removeprefix('environment.')}={_abbreviated(name, value)}"
+            for name, value in known.items()
+            if any((twin.measured_with | twin.request).get(name) != value for twin in twins)
+            or (name in own and any(other.get(name) != value for other in others))
         ]
-        texts.append(", ".join(dict.fromkeys(parts)) or NONE)
+        texts.append(", ".join(parts) or NONE)
     return texts
+
+
+def _abbreviated(name: str, value: Any) -> Any:
+    return str(value)[:8] if name == "data_fingerprint" else value
 
 
 def _caption(groups: Sequence[Group], best: set[int], *, reported: bool) -> str:
