@@ -915,7 +915,7 @@ def markdown(table: Table) -> str:
 
 def literal(text: str) -> str:
     """``text`` for Markdown, where it shows as it is, in a table as well."""
-    return re.sub(r"([\\`*|<])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*|]|<(?=[a-zA-Z/!?]))", r"\\\1", printable(text))
 
 
 def csv(rows: Iterable[Mapping[str, Any]]) -> str:
