@@ -31,6 +31,8 @@ LATER_MEMORY = ("period_seconds", "busy", "missing")
 """What the first records of this schema do not have."""
 WORDS = ("meter", "busy", "missing", "prepare")
 """Of the keys that may be null, those that are not numbers."""
+LARGEST = 1e300
+"""Numbers are smaller, so that sums of them are finite."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
 
@@ -186,8 +188,10 @@ def summarise(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def write(record: Record, path: Path) -> None:
     """Write ``path`` in one go: whoever reads it finds the whole record or none."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # A file name that is no UTF-8 has lone surrogates: in JSON they are escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def load(path: Path) -> Record:
@@ -276,11 +280,41 @@ def _problem(found: Any) -> str | None:
             return f"{name} is not a list of numbers"
     if found["status"] == "ok" and not accuracy["values"] and found["cell"]["budget"] != "cost":
         return "status ok without accuracies"
+    return _out_of_range(found)
+
+
+def _out_of_range(found: Mapping[str, Any]) -> str | None:
+    """What has a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
+    texts = {f"cell.{name}": found["cell"][name] for name in ("method", "dataset", "budget", "protocol")}
+    texts |= {"protocol_version": found["protocol_version"], "message": found["message"] or ""}
+    texts["provenance.device"] = found["provenance"].get("device") or ""
+    if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+        return f"{wrong[0]} is not a text"
+    accuracy, cost, curve = found["accuracy"], found["cost"], found["accuracy"]["curve"]
+    if not isinstance(curve, list) or not all(
+        isinstance(point, dict)
+        and isinstance(point.get("values"), list)
+        and all(map(_is_number, (point.get("step"), point.get("seconds"), *point["values"])))
+        for point in curve
+    ):
+        return "accuracy.curve is not a list of points"
+    ranges = [
+        *((f"accuracy.{name}", accuracy[name], 1.0) for name in ("values", "krr_values", "mean", "std")),
+        *(("accuracy.curve", point["values"], 1.0) for point in curve),
+        *(("accuracy.curve", [point["step"], point["seconds"]], math.inf) for point in curve),
+        *((f"cell.{name}", found["cell"][name], math.inf) for name in ("ipc", "seed")),
+        *((f"cost.{name}", value, math.inf) for name, value in cost.items()),
+        *((f"cost.memory.{name}", value, math.inf) for name, value in cost["memory"].items()),
+    ]
+    for name, value, largest in ranges:
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if _is_number(number)]
+        if any(not 0 <= number <= largest for number in numbers):
+            return f"{name} is out of range"
     return None
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def provenance(command: str, *, device: str, fingerprint: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import threading
@@ -76,6 +77,60 @@ def test_damage_is_one_line_with_the_file(tmp_path: Path, content: str, problem:
     assert problem in str(caught.value) and "\n" not in str(caught.value)
     records, damaged = record.load_all(tmp_path)
     assert len(records) == 1 and damaged == [str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("accuracy.values", [7.5]),
+        ("accuracy.values", [-0.1]),
+        ("accuracy.krr_values", [7.5]),
+        ("accuracy.mean", 1.5),
+        ("accuracy.std", -0.1),
+        ("accuracy.curve", [{"step": 1, "seconds": 1.0, "values": [1.1]}]),
+        ("accuracy.curve", [{"step": 1, "seconds": -1.0, "values": [0.1]}]),
+        ("accuracy.curve", [{"step": 1, "seconds": 1.0}]),
+        ("accuracy.curve", [{"step": 1, "seconds": "1", "values": [0.1]}]),
+        ("accuracy.curve", [3]),
+        ("accuracy.curve", {}),
+        ("cost.step_seconds", [0.1, -0.1]),
+        ("cost.step_seconds", [10**400]),
+        ("cost.distill_seconds", -1.0),
+        ("cost.distill_seconds", float("inf")),
+        ("cost.flops_per_step", -1),
+        ("cost.memory.host_rss_bytes", -1),
+        ("cell.ipc", -1),
+        ("cell.method", 3),
+        ("cell.dataset", ["a"]),
+        ("protocol_version", 1),
+        ("provenance.device", 5),
+        ("message", {"a": 1}),
+    ],
+    ids=str,
+)
+def test_what_nothing_measured_can_be_is_damage(tmp_path: Path, place: str, value: Any) -> None:
+    made: Any = example()
+    *folders, name = place.split(".")
+    functools.reduce(dict.__getitem__, folders, made)[name] = value
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match="damaged record") as caught:
+        record.load(tmp_path / "r.json")
+    assert place in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_name_that_is_no_text_does_not_cost_the_record(tmp_path: Path) -> None:
+    made = example(message="no such file: \udcff – é")
+    record.write(made, tmp_path / "r.json")
+    assert record.load(tmp_path / "r.json") == made
+
+
+def test_the_ends_of_the_ranges_are_fine(tmp_path: Path) -> None:
+    made = example()
+    made["accuracy"] |= {"values": [0.0, 1.0], "krr_values": [1.0], "mean": 0.5, "std": 0.0}
+    made["accuracy"]["curve"] = [{"step": 1, "seconds": 0.0, "values": []}]
+    made["cost"] |= {"step_seconds": [0.0], "prepare_seconds": 0.0}
+    record.write(made, tmp_path / "r.json")
+    assert record.load(tmp_path / "r.json") == made
 
 
 def test_a_missing_record_and_bytes_that_are_no_text(tmp_path: Path) -> None:
