@@ -293,7 +293,7 @@ def _comparable(groups: Sequence[Group], names: Sequence[str]) -> Iterator[tuple
     for asked in dict.fromkeys(map(key, groups)):
         for part in parted((group for group in groups if key(group) == asked), lambda group: group.circumstances):
             circumstances = tuple(sorted(part[0].circumstances.items()))
-            for network, same in _by_network([group for group in groups if group in part]):
+            for network, same in _by_network(part):
                 yield (*asked, circumstances, network), network, same
 
 

@@ -266,9 +266,11 @@ def grouped(records: Iterable[Record]) -> list[Group]:
 def parted(groups: Iterable[Group], known: Callable[[Group], Mapping[str, Any]]) -> list[list[Group]]:
     """``groups`` by what is ``known`` of their measurement.
 
-    A cell that was killed knows little of it and has no number: it joins those that it does not contradict, where
-    these are of one kind.
+    The record of a cell that was killed knows little of it and has no number: it joins those that it does not
+    contradict, where these are of one kind.
     """
+    groups = list(groups)
+    places = {id(group): place for place, group in enumerate(groups)}
     parts: dict[str, list[Group]] = {}
     for group in sorted(groups, key=lambda group: (not group.measured, -len(known(group)))):
         mine = known(group)
@@ -279,7 +281,7 @@ def parted(groups: Iterable[Group], known: Callable[[Group], Mapping[str, Any]])
         ]
         own = parts.setdefault(json.dumps(mine, sort_keys=True), []) if len(fitting) != 1 else fitting[0]
         own.append(group)
-    return list(parts.values())
+    return [sorted(part, key=lambda group: places[id(group)]) for part in parts.values()]
 
 
 def _circumstances(record: Record) -> dict[str, Any]:
@@ -395,7 +397,8 @@ class Ratios:
 def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
     """To the one group of ``OURS`` among ``groups`` on the same device, data, network and width.
 
-    None where there is no such group or more than one, and where one of the two did not end well.
+    None where there is no such group, where there are several by the same meter, and where one of the two did not end
+    well.
     """
     same = [g for g in groups if g.cell["method"] == OURS and g.ok and _setting(g) == _setting(group)]
     if len(same) > 1:
@@ -550,7 +553,10 @@ def tabulated(groups: Sequence[Group]) -> Table:
     notes += [
         f"{title}: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
         f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {words}."
-        for title, name in (("Other work on the GPU", "busy"), ("No peak by NVML, or not of all the time", "missing"))
+        for title, name in (
+            ("Other work on the device", "busy"),
+            ("No peak by NVML, or not of all the time", "missing"),
+        )
         for group in groups
         for r in group.records
         if (words := dict(r["cost"]["memory"])[name])
@@ -701,12 +707,12 @@ def _memory(found: Ratios) -> str:
 
 
 def _accuracies(ours: Group, groups: Sequence[Group]) -> list[str]:
-    """A line for every rival that was evaluated in the same way: the times to equal accuracy, and the memory."""
+    """A line for every rival that was measured and evaluated alike: the times to equal accuracy, and the memory."""
     lines = []
     for group in groups:
         cell = group.cell
         rival = cell["method"] != OURS and group.ok and min(len(group.curve), len(ours.curve)) > 1
-        if not rival or group.evaluation != ours.evaluation:
+        if not rival or (group.evaluation, group.circumstances) != (ours.evaluation, ours.circumstances):
             continue
         found = ratios(group, [ours])
         parts = [_equal_accuracy(ours, group, ended) for ended in (group, ours)]
@@ -794,8 +800,8 @@ def _caption(groups: Sequence[Group], best: set[int], *, reported: bool) -> str:
     if not groups[0].evaluated:
         sentences.append(
             "Nothing was distilled to its end or evaluated. Seconds are those of one update of the synthetic images, "
-            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width; "
-            "times would be as operations if all took equally long"
+            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width. "
+            "Ratios of times are those of operations where every operation takes equally long"
         )
     else:
         sentences += [

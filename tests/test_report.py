@@ -585,10 +585,12 @@ def test_rare_expensive_steps_show_in_the_mean(tmp_path: Path) -> None:
 
 def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None:
     one = cost(meter="nvml")
+    one["cost"]["memory"]["missing"] = "the driver is too old"
     one["cost"]["memory"]["busy"] = "2 other processes on the GPU"
     one["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
     text = written([one], tmp_path)
-    assert "Other work on the GPU: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
+    assert "Other work on the device: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
+    assert "No peak by NVML, or not of all the time: frepo on mnist, ipc 1, width 32, seed 0: the driver" in text
     assert "torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1" in text
 
 
@@ -703,6 +705,13 @@ def test_a_bound_is_called_one(tmp_path: Path) -> None:
 def test_no_claim_without_a_pair(other: dict[str, Any], tmp_path: Path) -> None:
     points = [(1.0, 0.2), (100.0, 0.4)]
     assert "Claimed" not in written([curve("frepo", points), curve("mtt", points, **other)], tmp_path)
+
+
+def test_no_claim_about_times_that_were_measured_with_other_threads(tmp_path: Path) -> None:
+    records = [curve(method, [(1.0, 0.2), (100.0, 0.4)]) for method in ("frepo", "mtt")]
+    assert "Claimed" in written(records, tmp_path)
+    records[1]["provenance"]["threads"] = 2
+    assert "Claimed" not in written(records, tmp_path)
 
 
 def test_claims_about_iterations_are_of_the_largest_width(tmp_path: Path) -> None:
