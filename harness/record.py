@@ -11,7 +11,7 @@ import math
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,8 +31,6 @@ LATER_MEMORY = ("period_seconds", "busy", "missing")
 """What the first records of this schema do not have."""
 WORDS = ("meter", "busy", "missing", "prepare")
 """Of the keys that may be null, those that are not numbers."""
-LARGEST = 1e300
-"""Numbers are smaller, so that sums of them are finite."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
 
@@ -283,8 +281,16 @@ def _problem(found: Any) -> str | None:
     return _out_of_range(found)
 
 
+LARGEST = 1e300
+"""Numbers are smaller, so that sums of them are finite."""
+DEEPEST = 100
+"""Levels of nesting in a record."""
+
+
 def _out_of_range(found: Mapping[str, Any]) -> str | None:
     """What has a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
+    if not _is_shallow(found):
+        return f"nested more than {DEEPEST} levels deep"
     texts = {f"cell.{name}": found["cell"][name] for name in ("method", "dataset", "budget", "protocol")}
     texts |= {"protocol_version": found["protocol_version"], "message": found["message"] or ""}
     texts["provenance.device"] = found["provenance"].get("device") or ""
@@ -311,6 +317,18 @@ def _out_of_range(found: Mapping[str, Any]) -> str | None:
         if any(not 0 <= number <= largest for number in numbers):
             return f"{name} is out of range"
     return None
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether whoever walks through ``value`` comes to its end before Python's stack does."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for item in level if isinstance(item, (dict, list)) for part in _parts(item)]
+    return not level
+
+
+def _parts(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
 
 
 def _is_number(value: object) -> bool:

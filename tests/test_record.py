@@ -118,6 +118,17 @@ def test_what_nothing_measured_can_be_is_damage(tmp_path: Path, place: str, valu
     assert place in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("depth", [200, 900])
+def test_deep_nesting_is_damage(tmp_path: Path, depth: int) -> None:
+    """So deep that reading works, and that whoever works with it may run out of stack."""
+    deep = "[" * depth + "]" * depth
+    (tmp_path / "r.json").write_text(json.dumps(example()).replace('{"lr": 0.1}', f'{{"lr": {deep}}}'))
+    assert record.load_all(tmp_path) == (
+        [],
+        [f"damaged record {tmp_path / 'r.json'}: nested more than 100 levels deep"],
+    )
+
+
 def test_a_file_name_that_is_no_text_does_not_cost_the_record(tmp_path: Path) -> None:
     made = example(message="no such file: \udcff – é")
     record.write(made, tmp_path / "r.json")
