@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -206,8 +206,10 @@ def summarise(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def write(record: Record, path: Path) -> None:
     """Write ``path`` in one go: whoever reads it finds the whole record or none."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # A file name that is no UTF-8 has lone surrogates: in JSON they are escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def load(path: Path) -> Record:
@@ -323,16 +325,6 @@ def _problem(found: Any) -> str | None:
     ):
         if not (isinstance(values, list) and all(_is_number(value) for value in values)):
             return f"{name} is not a list of numbers"
-    points = accuracy["curve"]
-    if not (isinstance(points, list) and all(isinstance(point, dict) for point in points)):
-        return "accuracy.curve is not a list of points"
-    for name, values in (
-        ("accuracy.values", accuracy["values"]),
-        ("accuracy.krr_values", accuracy["krr_values"]),
-        *(("accuracy.curve", point.get("values")) for point in points),
-    ):
-        if not (isinstance(values, list) and all(_is_number(value) and 0 <= value <= 1 for value in values)):
-            return f"{name} has a value that is no fraction from 0 to 1"
     artifact = found["artifact"]
     if artifact is not None and not (
         isinstance(artifact, dict) and all(isinstance(artifact.get(key), str) for key in ("name", "sha256"))
@@ -340,11 +332,61 @@ def _problem(found: Any) -> str | None:
         return "'artifact' has no name and sha256"
     if found["status"] == "ok" and not accuracy["values"] and found["cell"]["budget"] != "cost":
         return "status ok without accuracies"
+    return _out_of_range(found)
+
+
+LARGEST = 1e300
+"""Numbers are smaller, so that sums of them are finite."""
+DEEPEST = 100
+"""Levels of nesting in a record."""
+
+
+def _out_of_range(found: Mapping[str, Any]) -> str | None:
+    """What has a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
+    if not _is_shallow(found):
+        return f"nested more than {DEEPEST} levels deep"
+    texts = {f"cell.{name}": found["cell"][name] for name in ("method", "dataset", "budget", "protocol")}
+    texts |= {"protocol_version": found["protocol_version"], "message": found["message"] or ""}
+    texts["provenance.device"] = found["provenance"].get("device") or ""
+    if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+        return f"{wrong[0]} is not a text"
+    accuracy, cost, curve = found["accuracy"], found["cost"], found["accuracy"]["curve"]
+    if not isinstance(curve, list) or not all(
+        isinstance(point, dict)
+        and isinstance(point.get("values"), list)
+        and all(map(_is_number, (point.get("step"), point.get("seconds"), *point["values"])))
+        for point in curve
+    ):
+        return "accuracy.curve is not a list of points"
+    ranges = [
+        *((f"accuracy.{name}", accuracy[name], 1.0) for name in ("values", "krr_values", "mean", "std")),
+        *(("accuracy.curve", point["values"], 1.0) for point in curve),
+        *(("accuracy.curve", [point["step"], point["seconds"]], math.inf) for point in curve),
+        *((f"cell.{name}", found["cell"][name], math.inf) for name in ("ipc", "seed")),
+        *((f"cost.{name}", value, math.inf) for name, value in cost.items()),
+        *((f"cost.memory.{name}", value, math.inf) for name, value in cost["memory"].items()),
+    ]
+    for name, value, largest in ranges:
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if _is_number(number)]
+        if any(not 0 <= number <= largest for number in numbers):
+            return f"{name} is out of range"
     return None
 
 
+def _is_shallow(value: object) -> bool:
+    """Whether whoever walks through ``value`` comes to its end before Python's stack does."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for item in level if isinstance(item, (dict, list)) for part in _parts(item)]
+    return not level
+
+
+def _parts(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def provenance(
