@@ -15,8 +15,8 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """``text`` on one line that is safe to print: what no terminal shows, such as a line break or the start of an
-    escape code, becomes its escape as in a Python string."""
+    """``text`` on one line, safe to print: characters that are not printable, such as line breaks and the start of an
+    escape code, become escapes as in a Python string."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -32,30 +32,27 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "frepo-bench") -> int:
-    """Run the command that ``arguments`` begin with (by default those of the process); returns the exit status."""
-    name, *others = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
+    """Run the command that ``arguments`` begin with (by default those of the process); returns the exit status.
+
+    ``program``: what the user calls all of this.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program))
+
+
+def _main(arguments: Sequence[str], program: str) -> int:
+    name, *others = arguments or [""]
     if name in ("-h", "--help"):
-        return exit_status(lambda: _help(program))
-    if name not in COMMANDS:
-        return exit_status(lambda: _unknown(name, program))
-    # Each command imports what it needs and no more, so that all of them answer at once.
-    command = COMMANDS[name]
-    module = importlib.import_module(command.module)
-    status: int = module.main([*command.arguments, *others], program=f"{program} {name}")
-    return status
-
-
-def _help(program: str) -> int:
-    print(f"usage: {program} COMMAND [options]\n\nBenchmark of dataset distillation.\n")
-    print("\n".join(f"  {name:<10} {command.meaning}" for name, command in COMMANDS.items()))
-    print(f"\n{program} COMMAND --help tells the options of a command.")
-    return 0
-
-
-def _unknown(name: str, program: str) -> int:
+        print(f"usage: {program} COMMAND [options]\n\nBenchmark of dataset distillation.\n")
+        print("\n".join(f"  {known:<10} {command.meaning}" for known, command in COMMANDS.items()))
+        print(f"\n{program} COMMAND --help tells the options of a command.")
+        return 0
     if not name:
         raise UserError(f"a command is missing: {', '.join(COMMANDS)}; see {program} --help")
-    raise AssertionError(choose("command", name, COMMANDS))
+    command = COMMANDS[choose("command", name, COMMANDS)]
+    module = importlib.import_module(command.module)  # no other: help must not wait for torch
+    status: int = module.main([*command.arguments, *others], program=f"{program} {name}")
+    return status
 
 
 def console() -> None:

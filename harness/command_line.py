@@ -100,8 +100,7 @@ def exit_status(work: Callable[[], int]) -> int:
                 status = work()
             except SystemExit as ended:  # argparse, after --help
                 status = int(ended.code or 0)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            _flush()
             return status
     except UserError as error:
         return _failed(str(error))
@@ -114,10 +113,10 @@ def exit_status(work: Callable[[], int]) -> int:
         return CLOSED_PIPE
     except OSError as error:
         try:
-            sys.stdout.flush()
+            _flush()
         except OSError:  # it was standard output that could not be written
             _silence(sys.stdout)
-        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        place = "" if error.filename is None else f"{error.filename}: "
         return _failed(f"{place}{error.strerror or error}")
 
 
@@ -125,6 +124,11 @@ def end(status: int) -> NoReturn:
     """End the process, without a search through all of torch for garbage, which takes half a second."""
     gc.freeze()
     sys.exit(status)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it is where the process was started without
+        sys.stdout.flush()
 
 
 def _failed(message: str) -> int:

@@ -22,7 +22,7 @@ from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness.command_line import Parser, end, exit_status, file_path, finite, whole
-from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, plan
+from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, check_image_size, plan
 from harness.launch import restart_with_environment
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
         command=command,
     )
     check(request)
+    check_image_size(given.dataset, given.image_size)
     raw = load_raw(
         given.dataset,
         given.data_root or default_root(),

@@ -535,10 +535,7 @@ def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
 
     if request.forecast and source in PUBLISHED:
         return stand_in(source, request.image_size)
-    if request.image_size is not None:
-        shape = PUBLISHED.get(source)
-        pixels = request.image_size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
-        _fits(pixels, "cpu", f"--image-size {request.image_size}: the images alone")
+    check_image_size(source, request.image_size)
     raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
     if source.startswith("folder:"):
         name = Path(source.removeprefix("folder:")).resolve().name
@@ -553,6 +550,16 @@ def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
 def _tell(line: str) -> None:
     """Say ``line`` to the user, once however many experiments load the same data."""
     print(line, file=sys.stderr, flush=True)
+
+
+def check_image_size(source: str, size: int | None) -> None:
+    """Raises UserError where the images of ``source``, resized to ``size``, are larger than the machine's memory."""
+    from benchmarks.datasets import PUBLISHED
+
+    if size is not None:
+        shape = PUBLISHED.get(source)
+        pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
+        _fits(pixels, "cpu", f"--image-size {size}: the images alone")
 
 
 def tuples(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What comes before everything else in a process that is started from the command line, by ``python -m harness.…`` or
 by ``frepo-bench``: whose packages are imported, how text is written, and what Ctrl-C does.
 
-Little is imported here, and nothing that Python has not loaded already: an interrupt before `begin` shows a traceback.
+Little is imported here: an interrupt before `begin` still shows a traceback.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def begin() -> None:
     global begun
     begun = True
     signal.signal(signal.SIGINT, quit_at_once)
-    for number in range(3):  # a closed standard stream: the next file that is opened must not take its place
+    for number in range(3):
         try:
             os.fstat(number)
-        except OSError:
+        except OSError:  # a closed standard stream: the next file that is opened must not take its place
             os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error replaces by itself what its encoding lacks
         sys.stdout.reconfigure(errors="replace")

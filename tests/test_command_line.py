@@ -26,6 +26,7 @@ from harness.command_line import exit_status
 from harness.experiments import Request, plan, unpublished
 from harness.options import describe, parse, split
 from tests.dummies import Dummy, dummy
+from tests.test_importers import dc
 
 __all__ = ["dummy"]  # a fixture
 ROOT = Path(__file__).parents[1]
@@ -287,6 +288,14 @@ def test_what_is_larger_than_the_machine_is_refused_before_it_is_allocated(
         pytest.skip("the system does not tell its memory")
     with pytest.raises(UserError, match=message):
         plan(Request(**{**asked, **changes}))  # type: ignore[arg-type]
+
+
+def test_images_larger_than_the_machine_are_refused_for_an_evaluation_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = f"{dc(tmp_path / 'set.pt')} --dataset digits --preprocess standardise --name a --image-size 1000000"
+    assert status("harness.evaluate_set", *asked.split(), "--output", str(tmp_path / "out")) == 2
+    assert "--image-size 1000000: the images alone would take" in capsys.readouterr().err
 
 
 def test_a_network_that_only_might_not_fit_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
