@@ -247,7 +247,7 @@ def test_two_runs_do_not_share_an_output(
     codes = list[int]()
 
     def second() -> None:
-        for arguments in (command(tmp_path), command(tmp_path, "--seed 7 --force"), command(tmp_path / "other")):
+        for arguments in (command(tmp_path), command(tmp_path, "--seeds 7 --force"), command(tmp_path / "other")):
             codes.append(main(arguments, launch=inner))
         codes.append(main(command(tmp_path, "--forecast --methods frepo"), launch=inner))
 
