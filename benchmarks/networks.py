@@ -8,6 +8,7 @@ The same ``width`` names two different networks: report the parameter count besi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -185,6 +186,18 @@ class NetworkSpec:
     def _first_map(self, size: int) -> int:
         return size + 2 * (self.padding(0) - 1)
 
+    def parameters(self) -> int:
+        """The number of parameters of the network that `build` makes; nothing is allocated.
+
+        Raises UserError for one that is too large to be counted.
+        """
+        try:
+            with torch.device("meta"):
+                network = _FAMILIES[self.name](self)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise UserError(f"a network of width {self.width} is larger than any memory; lower it") from error
+        return sum(parameter.numel() for parameter in network.parameters())
+
     def build(
         self,
         generator: torch.Generator,
@@ -198,7 +211,7 @@ class NetworkSpec:
         every dtype. No global random state is read or moved.
         """
         with torch.device("meta"):
-            network = (ConvNet if self.name == "convnet" else ConvNetDoubling)(self)
+            network = _FAMILIES[self.name](self)
         network = network.to(dtype).to_empty(device=device or "cpu")
         draw = _torch_default if self.name == "convnet" else _lecun_normal
         with torch.no_grad():
@@ -212,6 +225,9 @@ class NetworkSpec:
             # instance norm, is slower.
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
+
+
+_FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {"convnet": ConvNet, "convnet_doubling": ConvNetDoubling}
 
 
 def _torch_default(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
