@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import training
 from benchmarks.datasets import PUBLISHED, Shape, blank, stand_in
 from benchmarks.errors import UserError
 from harness import cell, forecast, launch, limits, record
@@ -24,7 +25,6 @@ from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, parse_bytes, pa
 from harness.measure import memory
 from harness.measure.counters import Counters
 from harness.run import main
-from methods import frepo
 from tests import counters
 from tests.counters import cells, changes, count_real
 from tests.dummies import Dummy, dummy
@@ -55,9 +55,11 @@ def test_a_change_is_a_line_with_old_new_and_ratio() -> None:
 SMALL = [name for name in cells() if name.endswith("8x8 ipc 1 width 16")]
 
 
+@pytest.mark.parametrize("network", ["convnet", "convnet_doubling"])
 @pytest.mark.parametrize("name", SMALL)
-def test_what_is_forecast_is_what_is_counted(name: str) -> None:
+def test_what_is_forecast_is_what_is_counted(name: str, network: str) -> None:
     job, raw = cells()[name]
+    job = dataclasses.replace(job, cell=dataclasses.replace(job.cell, network=network))
     real, fake = count_real(job, raw), count_blank(job.cell, job.config, raw, CPU)
     assert real.flops == fake.flops and real.parameters == fake.parameters
     assert real.saved_bytes == pytest.approx(fake.saved_bytes, rel=1e-3)
@@ -65,8 +67,8 @@ def test_what_is_forecast_is_what_is_counted(name: str) -> None:
 
 
 def test_a_gpu_is_forecast_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the real batch is not in chunks, and optimisers have fused kernels."""
-    monkeypatch.setattr(frepo, "CPU_CHUNK", 64)  # small beside this cell's batch
+    """There the real batch passes in larger chunks, and optimisers have fused kernels."""
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 2**18)  # small beside this cell's batch
     job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
     on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
     assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
@@ -100,12 +102,21 @@ def test_the_command_line_prints_a_table_and_runs_nothing(
     assert not output.exists()
 
 
-def test_a_cost_cell_has_its_forecast_beside_what_was_counted(tmp_path: Path) -> None:
-    words = "--methods dm --dataset digits --budget cost --width 4 --steps 2 --dm.batch-real 16 --device cpu"
-    assert main([*words.split(), "--output", str(tmp_path)], launch=cell.run) == 0
+@pytest.mark.parametrize("options", ["dm --dm.batch-real 16", "frepo --frepo.pool-size 2", "mtt --mtt.syn-steps 2"])
+def test_a_cost_cell_has_its_forecast_beside_what_was_counted(options: str, tmp_path: Path) -> None:
+    words = f"--dataset digits --budget cost --width 4 --steps 2 --device cpu --methods {options}".split()
+    jobs: list[Job] = []
+
+    def keep(job: Job) -> record.Record:
+        jobs.append(job)
+        return cell.run(job)
+
+    assert main([*words, "--output", str(tmp_path)], launch=keep) == 0
     ((found,), _) = record.load_all(tmp_path)
     assert found["cost"]["forecast_bytes"] == found["cost"]["peak_live_bytes"] > 0
-    assert found["cost"]["flops_per_step"] and found["cost"]["saved_bytes_per_step"]
+    expected = forecast.forecast(jobs[0])
+    assert found["cost"]["flops_per_step"] == expected.flops > 0
+    assert found["cost"]["saved_bytes_per_step"] == expected.saved_bytes > 0
 
 
 def test_a_method_that_asks_for_values_is_said_to_be_beyond_forecasting(dummy: type[Dummy]) -> None:
