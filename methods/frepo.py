@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from benchmarks.training import features, half_squared_error
+from benchmarks.training import features, half_squared_error, warmup_cosine
 from methods._krr import krr_loss
 from methods.base import Method, Synthetic
 
@@ -100,18 +100,14 @@ def meta_losses(
 ) -> tuple[Tensor, Tensor]:
     """Kernel loss (equation 2) and label loss of the synthetic set, 0-d, differentiable in ``images`` and ``labels``.
 
-    The features are those of the network in evaluation mode: its running statistics, not those of a batch.
+    Features are those of the network in evaluation mode; those of the real images are constants. ``flip``: mirrored
+    synthetic images count as well.
     """
     network.eval()
-    feat_real = features(network, real_images)  # a constant for the meta-gradient
+    feat_real = features(network, real_images)
     seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
-    feat_syn = network.features(seen_images)
-    return krr_loss(feat_real, real_targets, feat_syn, seen_labels, ridge), label_loss(labels)
-
-
-def cosine_lr(lr: float, update: int, total: int, end: float = LR_END) -> float:
-    """The step size of update 0, 1, …: from ``lr`` to ``end``·``lr`` after ``total`` updates, and there it stays."""
-    return lr * ((1 - end) * (1 + math.cos(math.pi * min(update, total) / total)) / 2 + end)
+    kernel = krr_loss(feat_real, real_targets, network.features(seen_images), seen_labels, ridge)
+    return kernel, label_loss(labels)
 
 
 def trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
@@ -207,8 +203,8 @@ class FRePo(Method):
         labels = initial_labels(classes, task.num_classes, task.dtype, scale=config.scale_label)
         self.images = images.requires_grad_()
         self.labels = labels.requires_grad_(config.learn_label)
-        learned = [self.images, self.labels] if config.learn_label else [self.images]
-        self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in learned]
+        self.learned = [self.images, self.labels] if config.learn_label else [self.images]
+        self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self.learned]
         self.updates = 0
         self.pool = [self._member(counter) for counter in initial_counters(config.pool_size, config.max_online_updates)]
 
@@ -222,22 +218,16 @@ class FRePo(Method):
         real_images, real_labels = task.sample(config.batch_size)
         real_targets = centred_one_hot(real_labels, task.num_classes, task.dtype)
         # 4: compute the meta-training loss, equation 2
+        flip = config.use_flip and task.flip
         kernel, label = meta_losses(
-            member.network,
-            self.images,
-            self.labels,
-            real_images,
-            real_targets,
-            ridge=config.ridge,
-            flip=config.use_flip and task.flip,
+            member.network, self.images, self.labels, real_images, real_targets, ridge=config.ridge, flip=flip
         )
         loss = kernel + label
         losses = {"loss": loss.detach(), "kernel_loss": kernel.detach(), "label_loss": label.detach()}
         # 5: update the distilled data
-        lr = cosine_lr(config.lr, self.updates, self.total_steps)
-        learned = [self.images, self.labels] if config.learn_label else [self.images]
-        gradients = torch.autograd.grad(loss, learned)
-        for parameter, gradient, (first, second) in zip(learned, gradients, self.moments, strict=True):
+        lr = warmup_cosine(self.updates, self.total_steps, config.lr, 0, LR_END)
+        gradients = torch.autograd.grad(loss, self.learned)
+        for parameter, gradient, (first, second) in zip(self.learned, gradients, self.moments, strict=True):
             lamb(parameter, gradient, first, second, self.updates, lr)
         self.updates += 1
         # 6, 7: train the model on the distilled data for one step, or reinitialise it after more than K

@@ -153,7 +153,8 @@ def label_init(case: Case) -> None:
 
 def lamb(case: Case) -> None:
     cfg = case.cfg
-    lrs = [frepo.cosine_lr(float(cfg["lr"]), t, int(cfg["N"]), float(cfg["alpha"])) for t in range(int(cfg["T"]))]
+    rate, steps, final = float(cfg["lr"]), int(cfg["N"]), float(cfg["alpha"])
+    lrs = [frepo.warmup_cosine(t, steps, rate, 0, final) for t in range(int(cfg["T"]))]
     case.check("out.lr", torch.tensor(lrs, dtype=torch.float64), f64=1e-12, f32=1e-5)
     for which in "xy":
         parameter, gradients = case[f"in.{which}0"].clone(), case[f"in.grad_{which}"]
@@ -263,7 +264,7 @@ def _per_image_trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
     return ratio.view(-1, *(1,) * (parameter.ndim - 1))
 
 
-_cosine_lr, _label_loss, _lamb, _mirrored = frepo.cosine_lr, frepo.label_loss, frepo.lamb, frepo.mirrored
+_warmup_cosine, _label_loss, _lamb, _mirrored = frepo.warmup_cosine, frepo.label_loss, frepo.lamb, frepo.mirrored
 _features, _update, _draw_per_class = frepo.features, frepo.online_update, Task.draw_per_class
 _batch_norm_init = BatchNorm.__init__
 
@@ -440,15 +441,15 @@ MISTAKES = [
     Mistake(
         "schedule: off by one",
         _LAMB,
-        _replace(frepo, "cosine_lr", lambda lr, update, total, end: _cosine_lr(lr, update + 1, total, end)),
+        _replace(frepo, "warmup_cosine", lambda step, *settings: _warmup_cosine(step + 1, *settings)),
     ),
     Mistake(
         "schedule: goes on after its end",
         _LAMB,
         _replace(
             frepo,
-            "cosine_lr",
-            lambda lr, t, total, end: lr * ((1 - end) * (1 + np.cos(np.pi * t / total)) / 2 + end),
+            "warmup_cosine",
+            lambda t, total, lr, warmup, end: lr * ((1 - end) * (1 + np.cos(np.pi * t / total)) / 2 + end),
         ),
     ),
     Mistake(
