@@ -41,8 +41,8 @@ class DMConfig:
 
 def mean_embeddings(network: Network, batches: Sequence[Tensor]) -> Tensor:
     """The mean features (k, D) of each of k batches, which pass through ``network`` together."""
-    features = network.features(torch.cat(list(batches)))
-    return torch.stack([own.mean(0) for own in torch.split(features, [len(batch) for batch in batches])])
+    together = network.features(torch.cat(list(batches)))
+    return torch.stack([own.mean(0) for own in torch.split(together, [len(batch) for batch in batches])])
 
 
 def mean_embedding_loss(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -89,24 +89,17 @@ def label_loss(labels: Tensor) -> Tensor:
 
 
 def meta_losses(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    real_images: Tensor,
-    real_targets: Tensor,
-    *,
-    ridge: float,
-    flip: bool,
+    network: Network, images: Tensor, labels: Tensor, real: Tensor, targets: Tensor, *, ridge: float, flip: bool
 ) -> tuple[Tensor, Tensor]:
     """Kernel loss (equation 2) and label loss of the synthetic set, 0-d, differentiable in ``images`` and ``labels``.
 
-    Features are those of the network in evaluation mode; those of the real images are constants. ``flip``: mirrored
-    synthetic images count as well.
+    Features are those of the network in evaluation mode, with its running statistics; those of the ``real`` images
+    (B, C, H, W) are constants. ``flip``: mirrored synthetic images count as well.
     """
     network.eval()
-    feat_real = features(network, real_images)
+    feat_real = features(network, real)
     seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
-    kernel = krr_loss(feat_real, real_targets, network.features(seen_images), seen_labels, ridge)
+    kernel = krr_loss(feat_real, targets, network.features(seen_images), seen_labels, ridge)
     return kernel, label_loss(labels)
 
 
