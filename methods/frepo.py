@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from benchmarks.training import half_squared_error
+from benchmarks.training import features, half_squared_error
 from methods._krr import krr_loss
 from methods.base import Method, Synthetic
 
@@ -32,9 +32,6 @@ LR_END = 0.1
 """The step size falls to this fraction of itself, along a cosine."""
 BETAS = (0.9, 0.999)
 LAMB_EPS = 1e-6
-CPU_CHUNK, CPU_CHUNK_BYTES = 128, 2**25
-"""Real images per chunk on a CPU, and bytes of their first maps, at most: activations this small stay in memory that
-the process already has (1.3 times faster at width 32). On other devices the batch is one chunk."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +82,6 @@ def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
 
 
-@torch.no_grad()
-def real_features(network: Network, images: Tensor) -> Tensor:
-    """f_t (B, D), a constant for the meta-gradient."""
-    size = len(images)
-    if images.device.type == "cpu":
-        maps = len(next(network.parameters())) * images[0, 0].numel() * images.element_size()
-        size = max(1, min(CPU_CHUNK, CPU_CHUNK_BYTES // maps))
-    return torch.cat([network.features(chunk) for chunk in torch.split(images, size)])
-
-
 def label_loss(labels: Tensor) -> Tensor:
     """Mean over rows of −min(largest − second largest entry, 1/C), 0-d: keeps the learned labels (n, C) apart."""
     top = labels.topk(2, dim=1).values
@@ -116,7 +103,7 @@ def meta_losses(
     The features are those of the network in evaluation mode: its running statistics, not those of a batch.
     """
     network.eval()
-    feat_real = real_features(network, real_images)
+    feat_real = features(network, real_images)  # a constant for the meta-gradient
     seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
     network.requires_grad_(False)  # constants here: their gradients would only be thrown away
     feat_syn = network.features(seen_images)

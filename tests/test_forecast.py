@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import training
 from benchmarks.datasets import PUBLISHED, Shape, blank, stand_in
 from benchmarks.errors import UserError
 from harness import cell, forecast, launch, limits, record
@@ -24,7 +25,6 @@ from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, parse_bytes, pa
 from harness.measure import memory
 from harness.measure.counters import Counters
 from harness.run import main
-from methods import frepo
 from tests import counters
 from tests.counters import cells, changes, count_real
 from tests.dummies import Dummy, dummy
@@ -65,8 +65,8 @@ def test_what_is_forecast_is_what_is_counted(name: str) -> None:
 
 
 def test_a_gpu_is_forecast_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the real batch is not in chunks, and optimisers have fused kernels."""
-    monkeypatch.setattr(frepo, "CPU_CHUNK", 64)  # small beside this cell's batch
+    """There the real batch is one chunk, and optimisers have fused kernels."""
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 64 * 16 * 8 * 8 * 4)  # 64 images, few beside this cell's batch
     job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
     on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
     assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
