@@ -67,8 +67,8 @@ def test_what_is_forecast_is_what_is_counted(name: str, network: str) -> None:
 
 
 def test_a_gpu_is_forecast_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the real batch passes in larger chunks, and optimisers have fused kernels."""
-    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 2**18)  # small beside this cell's batch
+    """There the real batch is one chunk, and optimisers have fused kernels."""
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 64 * 16 * 8 * 8 * 4)  # 64 images, few beside this cell's batch
     job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
     on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
     assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
