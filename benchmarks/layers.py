@@ -34,7 +34,7 @@ def average_pool(x: Tensor) -> Tensor:
 def _quarters(x: Tensor) -> Tensor | None:
     """What pools contiguous ``x`` (B, C, H, W) on a CPU, a matrix (2W, W/2); None where torch had better do it.
 
-    Two rows of a map, one after the other, times a matrix that averages four entries: the same numbers to the bit.
+    Two rows of a map, one after the other, times a matrix that averages four entries.
     torch's own loop over contiguous maps on a CPU takes three times as long, and keeps them for backward.
     """
     height, width = x.shape[2:]

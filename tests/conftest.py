@@ -1,11 +1,14 @@
-"""What holds for every test: one thread, and no folder but a temporary one for data and caches."""
+"""What holds for every test: one thread, or TEST_THREADS, and no folder but a temporary one for data and caches."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+THREADS = os.environ.get("TEST_THREADS", "1")
+torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(autouse=True)
@@ -14,4 +17,4 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     folder = tmp_path_factory.mktemp("user")
     monkeypatch.setenv("FREPO_BENCH_DATA", str(folder / "data"))
     monkeypatch.setenv("FREPO_BENCH_CACHE", str(folder / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", THREADS)

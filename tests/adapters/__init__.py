@@ -87,9 +87,9 @@ UNIT_ROUNDOFF = torch.finfo(torch.float64).eps / 2
 FORWARD32 = 1e-5
 """Forward passes and losses: a sum of n terms is off by about √n·u, so a network of L layers by L·√n·u; n is below 300
 and L at most 4, and processors differ by about a quarter of that. Twice as much, 170·u, is allowed."""
-KINK32 = 3e-2
+KINK32 = 0.1
 """Gradients through ReLU, and what is made of them. One activation in 10⁵ is within rounding of zero; whether its
-gradient passes depends on the processor, and moves the gradient of a small network by up to a hundredth."""
+gradient passes depends on the processor, and moves the gradient of a small network by up to a fiftieth."""
 
 VISIBLE = 10.0
 """A planted mistake is off by more than this many tolerances."""
