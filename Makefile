@@ -22,6 +22,7 @@ NUMERICAL := golden krr frepo kip herding matching dm unroll mtt bptt layers net
 old := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
+settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1)) OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: demo test test-portable bench clean
 .DELETE_ON_ERROR:
@@ -38,9 +39,10 @@ test: $(VENV)/.dev
 
 test-portable: $(PROCESSORS:%=test-%)
 
-test-old-% test-avx2-%: $(VENV)/.dev
-	$($(word 2,$(subst -, ,$@))) TEST_THREADS=$* $(BIN)/python -m pytest --benchmark-disable --quiet \
-		$(NUMERICAL:%=tests/test_%.py) || { echo "make $@ failed: see the settings above"; exit 1; }
+$(PROCESSORS:%=test-%): test-%: $(VENV)/.dev
+	@echo 'make $@: $(call settings,$*)'
+	@$(call settings,$*) $(BIN)/python -m pytest --benchmark-disable --quiet $(NUMERICAL:%=tests/test_%.py) \
+		|| { echo 'make $@ failed: $(call settings,$*)'; exit 1; }
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/speed
