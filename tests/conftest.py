@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, and no folder but a temporary one for data and caches."""
+"""What holds for every test: one thread, or TEST_THREADS, and no folder but a temporary one for data and caches."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 
 from harness import launch
 
-os.environ.update(
-    {**launch.ENVIRONMENT, **os.environ}
-)  # before torch is imported: the tests as well must end on a busy machine
+# Before torch is imported: the tests as well must end on a busy machine.
+os.environ.update({**launch.ENVIRONMENT, **os.environ})
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+THREADS = os.environ.get("TEST_THREADS", "1")
+torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(autouse=True)
@@ -22,4 +22,4 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     folder = tmp_path_factory.mktemp("user")
     monkeypatch.setenv("FREPO_BENCH_DATA", str(folder / "data"))
     monkeypatch.setenv("FREPO_BENCH_CACHE", str(folder / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", THREADS)

@@ -82,7 +82,7 @@ def test_siamese_treats_equal_images_alike_and_per_image_does_not() -> None:
     images = random_images(1, 3, 8, 8).expand(5, -1, -1, -1)
     for op in DSA_OPERATIONS:
         alike = apply_dsa(op, images, draws_of(op, (8, 8), 1))
-        assert torch.equal(alike, alike[:1].expand(5, -1, -1, -1))
+        torch.testing.assert_close(alike, alike[:1].expand(5, -1, -1, -1))
         own = apply_dsa(op, images, draws_of(op, (8, 8), 5))
         assert not torch.equal(own[0], own[3])
 
@@ -150,7 +150,7 @@ def test_frepo_translate_and_zoom_by_hand() -> None:
     closer = apply_frepo("crop", ramp, torch.tensor([[1.0], [1.0], [0.5]]))  # zoom 1.25 at the right border
     torch.testing.assert_close(closer[0, 0, 4, :7], 0.8 * ramp[0, 0, 4, :7] + 8 * 0.2)
     farther = apply_frepo("crop", torch.ones_like(ramp), torch.tensor([[0.0], [0.5], [0.5]]))
-    assert farther[0, 0, 4, 4] == 1 and farther[0, 0, 0, 0] < 1
+    assert float(farther[0, 0, 4, 4]) == pytest.approx(1) and farther[0, 0, 0, 0] < 0.9
 
 
 def test_frepo_colour_ranges() -> None:

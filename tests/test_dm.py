@@ -63,8 +63,9 @@ def test_zero_where_synthetic_images_are_the_real_ones() -> None:
     real = torch.split(images(15), 5)
     own = [batch.clone().requires_grad_() for batch in real]
     loss = mean_embedding_loss(network(), zip(real, own, strict=True))
-    assert float(loss.detach()) == 0
-    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, own))
+    # Not exactly: the real batches pass one by one, the synthetic ones together.
+    assert float(loss.detach()) < 1e-24
+    assert all(gradient.abs().max() < 1e-12 for gradient in torch.autograd.grad(loss, own))
     others = torch.split(images(6, seed=3), 2)
     assert mean_embedding_loss(network(), zip(real, others, strict=True)) > 0.01
 

@@ -95,7 +95,9 @@ def test_plain_unrolling_is_unrolling(method: str, rematerialize: bool) -> None:
         torch.testing.assert_close(next(iter(ours.step().values())), loss, rtol=1e-10, atol=0)
         found = ours.synthetic()
         lr = plain.lr if isinstance(plain, PlainMTT) else F.softplus(plain.raw_lr)
-        torch.testing.assert_close([found.images, found.lr], [plain.images.detach(), lr.detach()], rtol=0, atol=1e-10)
+        torch.testing.assert_close(found.lr, lr.detach(), rtol=0, atol=1e-10)
+        largest = float(found.images.abs().max())
+        torch.testing.assert_close(found.images, plain.images.detach(), rtol=0, atol=1e-10 * largest)
     assert start.lr is not None and found.lr is not None
     assert (found.images - start.images).abs().max() > 1e-4 and (found.lr - start.lr).abs().min() > 1e-8
     assert torch.equal(tasks[0].generator.get_state(), tasks[1].generator.get_state())

@@ -281,17 +281,20 @@ def alone_and_together(
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_networks_trained_together_are_those_trained_alone(name: str, network: Any, norm: Any) -> None:
-    """Parameters, running statistics and logits; batches of four and of the one image that is left."""
+    """Parameters, running statistics and logits; batches of four and of the one image that is left.
+
+    In training mode the gradient of the bias before a norm is rounding, which Adam divides by 1e-8; in float32 that is
+    a whole step. The norm takes the bias out of the logits again. In float32 it also depends on rounding whether an
+    activation near zero passes its gradient.
+    """
     spec = NetworkSpec(network, 1, (8, 8), 3, width=4, norm=norm)
     images, _ = examples(12)
-    for dtype, rounding in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+    for dtype, rounding in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
         alone, together = alone_and_together(spec, RECIPES[name], dtype)
         for ours, theirs in zip(together, alone, strict=True):
             if dtype == torch.float64:
                 for value, expected in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
-                    torch.testing.assert_close(value, expected, rtol=0, atol=rounding)
-            # In training mode: the bias before a batch norm has no gradient but rounding, which Adam makes a whole step
-            # of in float32. The norm takes it out again, but for what the running statistics are behind.
+                    torch.testing.assert_close(value, expected, rtol=0, atol=1e-8)
             logits = theirs(images.to(dtype))
             torch.testing.assert_close(ours(images.to(dtype)), logits, rtol=0, atol=rounding)
         fresh = spec.build(generator(0), dtype=dtype)

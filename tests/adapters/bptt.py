@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.networks import Network
 from methods import _unroll, bptt
-from tests.adapters import Adapter, Case, Mistake
+from tests.adapters import KINK32, Adapter, Case, Mistake
 from tests.adapters.networks import build, load_vico
 
 
@@ -49,7 +49,7 @@ def bptt_unrolled(case: Case) -> None:
             gradients = torch.autograd.grad(outer, list(leaves.values()), materialize_grads=True)
             found = {"outer_loss": outer, "inner_losses": losses, "final_flat": final}
             for name, actual in (found | dict(zip(leaves, gradients, strict=True))).items():
-                case.check(f"out.{variant}.{name}", actual, f64=1e-11, f32=2e-5)
+                case.check(f"out.{variant}.{name}", actual, f64=1e-11, f32=KINK32)
 
 
 def _settings(variant: str) -> tuple[int, float, bool, int | None]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import _unroll, mtt
-from tests.adapters import Adapter, Case, Mistake
+from tests.adapters import KINK32, Adapter, Case, Mistake
 from tests.adapters.networks import build
 
 
@@ -34,7 +34,7 @@ def mtt_loss(case: Case) -> None:
     gradients = torch.autograd.grad(loss, [images, lr], materialize_grads=True)
     found = {"step1_flat": first, "final_flat": final, "loss": loss}
     for name, actual in (found | dict(zip(["grad_x_syn", "grad_syn_lr"], gradients, strict=True))).items():
-        case.check(f"out.{name}", actual, f64=1e-11, f32=2e-5)
+        case.check(f"out.{name}", actual, f64=1e-11, f32=KINK32)
 
 
 ADAPTERS: dict[str, Adapter] = {"mtt_loss": mtt_loss}
