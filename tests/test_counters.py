@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import methods
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.measure.counters import Counters, Uncounted, count
@@ -256,3 +257,45 @@ def test_counting_changes_no_gradient_and_no_global_random_number() -> None:
     alone = make()
     alone.step()
     assert alone.kept[1].abs().sum() > 0 and torch.equal(made[0].kept[1], alone.kept[1])
+
+
+# --- whole steps
+
+
+BATCH, IPC, CLASSES = 6, 2, 2
+BLOCK1, BLOCK2 = 2 * 9 * 3 * 4 * 8 * 8, 2 * 9 * 4 * 4 * 4 * 4
+"""Operations of the two convolutions of ``convnet`` of width 4 on one image of 3×8×8."""
+HEAD = 2 * (4 * 2 * 2) * CLASSES
+
+
+def step_flops(name: str, **config: Any) -> float:
+    """Counted in a step of the method ``name``, on so few images that the batches can be counted by hand."""
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    spec = NetworkSpec("convnet", 3, (8, 8), CLASSES, width=4, depth=2, norm="instance")
+    data = Task(images, torch.arange(16) % CLASSES, CLASSES, IPC, spec.build, generator_for("test"), False)
+    method_class, store = methods.get(name), Uncounted({})
+
+    def make() -> Method:
+        method = method_class(data, method_class.Config(**config), 3)
+        method.prepare(store)
+        return method
+
+    make()  # fills the store
+    return count(make, CPU).flops
+
+
+def test_a_step_of_dm_is_counted() -> None:
+    """Real images pass once; the synthetic ones pass, and their gradient comes back through both convolutions."""
+    real, synthetic = CLASSES * BATCH, CLASSES * IPC
+    assert step_flops("dm", batch_real=BATCH) == (real + 2 * synthetic) * (BLOCK1 + BLOCK2)
+
+
+def test_an_inner_step_of_mtt_is_counted() -> None:
+    """Of one more inner step and every image: the loss, the gradient of the parameters, and the derivatives of both.
+
+    The loss takes one product with each weight. The gradient takes one for the weight and, but for the first layer, one
+    for the input. A product has two derivatives, so these three have six; those of the first layer's two have four.
+    """
+    short = {"num_experts": 1, "expert_epochs": 1, "max_start_epoch": 1, "train_epochs": 1, "batch_train": 8}
+    two, three = (step_flops("mtt", syn_steps=steps, **short) for steps in (2, 3))
+    assert three - two == CLASSES * IPC * ((2 + 4) * BLOCK1 + (3 + 6) * BLOCK2 + (3 + 6) * HEAD)

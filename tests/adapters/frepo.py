@@ -74,7 +74,7 @@ def kernel_loss(case: Case) -> None:
     f32 = 1e-4
     targets = frepo.centred_one_hot(case["in.label_real"], int(case.cfg["C"]), case.dtype)
     case.check("in.y_real", targets, f64=1e-14, f32=1e-6)
-    feat_real = frepo.real_features(network.eval(), real_images)
+    feat_real = frepo.features(network.eval(), real_images)
     case.check("out.feat_real", feat_real, f64=1e-11, f32=3e-6)
     for flip in (False, True):
         out = f"out.flip{int(flip)}."
@@ -264,7 +264,7 @@ def _per_image_trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
 
 
 _cosine_lr, _label_loss, _lamb, _mirrored = frepo.cosine_lr, frepo.label_loss, frepo.lamb, frepo.mirrored
-_real_features, _update, _draw_per_class = frepo.real_features, frepo.online_update, Task.draw_per_class
+_features, _update, _draw_per_class = frepo.features, frepo.online_update, Task.draw_per_class
 _batch_norm_init = BatchNorm.__init__
 
 
@@ -313,7 +313,7 @@ def _train_before_the_update(patch: pytest.MonkeyPatch) -> None:
 
 def _real_images_mirrored(patch: pytest.MonkeyPatch) -> None:
     """Features and targets of the real images twice, as for the synthetic ones."""
-    patch.setattr(frepo, "real_features", lambda network, x: _real_features(network, torch.cat([x, x.flip(3)])))
+    patch.setattr(frepo, "features", lambda network, x: _features(network, torch.cat([x, x.flip(3)])))
     loss = frepo.krr_loss
     patch.setattr(frepo, "krr_loss", lambda real, y, *rest: loss(real, torch.cat([y, y]), *rest))
 
