@@ -1,4 +1,4 @@
-"""A method in somebody else's package: the README's example, installed, listed, run, timed and tabulated."""
+"""A method in somebody else's package: the documents' example, installed, listed, run, timed and tabulated."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import methods
 from harness import record
 from methods.base import Method
 from tests.test_conformance import CHECKS
-from tests.test_readme import ROOT, blocks
+from tests.test_documents import ROOT, blocks
 
+EXAMPLE = "docs/adding_a_method.md"
 PYPROJECT = """
 [project]
 name = "somebodys-package"
@@ -29,13 +30,13 @@ version = "1.0"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed packages with one in it: the README's method and the README's lines of its pyproject.
+    """A folder of installed packages with one in it: the documents' method and their lines of its pyproject.
 
     The metadata are written as an installer writes them: installing for real would need a build backend.
     """
     folder = tmp_path_factory.mktemp("site")
-    (source,) = (block for block in blocks("python") if "PixelMean" in block)
-    (entry_points,) = blocks("toml")
+    (source,) = blocks("python", EXAMPLE)
+    (entry_points,) = blocks("toml", EXAMPLE)
     project = tomllib.loads(PYPROJECT.format(entry_points=entry_points))["project"]
     ((group, points),) = project["entry-points"].items()
     module = re.fullmatch(r"(\w+)\.(\w+):PixelMean", points["pixel_mean"])

@@ -1,4 +1,4 @@
-"""The README does what it says: its commands parse, its code runs, its links and its tree are those of the project."""
+"""The documents do what they say: their commands parse, their code runs, their links and the tree are the project's."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ from harness.experiments import BUDGETS, WIDTH, Request, check, resolve
 from tests.test_artifact import digits, saved, some_set
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "results/README.md")
+GUIDES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").iterdir())))
+"""Documents for users; their commands are tried."""
+DOCUMENTS = (*GUIDES, "CHANGELOG.md", "results/README.md")
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(language: str, document: str) -> list[str]:
+    """The fenced blocks of ``document`` in ``language``."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(document), flags=re.MULTILINE | re.DOTALL)
     return [content for name, content in fenced if name == language]
 
 
 def commands() -> list[str]:
-    """The lines of the README's shell blocks, and what ``make demo`` runs."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+    """The lines of the shell blocks of all guides, and what ``make demo`` runs."""
+    shell = [block for document in GUIDES for block in blocks("bash", document)]
+    lines = [line for block in shell for line in block.splitlines() if line and not line.startswith("#")]
     shown = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [*lines, *(line for line in shown.splitlines() if "harness.run" in line)]
 
@@ -48,7 +55,7 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command, comments=True)
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", MAKEFILE, re.M)
         return
@@ -79,21 +86,17 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text_of(document)):
+        assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists(), target
 
 
-def tree() -> set[str]:
-    """The paths of the README's tree, folders without a slash."""
-    (block,) = [block for block in blocks("") if block.startswith("benchmarks/")]
-    found, above = set(), [""]
-    for line in block.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        above[depth + 1 :] = [f"{above[depth]}{name}"]
-        found.add(above[-1].rstrip("/"))
-    return found
+@pytest.mark.parametrize("document", [document for document in GUIDES if document.startswith("docs/")])
+def test_every_page_is_linked_from_the_readme(document: str) -> None:
+    assert f"]({document})" in text_of("README.md")
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 150
 
 
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs the repository")
@@ -105,26 +108,22 @@ def test_the_tree_is_the_real_one() -> None:
         text=True,
         check=True,
     )
-    files = {Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()}
-    folders = {file.parts[0] for file in files if len(file.parts) > 1}
-    modules = {str(f) for f in files if f.parts[0] in ("benchmarks", "methods", "harness") and f.suffix == ".py"}
-    shown = tree()
-    assert {path for path in modules if not path.endswith("__init__.py")} <= shown
-    assert folders <= shown
-    assert {path for path in shown if not (ROOT / path).exists()} == set()
+    folders = {line.partition("/")[0] for line in listed.stdout.splitlines() if "/" in line and (ROOT / line).exists()}
+    (tree,) = [block for block in blocks("", "README.md") if block.startswith("benchmarks/")]
+    assert {line.split()[0].rstrip("/") for line in tree.splitlines()} == folders
 
 
-def test_every_method_and_data_set_is_named() -> None:
+def test_every_data_set_is_named() -> None:
     from benchmarks import DATASETS
 
-    section = README[README.index("## Data sets") : README.index("## Budgets")]
+    page = text_of("docs/data.md")
     for name in DATASETS:
-        assert f"`{name}`" in section
+        assert f"`{name}`" in page
 
 
 def test_the_budgets_are_the_real_ones() -> None:
     for name, budget in BUDGETS.items():
-        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]
+        (row,) = [line for line in text_of("docs/running.md").splitlines() if line.startswith(f"| `{name}`")]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         steps = "as published" if budget.evaluate_steps is None else str(budget.evaluate_steps)
         width = WIDTH if budget.cpu_width is None else budget.cpu_width
@@ -132,9 +131,9 @@ def test_the_budgets_are_the_real_ones() -> None:
 
 
 def test_the_code_that_uses_a_distilled_set_runs(tmp_path: Path) -> None:
-    """The README's own lines, in a fresh process, on a set of this test."""
-    three_lines, own_loop = (block for block in blocks("python") if "PixelMean" not in block)
-    assert len(three_lines.splitlines()) == 3
+    """The documents' own lines, in a fresh process, on a set of this test."""
+    three_lines, own_loop = blocks("python", "docs/records.md")
+    assert len(three_lines.splitlines()) == 3 and three_lines in blocks("python", "README.md")
     benchmark = digits(tmp_path)
     saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
     path = re.search(r'load\("(.*)"\)', three_lines)
