@@ -2,8 +2,9 @@
 
 Published sets are read in the layout in which they are published, under a data root; nothing is downloaded unless asked
 for, and data are never substituted. One's own set is an image folder, ``folder:PATH``. Nothing is written but the
-cache: decoded images, and images whitened by ZCA with their matrices. A cache that is damaged, outdated or cannot be
-written costs time, never correctness.
+cache: decoded images, and images whitened by ZCA with their matrices. A cache costs time, never correctness: its keys
+are the contents of all files that are read, so files may change as they like, and so may their time stamps; and a
+cached file that is damaged or is that of another key is made again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import json
 import os
 import pickle
 import re
+import stat
+import unicodedata
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,7 +33,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,6 +43,7 @@ from benchmarks import preprocess as preprocessing
 from benchmarks._torchvision import datasets as torchvision_datasets
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import NetworkSpec
+from benchmarks.pictures import upright
 from benchmarks.preprocess import Preprocess
 from benchmarks.task import Task
 
@@ -50,8 +55,26 @@ LARGE_FILE = 4096
 to hand the interpreter over."""
 PART = 32
 """Files that a thread decodes before it hands them over."""
-CACHE_VERSION = 1
+BLOCK = 1 << 20
+"""Bytes of a file that are hashed at a time."""
+SYSTEM_NAMES = frozenset(
+    {
+        "@eadir",  # thumbnails of a Synology
+        "#recycle",
+        "@recycle",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "__macosx",  # in archives that a Mac made
+        "thumbs.db",
+        "desktop.ini",
+    }
+)
+"""Files and folders, in lower case, that systems put among others; like hidden names they are passed over."""
+CACHE_VERSION = 2
 """To be raised when decoding or preprocessing changes: cached tensors of older versions are then left alone."""
+_DECODERS = [features.version(library) for library in ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "webp")]
+"""Versions of what decodes lossy images and resizes: another version may give other pixels."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class RawData:
     """Whether a mirrored image still belongs to its class."""
     fingerprint: str
     """SHA-256 over the four tensors, in hexadecimal."""
+    left_out: str = ""
+    """One line about what lies in the class folders of an image folder and is not in the tensors; else empty."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +187,8 @@ def load(
     with _one_line(name):
         source = _find(name, root, image_size, download)
         if preprocess.startswith("zca"):  # only the fit is slow
-            tensors, about = _cached(cache, name, [source.stamp(), preprocess, str(dtype)], preprocessed)
+            key = [preprocess, str(dtype), torch.__version__]
+            tensors, about = _cached(cache, source, key, preprocessed)
         else:
             tensors, about = preprocessed()
     images, class_names = tensors["train_images"].to(device), tuple(about["class_names"])
@@ -261,23 +287,52 @@ State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class _Source:
-    """A set that was found."""
+    """A set on the disk."""
 
     name: str
     decode: Callable[[], Decoded]
-    root: Path = Path()
-    files: Sequence[str | Path] = ()
-    """Every file that ``decode`` reads, under ``root``; none: nothing worth caching."""
-    image_size: int | None = None
+    files: Sequence[str | Path]
+    """Every file that ``decode`` reads, in the order of what it returns."""
+    facts: str = ""
+    """What else its result follows from."""
+    slow: bool = True
+    """Whether the result of ``decode`` is worth keeping."""
+    left_out: str = ""
 
+    @functools.cached_property
     def stamp(self) -> str:
-        """A hash that changes when the files do, by their relative paths, sizes and times of change."""
-        digest = hashlib.sha256(repr((self.name, self.image_size)).encode())
+        """`digest` as it is when first asked for."""
+        return self.digest()
+
+    def digest(self) -> str:
+        """A hash of all that determines the result of ``decode``: the contents of the files, not their time stamps."""
+        total = hashlib.blake2b(repr((self.name, self.facts, _DECODERS)).encode())
         for file in self.files:
-            stat = os.stat(file)
-            relative = str(file).removeprefix(str(self.root))
-            digest.update(repr((relative, stat.st_size, stat.st_mtime_ns)).encode())
-        return digest.hexdigest()
+            content = hashlib.blake2b()
+            with open(file, "rb", buffering=0, opener=_regular) as stream:
+                while block := stream.read(BLOCK):
+                    content.update(block)
+            total.update(content.digest())
+        return total.hexdigest()
+
+
+def _regular(path: str, flags: int) -> int:
+    """An opener for ``open``. Raises UserError where ``path`` is no regular file: reading a pipe might never end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file: remove it")
+    return descriptor
+
+
+def _text(file: Path) -> str:
+    with open(file, "rb", opener=_regular) as stream:
+        return stream.read().decode()
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a table that are not empty."""
+    return [line for line in _text(file).splitlines() if line.strip()]
 
 
 @contextlib.contextmanager
@@ -317,7 +372,7 @@ def _find(name: str, root: Path, image_size: int | None, download: bool) -> _Sou
     choose("data set", "folder:PATH" if name.startswith("folder:") else name, [*DATASETS, "folder:PATH"])
     _check_image_size(name, image_size)
     if name == "digits":
-        return _Source(name, _digits)
+        return _Source(name, _digits, [_digits_file()], slow=False)
     if name in _TORCHVISION:
         return _find_torchvision(name, root, download)
     if name == "imagenet64":
@@ -347,13 +402,14 @@ def _read(source: _Source, cache: Path | None) -> RawData:
         _check(source.name, named, class_names)
         return named, {"class_names": list(class_names), "fingerprint": _fingerprint(named)}
 
-    tensors, about = _cached(cache, source.name, [source.stamp()], decode) if source.files else decode()
+    tensors, about = _cached(cache if source.slow else None, source, [], decode)
     return RawData(
         name=source.name,
         **{name: tensors[name] for name in TENSORS},
         class_names=tuple(about["class_names"]),
         flip=source.name not in NO_FLIP,
         fingerprint=about["fingerprint"],
+        left_out=source.left_out,
     )
 
 
@@ -373,11 +429,16 @@ def _preprocess(raw: RawData, name: str, dtype: torch.dtype) -> State:
 
 def _check(name: str, tensors: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
     if len(class_names) < 2:
-        raise UserError(f"{name} has only the class {class_names[0]!r}: give at least two")
+        classes = f"only the class {class_names[0]!r}" if class_names else "no class"
+        raise UserError(f"{name} has {classes}: give at least two")
+    size = tensors["train_images"].shape[1:]
     for split in ("train", "test"):
         images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
         if len(labels) == 0 or len(images) != len(labels):
             raise UserError(f"{name}: the {split} split has {len(images)} images and {len(labels)} labels")
+        if images.dtype != torch.uint8 or images.shape[1:] != size:
+            described = f"{images.dtype} images of shape {tuple(images.shape[1:])}".removeprefix("torch.")
+            raise UserError(f"{name}: the {split} split has {described}, instead of uint8 of {tuple(size)}")
         if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
             raise UserError(f"{name}: the {split} split has labels that are not among its {len(class_names)} classes")
 
@@ -400,11 +461,7 @@ def _digits() -> Decoded:
     The split is fixed: of every class, the fifth of its images whose index has the smallest SHA-256 is for testing, so
     that it depends on no library's random numbers.
     """
-    # The file itself: to import scikit-learn takes longer than all that a short run does with the images.
-    package = find_spec("sklearn")
-    assert package is not None and package.origin is not None
-    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    table = torch.from_numpy(np.loadtxt(file, dtype=np.uint8, delimiter=","))
+    table = torch.from_numpy(np.loadtxt(_digits_file(), dtype=np.uint8, delimiter=","))
     images = table[:, :-1].double().mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     labels = table[:, -1].long()
     test = torch.zeros(len(labels), dtype=torch.bool)
@@ -413,6 +470,13 @@ def _digits() -> Decoded:
         members.sort(key=lambda index: hashlib.sha256(f"digits {index}".encode()).digest())
         test[members[: round(len(members) / 5)]] = True
     return images[~test], labels[~test], images[test], labels[test], [str(c) for c in range(10)]
+
+
+def _digits_file() -> Path:
+    # The file itself: to import scikit-learn takes longer than all that a short run does with the images.
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 _TORCHVISION: Mapping[str, tuple[str, str, Sequence[str]]] = {
@@ -463,7 +527,7 @@ def _find_torchvision(name: str, root: Path, download: bool) -> _Source:
         class_names = [str(c) for c in range(10)] if name in ("svhn", "mnist") else train.classes
         return train_images, train_labels, test_images, test_labels, class_names
 
-    return _Source(name, decode, root, files)
+    return _Source(name, decode, files)
 
 
 def _missing(name: str, place: Path, remedy: str) -> UserError:
@@ -485,12 +549,34 @@ def _find_folder(name: str, folder: Path, image_size: int | None) -> _Source:
     test = next((folder / split for split in ("test", "val") if (folder / split).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         raise UserError(f"{name}: {folder} must hold train/ and test/ (or val/), with one folder per class in each")
-    train_files, class_names = _labelled(folder / "train")
-    test_files, test_names = _labelled(test)
+    ((train_files, class_names), (test_files, test_names)), left_out = _labelled(folder / "train", test)
     if test_names != class_names:
-        odd = sorted(set(class_names) ^ set(test_names))[0]
-        raise UserError(f"{name}: class {odd!r} is in only one of train/ and {test.name}/; both must have the same")
-    return _image_source(name, folder, train_files, test_files, class_names, image_size)
+        raise UserError(f"{name}: {_odd_class(class_names, test_names, test.name)}")
+    return _image_source(
+        name, train_files, test_files, class_names, image_size, left_out=_left_out_line(name, folder, left_out)
+    )
+
+
+def _odd_class(train: Sequence[str], test: Sequence[str], split: str) -> str:
+    """What to say of the first class that is in only one of train/ and ``split``/."""
+
+    def plain(class_name: str) -> str:
+        return unicodedata.normalize("NFC", class_name).casefold()
+
+    odd = sorted(set(train) ^ set(test))
+    twins = [other for other in odd[1:] if plain(other) == plain(odd[0])]
+    hint = f" ({twins[0]!a} is written in another way)" if twins else ""
+    shown = ascii(odd[0]) if twins else repr(odd[0])
+    return f"class {shown} is in only one of train/ and {split}/{hint}; both must have the same"
+
+
+def _left_out_line(name: str, folder: Path, left_out: Sequence[str]) -> str:
+    """One line about what was left out, if anything."""
+    if not left_out:
+        return ""
+    many = f"{len(left_out)} files or links are" if len(left_out) > 1 else "1 file or link is"
+    reasons = "no suffix of an image, no regular file, or a link to images that count already"
+    return f"{name}: {many} left out ({reasons}), for example {os.path.relpath(min(left_out), folder)!r}"
 
 
 def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
@@ -498,13 +584,16 @@ def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
     folder = root / "tiny-imagenet-200"
     if not folder.is_dir():
         raise _missing("tiny_imagenet", folder, "unzip http://cs231n.stanford.edu/tiny-imagenet-200.zip there")
-    train_files, class_names = _labelled(folder / "train")
-    annotations = folder / "val" / "val_annotations.txt"
+    [(train_files, class_names)], _ = _labelled(folder / "train")
+    annotations, images = folder / "val" / "val_annotations.txt", folder / "val" / "images"
     with _damaged("tiny_imagenet", folder):
-        _expect("tiny_imagenet", class_names, (folder / "wnids.txt").read_text().split())
-        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-        test_files = [(str(folder / "val" / "images" / file), class_names.index(wnid)) for file, wnid in rows]
-    return _image_source("tiny_imagenet", folder, train_files, test_files, class_names, image_size, rgb=True)
+        _expect("tiny_imagenet", class_names, _text(folder / "wnids.txt").split())
+        rows = [line.split("\t")[:2] for line in _lines(annotations)]
+        test_files = [(str(images / file), class_names.index(wnid)) for file, wnid in rows]
+    unlisted = {name for name in os.listdir(images) if not _passed_over(name)}.difference(file for file, _ in rows)
+    if unlisted:
+        raise UserError(f"tiny_imagenet: {annotations} does not name the class of {min(unlisted)}")
+    return _image_source("tiny_imagenet", train_files, test_files, class_names, image_size, rgb=True)
 
 
 def _find_cub200(root: Path, image_size: int) -> _Source:
@@ -515,8 +604,11 @@ def _find_cub200(root: Path, image_size: int) -> _Source:
         raise _missing("cub200", folder, f"unpack CUB_200_2011.tgz of {url} there")
 
     def table(file: str) -> dict[str, str]:
-        rows = (line.split(maxsplit=1) for line in (folder / file).read_text().splitlines())
-        return {key: value.strip() for key, value in rows}
+        rows = [line.split(maxsplit=1) for line in _lines(folder / file)]
+        values = {key: value.strip() for key, value in rows}
+        if len(values) != len(rows):
+            raise ValueError(f"{file} has two rows with the same number")
+        return values
 
     with _damaged("cub200", folder):
         names = table("classes.txt")
@@ -524,10 +616,11 @@ def _find_cub200(root: Path, image_size: int) -> _Source:
         labels, is_train = table("image_class_labels.txt"), table("train_test_split.txt")
         splits: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
         for image, file in table("images.txt").items():
-            split = splits[0 if is_train[image] == "1" else 1]
-            split.append((str(folder / "images" / file), classes.index(labels[image])))
+            splits[("1", "0").index(is_train[image])].append(
+                (str(folder / "images" / file), classes.index(labels[image]))
+            )
     class_names = [names[number] for number in classes]
-    return _image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
+    return _image_source("cub200", *splits, class_names, image_size, rgb=True)
 
 
 _TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
@@ -572,12 +665,11 @@ def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) ->
         url = f"https://s3.amazonaws.com/fast-ai-imageclas/{name}2-160.tgz"
         remedy = f"unpack {url} there" if name == "imagewoof" else "add --download to fetch it"
         raise _missing(name, candidates[0], remedy)
-    train_files, wnids = _labelled(folder / "train")
-    test_files, test_wnids = _labelled(folder / "val")
+    ((train_files, wnids), (test_files, test_wnids)), _ = _labelled(folder / "train", folder / "val")
     for found in (wnids, test_wnids):
         _expect(name, found, _TEN_CLASSES[name])
     class_names = [_TEN_CLASSES[name][wnid] for wnid in wnids]
-    return _image_source(name, folder, train_files, test_files, class_names, image_size, rgb=True)
+    return _image_source(name, train_files, test_files, class_names, image_size, rgb=True)
 
 
 def _expect(name: str, found: Sequence[str], published: Iterable[str]) -> None:
@@ -585,48 +677,127 @@ def _expect(name: str, found: Sequence[str], published: Iterable[str]) -> None:
         raise UserError(f"{name}: the folder is not the published set: class {odd[0]} is missing or does not belong")
 
 
-def _labelled(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """The image files in the class folders of ``folder``, at any depth, with their classes; class names, sorted."""
-    class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-    if not class_names:
-        raise UserError(f"there are no class folders in {folder}")
+def _labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str]]:
+    """Image files of the class folders in each of ``splits``, at any depth, with their classes; class names, sorted.
+
+    The second value are paths that were left out: files that are no images, and links that are not followed.
+
+    Hidden names and ``SYSTEM_NAMES`` are passed over at every level. Links to folders are followed, but each real
+    folder is read once, for one class: a link into a class folder, or to a folder around one, leads to images that
+    count already. A link to a file is an image like any other: stores that keep equal files once consist of such links.
+
+    Raises UserError where there are no classes, where a class is empty, and where two classes share a folder.
+    """
     Image.preinit()  # first, so that the common formats are tried first
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files: list[tuple[str, int]] = []
-    for label, class_name in enumerate(class_names):
-        members = [
-            os.path.join(parent, file)
-            for parent, _, names in os.walk(folder / class_name, followlinks=True, onerror=_fail)
-            for file in names
-            if file[0] != "." and os.path.splitext(file)[1].lower() in suffixes
-        ]
-        if not members:
-            raise UserError(f"there is no image in {folder / class_name}")
-        files += [(file, label) for file in sorted(members)]
-    return files, class_names
+    images: dict[str, list[str]] = {}  # class folder → image files in it
+    owners: dict[Path, str] = {}  # real folder → class folder for which all below it is read
+    around: set[Path] = set()  # real folders that contain such a folder
+    links: list[tuple[str, str]] = []  # class folder, link to a folder somewhere below it
+    left_out: list[str] = []
+
+    def owner_of(folder: Path) -> str | None:
+        return next((owners[place] for place in (folder, *folder.parents) if place in owners), None)
+
+    def claim(folder: Path, owner: str) -> None:
+        owners[folder] = owner
+        around.update(folder.parents)
+
+    def visit(top: str, owner: str) -> None:
+        folders = [top]
+        while folders:
+            for entry in _entries(folders.pop()):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_dir():
+                    links.append((owner, entry.path))
+                # A link that leads nowhere is an error when it is opened: somebody wanted that image.
+                elif _suffix(entry.name) in suffixes and (entry.is_file() or entry.is_symlink()):
+                    images[owner].append(entry.path)
+                else:
+                    left_out.append(entry.path)
+
+    classes: list[list[str]] = []
+    for split in splits:
+        folders = [entry.path for entry in _entries(split) if entry.is_dir()]
+        left_out += [entry.path for entry in _entries(split) if not entry.is_dir()]
+        if not folders:
+            raise UserError(f"there are no class folders in {split}")
+        for folder in folders:
+            real = Path(os.path.realpath(folder))
+            other = owner_of(real)
+            if real in around:
+                other = next(owner for place, owner in owners.items() if real in place.parents)
+            if other:
+                raise UserError(f"{other} and {folder} share a folder: an image has one class and is in one split")
+            claim(real, folder)
+            images[folder] = []
+        classes.append(folders)
+    own = set(owners)
+    for folder in images:
+        visit(folder, folder)
+    for owner, link in links:  # grows: links lead to links
+        real = Path(os.path.realpath(link))
+        other = owner_of(real)
+        if other is None and real not in around:
+            claim(real, owner)
+            visit(link, owner)
+        elif other in (None, owner) or not own.isdisjoint((real, *real.parents)):
+            left_out.append(link)
+        else:
+            raise UserError(f"{link} leads to images of {other}: an image has one class and is in one split")
+    for folder, files in images.items():
+        if not files:
+            raise UserError(f"there is no image in {folder}")
+    return [
+        (
+            [(file, label) for label, folder in enumerate(folders) for file in sorted(images[folder])],
+            [os.path.basename(folder) for folder in folders],
+        )
+        for folders in classes
+    ], left_out
 
 
-def _fail(error: OSError) -> None:
-    raise error
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in ``folder`` by name, but what is passed over."""
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not _passed_over(entry.name)), key=lambda entry: entry.name)
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _image_source(
     name: str,
-    folder: Path,
     train: Labelled,
     test: Labelled,
     class_names: Sequence[str],
     image_size: int | None,
     rgb: bool = False,
+    left_out: str = "",
 ) -> _Source:
-    def decode() -> Decoded:
-        files = [file for file, _ in (*train, *test)]
-        images = _decode(name, files, image_size, rgb)
-        labels = torch.tensor([label for _, label in (*train, *test)])
-        cut = len(train)
-        return images[:cut], labels[:cut], images[cut:], labels[cut:], class_names
+    files = [file for file, _ in (*train, *test)]
+    labels = [label for _, label in (*train, *test)]
+    cut = len(train)
+    for split, members in (("train", train), ("test", test)):
+        if not members:
+            raise UserError(f"{name}: the {split} split has no images")
+    if len(set(files)) < len(files):
+        twice = next(file for file, count in Counter(files).items() if count > 1)
+        raise UserError(f"{name}: {twice} is listed twice: an image has one class and is in one split")
 
-    return _Source(name, decode, folder, [file for file, _ in (*train, *test)], image_size)
+    def decode() -> Decoded:
+        images, targets = _decode(name, files, image_size, rgb), torch.tensor(labels)
+        return images[:cut], targets[:cut], images[cut:], targets[cut:], class_names
+
+    # Labels and names as they were read from paths and tables: the files of tables may change after that.
+    facts = repr((image_size, rgb, cut, labels, class_names))
+    return _Source(name, decode, files, facts, left_out=left_out)
 
 
 def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) -> Tensor:
@@ -656,21 +827,24 @@ def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) 
 
 def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint8]:
     """(1, H, W) of a grey image and (3, H, W) of any other."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except PermissionError:
-        raise
-    except Exception as error:  # a decoder may raise anything
-        raise UserError(f"{name}: {file} cannot be decoded as an image ({_said(error)})") from error
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{name}: {file} has more than 8 bits per pixel: convert it")
-    grey = image.mode in ("1", "L", "LA")
-    pixels = image.convert("L" if grey else "RGB")
+    with open(file, "rb", opener=_regular) as stream:
+        try:
+            with Image.open(stream) as image:
+                pixels = upright(image)
+        except UserError as error:
+            raise UserError(f"{name}: {file} is {error}") from error
+        except Exception as error:  # a decoder may raise anything
+            if not os.fstat(stream.fileno()).st_size:
+                reason = "it is empty"
+            elif isinstance(error, UnidentifiedImageError):
+                reason = "its content is in no known format"
+            else:
+                reason = _said(error)
+            raise UserError(f"{name}: {file} cannot be decoded as an image ({reason})") from error
     if image_size is not None:
         pixels = cover(pixels, image_size, image_size)
     array = np.asarray(pixels)
-    return array[None] if grey else array.transpose(2, 0, 1)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -698,7 +872,7 @@ def _find_imagenet64(root: Path) -> _Source:
         names = [str(c) for c in range(1, 1001)]
         return *_read_batches(train), *_read_batches(files[-1:]), names
 
-    return _Source("imagenet64", decode, folder, files)
+    return _Source("imagenet64", decode, files)
 
 
 def _read_batches(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
@@ -735,36 +909,37 @@ class _ArrayUnpickler(pickle.Unpickler):
 # The cache
 
 
-def _cached(cache: Path | None, name: str, key: Sequence[str], make: Callable[[], State]) -> State:
-    """What ``make`` returns, kept in a file of ``cache`` under ``key``; made again where the file is damaged."""
+def _cached(cache: Path | None, source: _Source, settings: Sequence[str], make: Callable[[], State]) -> State:
+    """What ``make`` returns, kept in a file of ``cache`` for this content of ``source`` and these ``settings``."""
     if cache is None:
         return make()
-    digest = hashlib.sha256(repr((CACHE_VERSION, name, *key)).encode()).hexdigest()[:16]
-    readable = re.sub(r"\W+", "-", name)[-40:].strip("-")
-    path = cache / "datasets" / f"{readable}-{digest}.safetensors"
-    found = _read_state(path)
-    if found is None:
-        found = make()
-        _write_state(path, *found)
-    return found
+    key = hashlib.sha256(repr((CACHE_VERSION, source.stamp, *settings)).encode()).hexdigest()
+    readable = re.sub(r"\W+", "-", source.name)[-40:].strip("-")
+    path = cache / "datasets" / f"{readable}-{key[:16]}.safetensors"
+    state = _read_state(path, key)
+    if state is None:
+        state = make()
+        if source.digest() == source.stamp:  # else it was made of other files than the key says
+            _write_state(path, key, *state)
+    return state
 
 
-def _read_state(path: Path) -> State | None:
-    """The state in ``path``; None where it is missing, unreadable or not what was written."""
+def _read_state(path: Path, key: str) -> State | None:
+    """The state in ``path``; None where it is missing, unreadable or not what was written there under ``key``."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["header"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         about = header["about"]
-        return (tensors, about) if header["checksum"] == _checksum(tensors, about) else None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return (tensors, about) if header["checksum"] == _checksum(key, tensors, about) else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def _write_state(path: Path, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Complete or not at all; a cache that cannot be written is gone without."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    header = json.dumps({"about": about, "checksum": _checksum(tensors, about)})
+    header = json.dumps({"about": about, "checksum": _checksum(key, tensors, about)})
     with contextlib.suppress(OSError, SafetensorError):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -774,9 +949,9 @@ def _write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
             temporary.unlink(missing_ok=True)
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+def _checksum(key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     """Against accidents, not malice: CRC-32 over everything."""
-    value = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    value = zlib.crc32(json.dumps([key, about], sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         value = zlib.crc32(repr((name, tensor.dtype, tuple(tensor.shape))).encode(), value)

@@ -8,17 +8,16 @@ The same ``width`` names two different networks: report the parameter count besi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 from benchmarks import NETWORKS, NORMS
 from benchmarks.errors import UserError, choose
-from benchmarks.layers import average_pool, conv_relu_pool, instance_norm_relu_pool
 
 
 class Network(nn.Module):
@@ -43,46 +42,13 @@ class AveragePool(nn.Module):
     """Average pool 2×2 of (B, C, H, W); an odd last row or column is left out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return average_pool(x)
-
-
-class Blocks(nn.Sequential):
-    """Layers in sequence, some of them as one function where that is faster.
-
-    Instance norm, ReLU and average pooling where they are differentiated twice. That is where images and parameters
-    both need a gradient: the gradient of the ones is taken of the gradient of the others. Where one derivative is
-    enough, torch's own layers are as fast.
-
-    Convolution, ReLU and average pooling where they are differentiated once, on a CPU and channels last.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        of_images, layers = x.requires_grad, list(self)
-        if peek_interpreter_stack() is not None:  # transforms of torch.func know torch's own layers alone
-            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
-        while layers:
-            match layers:
-                case [nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
-                    of_images and norm.weight.requires_grad and norm.num_groups == norm.num_channels
-                ):
-                    x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
-                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if (
-                    torch.is_grad_enabled() and not (of_images and conv.weight.requires_grad) and _in_parts(conv, x)
-                ):
-                    x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), cast(Any, conv.padding)[0])
-                case [layer, *layers]:
-                    x = layer(x)
-        return x
-
-
-def _in_parts(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether ``conv_relu_pool`` takes them."""
-    return (
-        x.device.type == "cpu"
-        and conv.groups == 1
-        and conv.weight.is_contiguous(memory_format=torch.channels_last)
-        and not (x.shape[2] % 2 or x.shape[3] % 2)
-    )
+        odd = x.shape[2] % 2 or x.shape[3] % 2
+        if odd or x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last):
+            return F.avg_pool2d(x, 2)
+        # For contiguous maps on a CPU torch's pooling takes twice as long as two sums of halves, both ways.
+        upper, lower = torch.unflatten(x, 2, (-1, 2)).unbind(3)
+        left, right = torch.unflatten(upper + lower, 3, (-1, 2)).unbind(4)
+        return (left + right) / 4
 
 
 class ConvNet(Network):
@@ -101,7 +67,7 @@ class ConvNet(Network):
                 layers.append(nn.GroupNorm(channels, channels, eps=1e-5))
             # In place: neither convolution nor norm needs its output for backward, and fresh memory is slow on a CPU.
             layers += [nn.ReLU(inplace=True), AveragePool()]
-        self.body = Blocks(*layers)
+        self.body = nn.Sequential(*layers)
         self.head = nn.Linear(channels * math.prod(spec.feature_map), spec.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -126,7 +92,7 @@ class ConvNetDoubling(Network):
             layers.append(nn.Conv2d(channels, spec.width * 2**i, kernel_size=3, padding=spec.padding(i)))
             channels = spec.width * 2**i
             layers += [nn.ReLU(inplace=True), AveragePool()]
-        self.body = Blocks(*layers)
+        self.body = nn.Sequential(*layers)
         self.head = nn.Linear(channels * math.prod(spec.feature_map), spec.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -220,6 +186,18 @@ class NetworkSpec:
     def _first_map(self, size: int) -> int:
         return size + 2 * (self.padding(0) - 1)
 
+    def parameters(self) -> int:
+        """The number of parameters of the network that `build` makes; nothing is allocated.
+
+        Raises UserError for one that is too large to be counted.
+        """
+        try:
+            with torch.device("meta"):
+                network = _FAMILIES[self.name](self)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise UserError(f"a network of width {self.width} is larger than any memory; lower it") from error
+        return sum(parameter.numel() for parameter in network.parameters())
+
     def build(
         self,
         generator: torch.Generator,
@@ -233,7 +211,7 @@ class NetworkSpec:
         every dtype. No global random state is read or moved.
         """
         with torch.device("meta"):
-            network = (ConvNet if self.name == "convnet" else ConvNetDoubling)(self)
+            network = _FAMILIES[self.name](self)
         network = network.to(dtype).to_empty(device=device or "cpu")
         draw = _torch_default if self.name == "convnet" else _lecun_normal
         with torch.no_grad():
@@ -247,6 +225,9 @@ class NetworkSpec:
             # instance norm, is slower.
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
+
+
+_FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {"convnet": ConvNet, "convnet_doubling": ConvNetDoubling}
 
 
 def _torch_default(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:

@@ -28,22 +28,24 @@ from torch import Tensor
 
 import methods
 from benchmarks.datasets import Benchmark, load
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
 from harness.evaluate import evaluate, network_spec, networks_at_once
-from harness.experiments import BUDGETS, Job, prepare_is_reduced, tuples
+from harness.experiments import BUDGETS, Cell, Job, prepare_is_reduced, tuples
 from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, show_bytes, time_limit
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
+from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import driver_version
 from harness.progress import Progress
 from harness.record import Record
 from harness.store import DiskStore, folder_for
 from methods.base import Method, Synthetic
+from methods.checks import NotFinite, check_losses, check_synthetic
 
 SAMPLES = 1000
 """About so many timing windows are kept."""
@@ -51,6 +53,12 @@ WARMUP_STEPS = 3
 """Before cycles are timed; fewer where they take longer than ``WARMUP_SECONDS``."""
 WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
 """Cycles are timed until so many are done or so long has passed."""
+TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
+"""Slow cycles: so many are timed, or fewer where they take longer than this."""
+LOOK_SECONDS = 10.0
+"""After so long, and again after twice as long, the estimate is held against the steps that were taken …"""
+WRONG_BY, WRONG_SECONDS = 1.25, 10.0
+"""… and corrected where it is off by this factor and by so many seconds."""
 GPU_WINDOW_SECONDS = 0.05
 """A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
 
@@ -74,6 +82,8 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
 
     Out of memory and divergence are results. For any other error the record has one line, and a log file beside it the
     traceback. ``now``: the clock to read. ``given``: a set that is only to be evaluated.
+
+    Raises UserError, which tells the accuracies, where the record cannot be written.
     """
     found = record.new(
         job.cell.to_dict(),
@@ -81,7 +91,7 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
         record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
     )
     found["provenance"] |= {**_versions(job.device), **(given.provenance if given else {})}
-    job.log_path.unlink(missing_ok=True)
+    _remove(job.log_path)
     try:
         with time_limit(job.time_limit_seconds):
             _Run(job, found, now, given).all()
@@ -101,12 +111,20 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
         if _out_of_memory(error):
             found["status"] = "oom"
         else:
-            job.log_path.write_text(traceback.format_exc(), encoding="utf-8")
-            found["message"] = f"{found['message']} (traceback in {job.log_path.name})"
+            with contextlib.suppress(OSError):  # the disk may be full, and the line says enough
+                job.log_path.write_text(traceback.format_exc(), encoding="utf-8")
+                found["message"] = f"{found['message']} (traceback in {job.log_path.name})"
+    if found["message"] is not None:
+        found["message"] = printable(found["message"])
     if found["status"] != "ok":  # a set of an earlier try is not that of this record
-        for path in (job.artifact_path, job.artifact_path.with_suffix(".png")):
-            path.unlink(missing_ok=True)
-    record.write(found, job.record_path)
+        found["artifact"] = None
+        _remove(job.artifact_path, job.artifact_path.with_suffix(".png"))
+    try:
+        record.write(found, job.record_path)
+    except OSError as error:
+        accuracies = ", ".join(f"{value:.4f}" for value in found["accuracy"]["values"])
+        lost = f"; the test accuracies were {accuracies}" if accuracies else ""
+        raise UserError(f"{job.record_path} cannot be written: {error.strerror}{lost}") from error
     return found
 
 
@@ -133,9 +151,9 @@ class _Run:
         method_class = methods.get(cell.method)
         config = method_class.Config(**{name: tuples(value) for name, value in job.config.items()})
         benchmark = _benchmark(job)
-        key = (benchmark.raw_fingerprint, cell.preprocess, benchmark.spec, cell.dtype, cell.tf32)
+        key = _store_key(benchmark, cell)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
-        machine = [self.found["provenance"][name] for name in ("device", "threads")]
+        machine = [self.found["provenance"][name] for name in ("device", "threads", "environment", "torch")]
         store = DiskStore(folder_for(Path(job.cache), *key, *machine), self.now)
         cost = self.found["cost"]
         cost["forecast_bytes"] = job.forecast_bytes
@@ -155,15 +173,19 @@ class _Run:
                 with memory_limit(cell.memory_limit_bytes, device):
                     method = method_class(benchmark.task, config, steps)
                     method.prepare(store)
-                    snapshots = self._distil(method, steps, step_seconds, clock, meter, files)
-                if not cell.networks_evaluated:
-                    return
+                    snapshots = self._distil(method, benchmark, steps, step_seconds, clock, meter, files)
                 synthetic = method.synthetic()
                 del method
+                if not cell.networks_evaluated:
+                    with contextlib.suppress(NotFinite):  # it costs as much as a finite one
+                        self._check_synthetic(synthetic, f"after step {steps}", benchmark)
+                    return
+                self._check_trainable(synthetic, f"after step {steps}", benchmark, protocol.recipe)
                 self._evaluate(synthetic, benchmark, protocol, clock)
                 self._curve(snapshots, steps, benchmark, protocol)
         else:
             synthetic = self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
+            self._check_trainable(synthetic, "after prepare()", benchmark, protocol.recipe)
             self._evaluate(synthetic, benchmark, protocol, clock)
         self._save(synthetic, benchmark, protocol)
 
@@ -172,11 +194,12 @@ class _Run:
         self.found["cost"]["parameters_evaluated"] = _parameters(
             network_spec(benchmark, protocol).build(generator_for("count"))
         )
+        self._check_synthetic(given.synthetic, "as it was read", benchmark)
         self._evaluate(given.synthetic, benchmark, protocol, clock)
         self._save(given.synthetic, benchmark, protocol)
 
     def _save(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol) -> None:
-        artifact.save(
+        digest = artifact.save(
             self.job.artifact_path,
             synthetic,
             benchmark,
@@ -184,6 +207,7 @@ class _Run:
             cell=self.found["cell"],
             config=self.found["resolved"] or self.found["config"],
         )
+        self.found["artifact"] = {"name": self.job.artifact_path.name, "sha256": digest}
 
     def _warm_up(
         self, method_class: type[Method], config: Any, benchmark: Benchmark, store: DiskStore, clock: Clock
@@ -197,11 +221,14 @@ class _Run:
         task = dataclasses.replace(benchmark.task, generator=generator_for("warm-up", cell.seed))
         method = self._prepare(lambda: method_class(task, config, cell.steps or SAMPLES), store, clock)
         cost, cycle = self.found["cost"], method.steps_per_cycle
+        if not isinstance(cycle, int) or cycle < 1:
+            raise UserError(f"{cell.method}.steps_per_cycle is {cycle!r}; expected a whole number of at least 1")
+        self._check_synthetic(method.synthetic(), "before the first step", benchmark, initial=True)
 
         def timed(steps: int) -> float:
             begin = clock.read()
             for _ in range(steps):
-                method.step()
+                check_losses(method.step(), f"{cell.method}.step()", task.device)
             return clock.read() - begin
 
         warm = clock.read()
@@ -209,7 +236,12 @@ class _Run:
         if first < WARMUP_SECONDS:
             timed(max(0, WARMUP_STEPS - cycle))
         seconds: list[float] = []
-        while len(seconds) < WARMUP_CYCLES and sum(seconds) < WARMUP_SECONDS:
+
+        def enough() -> bool:
+            longest = TIMED_SECONDS if len(seconds) < TIMED_CYCLES else WARMUP_SECONDS
+            return len(seconds) >= WARMUP_CYCLES or sum(seconds) >= longest
+
+        while not enough():
             seconds.append(timed(cycle))
         median = statistics.median(seconds)
         cost["warmup_seconds"] = clock.read() - warm
@@ -263,6 +295,7 @@ class _Run:
     def _distil(
         self,
         method: Method,
+        benchmark: Benchmark,
         steps: int,
         step_seconds: float,
         clock: Clock,
@@ -283,7 +316,10 @@ class _Run:
         snapshots: dict[int, tuple[float, IO[bytes]]] = {}
         progress = Progress("distilling", steps)
         total = 0.0
+        estimate = _Estimate(steps, steps * step_seconds)
         energy = EnergyMeter(meter.gpu)
+        # On a GPU one thread of the processor gives out the work.
+        load = LoadMeter(torch.get_num_threads() if self.job.cell.device_kind == "cpu" else 1)
         meter.start()
         energy.start()
         try:
@@ -296,20 +332,54 @@ class _Run:
                 if (end - begin) % cycle == 0:
                     cost["step_seconds"].append(elapsed / (end - begin))
                 cost["distill_seconds"] = total
+                check_losses(losses, f"{self.job.cell.method}.step()", method.task.device)
                 progress(end, self._checked(losses, end))
+                if corrected := estimate.corrected(end, total):
+                    progress.say(corrected)
                 if any(begin < step <= end for step in wanted) and end < steps:
                     # On disk, so that they are no part of the memory that is being measured.
                     file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
-                    torch.save(vars(method.synthetic()), file)
+                    synthetic = method.synthetic()
+                    with contextlib.suppress(NotFinite):  # that point has no values
+                        self._check_synthetic(synthetic, f"after step {end}", benchmark)
+                    torch.save(vars(synthetic), file)
                     snapshots[end] = (total, file)
             cost["joules_per_step"] = energy.per_step(steps, total)
         finally:
             cost["memory"] = meter.stop()
+            cost["memory"]["busy"] = "; ".join(filter(None, (cost["memory"]["busy"], load.stop()))) or None
             progress.close()
         limit, resident = self.job.cell.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
         if limit is not None and self.job.cell.device_kind == "cpu" and resident is not None and resident > limit:
             raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
         return snapshots
+
+    def _check_synthetic(self, synthetic: object, when: str, benchmark: Benchmark, *, initial: bool = False) -> None:
+        """Raises UserError for a set that is not what the cell asks for, as `check_synthetic` does."""
+        task, cell = benchmark.task, self.job.cell
+        where = f"{cell.method} {when}" if self.given else f"{cell.method}.synthetic() {when}"
+        check_synthetic(
+            synthetic,
+            where,
+            classes=task.num_classes,
+            ipc=cell.ipc,
+            image=task.images.shape[1:],
+            dtype=task.dtype,
+            device=task.device,
+            initial=initial,
+        )
+
+    def _check_trainable(self, synthetic: Synthetic, when: str, benchmark: Benchmark, recipe: Recipe) -> None:
+        """Raises Diverged for a set that is not finite, and for a learned step size below 0 that ``recipe`` would use.
+
+        Raises UserError for a set that is not what the cell asks for.
+        """
+        try:
+            self._check_synthetic(synthetic, when, benchmark)
+        except NotFinite as error:
+            raise Diverged(str(error)) from error
+        if recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
+            raise Diverged(f"the learned step size is {float(synthetic.lr.mean()):.3g} {when}")
 
     def _checked(self, losses: Mapping[str, Tensor], step: int) -> str:
         """The first loss in words; that it is not finite ends the cell, unless only its cost is asked for.
@@ -326,7 +396,6 @@ class _Run:
 
     def _evaluate(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol, clock: Clock) -> None:
         accuracy, cost, cell = self.found["accuracy"], self.found["cost"], self.job.cell
-        _check_trainable(synthetic, protocol.recipe)
         begin = clock.read()
         cost["networks_at_once"] = self.job.networks_at_once or networks_at_once(
             synthetic,
@@ -354,7 +423,7 @@ class _Run:
             file.seek(0)
             synthetic = Synthetic(**torch.load(file, map_location=benchmark.task.device))
             try:
-                _check_trainable(synthetic, protocol.recipe)
+                self._check_trainable(synthetic, f"after step {step}", benchmark, protocol.recipe)
                 values, _ = self._values(synthetic, benchmark, protocol)
             except Diverged:
                 values = []
@@ -384,6 +453,31 @@ class _Run:
             )
         finally:
             progress.close()
+
+
+class _Estimate:
+    """How long ``steps`` steps take, as last said."""
+
+    def __init__(self, steps: int, seconds: float) -> None:
+        """``seconds``: all steps together, by those of the warm-up."""
+        self._steps, self._said = steps, seconds
+        self._look, self._before = LOOK_SECONDS, (0, 0.0)
+
+    def corrected(self, done: int, seconds: float) -> str | None:
+        """A line where what was said is wrong, after ``done`` steps in ``seconds``; now and then, else None.
+
+        The steps left are taken to be like those since the last look: early steps may well be slower.
+        """
+        if seconds < self._look or done == self._steps:
+            return None
+        before, at = self._before
+        now = seconds + (seconds - at) / (done - before) * (self._steps - done)
+        self._look, self._before = 2 * seconds, (done, seconds)
+        low, high = sorted((now, self._said))
+        if high - low < WRONG_SECONDS or high < WRONG_BY * low:
+            return None
+        self._said = now
+        return f"after {done} of {self._steps} steps: about {_duration(now)} for all of them"
 
 
 def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
@@ -421,22 +515,24 @@ def _benchmark(job: Job) -> Benchmark:
     return dataclasses.replace(benchmark, name=cell.dataset)
 
 
+def _store_key(benchmark: Benchmark, cell: Cell) -> tuple[object, ...]:
+    """All that an expert depends on, but its settings and the machine.
+
+    The name of a data set brings constants of its preprocessing and whether it is flipped, so the same pixels under two
+    names are two things.
+    """
+    fitted = benchmark.preprocess
+    statistics = fitted.name, fitted.mean.tolist(), fitted.std.tolist()
+    return benchmark.raw_fingerprint, statistics, benchmark.flip, benchmark.spec, cell.dtype, cell.tf32
+
+
 def _check(losses: Mapping[str, Tensor], step: int) -> str:
     """The first loss in words. Raises Diverged where one is not finite."""
     values = {name: float(value) for name, value in losses.items()}
     for name, value in values.items():
         if not abs(value) < float("inf"):
             raise Diverged(f"{name} is {value} at step {step}")
-    return next((f"{name} {value:.4g}" for name, value in values.items()), "")
-
-
-def _check_trainable(synthetic: Synthetic, recipe: Recipe) -> None:
-    """Raises Diverged for a set that is not finite, and for a learned step size below 0 that ``recipe`` would use."""
-    for name, tensor in (("images", synthetic.images), ("labels", synthetic.labels), ("step size", synthetic.lr)):
-        if tensor is not None and not bool(tensor.isfinite().all()):
-            raise Diverged(f"a value of the learned {name} is not finite after the last step")
-    if recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
-        raise Diverged(f"the learned step size is {float(synthetic.lr.mean()):.3g} after the last step")
+    return next((f"{printable(name)} {value:.4g}" for name, value in values.items()), "")
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -464,6 +560,13 @@ def _load_libraries(device: torch.device) -> None:
     torch.optim.Adam([weight]).step()
 
 
+def _remove(*paths: Path) -> None:
+    """Remove what is there, as far as the folder lets us."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _versions(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
     if device.startswith("cuda"):
@@ -482,7 +585,7 @@ def _duration(seconds: float) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+    print(f"  {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _end_with_input() -> None:
@@ -494,7 +597,6 @@ def _end_with_input() -> None:
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to deal with
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits every time
     line = sys.stdin.buffer.readline()
     if not line:  # our parent was gone before it could say what to do
         return 1
@@ -502,8 +604,8 @@ def main() -> int:
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         run(job)
-    except OSError as error:  # the disk is full, the folder gone: what the record would have said
-        _say(f"{job.record_path} cannot be written: {error.strerror}")
+    except UserError as error:  # the disk is full, the folder gone
+        _say(str(error))
         return 1
     return 0
 

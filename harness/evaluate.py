@@ -19,7 +19,7 @@ from benchmarks.datasets import Benchmark
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.protocols import Protocol
 from benchmarks.task import generator_for
-from benchmarks.training import accuracy, predict, train_together
+from benchmarks.training import accuracy, features, train_together
 from methods._krr import krr_weights
 from methods.base import Synthetic
 
@@ -110,10 +110,10 @@ def evaluate(
 def accuracies(network: Network, heads: Sequence[Callable[[Tensor], Tensor]], benchmark: Benchmark) -> list[float]:
     """Test accuracy of each of ``heads`` (features (B, D) → (B, num_classes)), whose features are computed once."""
 
-    def together(features: Tensor) -> Tensor:
-        return torch.stack([head(features) for head in heads], 1)
+    def together(own: Tensor) -> Tensor:
+        return torch.stack([head(own) for head in heads], 1)
 
-    outputs = predict(network, benchmark.test_images, together)
+    outputs = features(network.eval(), benchmark.test_images, together)
     return [accuracy(logits, benchmark.test_labels) for logits in outputs.unbind(1)]
 
 
@@ -125,7 +125,7 @@ def krr_head(network: Network, synthetic: Synthetic, *, flip: bool) -> Callable[
     images, targets = synthetic.images, regression_targets(synthetic)
     if flip:
         images, targets = torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
-    weights = krr_weights(predict(network, images, lambda features: features), targets, KRR_RIDGE)
+    weights = krr_weights(features(network.eval(), images), targets, KRR_RIDGE)
     return functools.partial(F.linear, weight=weights.to(images.dtype))
 
 

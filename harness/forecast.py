@@ -4,8 +4,8 @@ The method itself runs, on fake tensors, which have a shape, a type and a device
 on the CPU and single numbers are real: methods branch on the ones (indices, random draws) and optimisers on the others.
 The data of published sets are not needed, only their shape.
 
-On a CPU it agrees with the counters of the cell to the byte, but where a library lays out the maps of one-channel
-images otherwise than is foreseen (BPTT on `convnet_doubling`: 2 % of the operations, a thousandth of the bytes).
+On a CPU it agrees with the counters of the cell: operations exactly, bytes as far as a library lays out maps as is
+foreseen.
 """
 
 from __future__ import annotations

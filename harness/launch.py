@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,12 +11,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
-from harness import record
+from harness import record, startup
 from harness.experiments import Job
 from harness.limits import show_seconds
 from harness.record import Record, Status
+from harness.startup import ROOT
 
-COMMAND = (sys.executable, "-m", "harness.cell")
+COMMAND = (sys.executable, "-P", "-m", "harness.cell")
+"""-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "1000",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""What every cell's process starts with, whatever the method; a variable that the user has set stays as it is.
+
+``GOMP_SPINCOUNT``: how often a thread of torch's OpenMP looks for the others before it sleeps. By default it looks for
+milliseconds, in which those it waits for may have no core: beside one other process a step took 30 times as long.
+``GLIBC_TUNABLES``: memory in huge pages, which fresh activations fill faster.
+``CUBLAS_WORKSPACE_CONFIG``: cuBLAS gives the same bits every time.
+"""
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
@@ -68,7 +83,29 @@ def launch(job: Job, process: subprocess.Popen[bytes] | None = None) -> Record:
 def _start() -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
     # its standard input does, so that it never outlives us. What it prints goes where our messages go.
-    return subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True)
+    return subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    """Variables of a process that measures: ``ENVIRONMENT``, and ours.
+
+    It imports our packages from where we did, also where that is the working directory, and nothing else from there.
+    """
+    paths = [] if os.path.basename(ROOT) in ("site-packages", "dist-packages") else [ROOT]
+    paths += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    python = {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+    return {**ENVIRONMENT, **os.environ, **python}
+
+
+def restart_with_environment() -> None:
+    """Begin this program anew with ``environment``, unless it has that: libraries read it when they are loaded.
+
+    Does nothing in a process that is not a program of ours, such as a notebook.
+    """
+    if startup.begun and not ENVIRONMENT.keys() <= os.environ.keys():
+        os.execve(sys.executable, sys.orig_argv, environment())
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -84,7 +121,12 @@ def _failed(job: Job, status: Status, message: str) -> Record:
     failed = record.new(
         job.cell.to_dict(),
         job.config,
-        record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
+        record.provenance(
+            job.command,
+            device=record.device_name(job.device),
+            fingerprint=job.cell.data_fingerprint,
+            environment=environment(),
+        ),
     )
     # The process had as many as we have: without them the record would be taken for one of another machine.
     failed["provenance"]["threads"] = torch.get_num_threads()

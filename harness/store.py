@@ -22,6 +22,8 @@ from harness.files import replacing
 from harness.record import PROTOCOL_VERSION
 
 _HEADER = "frepo_bench"
+_DAMAGE = (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError)
+_Stamp = tuple[int, int, int, int]
 
 
 def folder_for(cache: Path, *key: object) -> Path:
@@ -52,19 +54,24 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         """Entries written through this object → seconds that each took since the one before."""
         self.found: dict[str, float] = {}
         """Entries that were there already and were asked for → seconds that they took when they were made."""
+        self._checked: dict[str, _Stamp] = {}
+        """Entries whose checksum was right → what their files were like then."""
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         path = self._path(name)
         try:
+            stamp = _stamp(path)
             header, tensors = _read(path)
-            # What was checked once in this process is not checked again: an expert may be read at every step.
-            if name not in self.made and name not in self.found:
-                if header["checksum"] != _checksum(tensors):
+            # A file that has not changed is not checked again: an expert may be read at every step.
+            if self._checked.get(name) != stamp:
+                if header["checksum"] != self._checksum(name, tensors):
                     raise ValueError("wrong checksum")
-                self.found[name] = float(header["seconds"])
+                if name not in self.made:
+                    self.found[name] = float(header["seconds"])
+                self._checked[name] = stamp
         except FileNotFoundError:
             raise self._missing(name) from None
-        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
+        except _DAMAGE:
             print(f"  cache: {path} is damaged and is made again", file=sys.stderr)
             path.unlink(missing_ok=True)
             raise self._missing(name) from None
@@ -73,7 +80,8 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         seconds = self._now() - self._since
         content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        header = json.dumps({"name": name, "seconds": seconds, "checksum": _checksum(content)}, sort_keys=True)
+        checksum = self._checksum(name, content)
+        header = json.dumps({"name": name, "seconds": seconds, "checksum": checksum}, sort_keys=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._path(name)) as temporary:
             safetensors.torch.save_file(content, temporary, metadata={_HEADER: header})
@@ -96,7 +104,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
 
     def __iter__(self) -> Iterator[str]:
         for path in sorted(self._folder.glob("*.safetensors")):
-            with contextlib.suppress(OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(*_DAMAGE):
                 yield _read(path)[0]["name"]
 
     def __len__(self) -> int:
@@ -105,6 +113,14 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
     def _path(self, name: str) -> Path:
         readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:80]
         return self._folder / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+    def _checksum(self, name: str, tensors: Mapping[str, Tensor]) -> int:
+        """CRC-32 over the place of an entry and its tensors: against accidents, not malice."""
+        value = zlib.crc32(repr((self._folder.name, name)).encode())
+        for key, tensor in sorted(tensors.items()):
+            value = zlib.crc32(repr((key, tensor.dtype, tuple(tensor.shape))).encode(), value)
+            value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+        return value
 
     def _missing(self, name: str) -> KeyError:
         self._since = self._now()  # what follows is the making of it
@@ -117,10 +133,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over names, types, shapes and bytes: against accidents, not malice."""
-    value = 0
-    for name, tensor in sorted(tensors.items()):
-        value = zlib.crc32(repr((name, tensor.dtype, tuple(tensor.shape))).encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
-    return value
+def _stamp(path: Path) -> _Stamp:
+    """What changes when a file is written to or replaced."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -20,7 +20,7 @@ from benchmarks.errors import UserError
 from benchmarks.networks import BatchNorm, Network
 from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
-from benchmarks.training import train
+from benchmarks.training import chunks, train
 from methods.base import Method, Synthetic
 
 EPS = 1e-6
@@ -41,9 +41,6 @@ PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
     for ipc in ipcs
 }
 """``PAPER`` of DC and DSA: 1000 iterations everywhere."""
-CPU_CHUNK = 32
-"""Real images per chunk on a CPU: memory for larger activations is slow to come by. On other devices a batch is one
-chunk."""
 
 
 class Matching(Method):
@@ -241,15 +238,10 @@ def matching_loss(
 
     # The gradient of a mean over images is the sum of those of its chunks
     gw_real: tuple[Tensor, ...] = ()
-    for chunk in chunks(real):
+    for chunk in chunks(network, real):
         part = gradient(chunk, len(real))
         gw_real = tuple(torch._foreach_add(gw_real, part)) if gw_real else part
     return gradient_distance(gradient(synthetic, len(synthetic), create_graph=True), gw_real, metric)
-
-
-def chunks(images: Tensor) -> tuple[Tensor, ...]:
-    """``images`` (n, …) in the portions that pass fastest through a network on their device."""
-    return torch.split(images, CPU_CHUNK if images.device.type == "cpu" else len(images))
 
 
 def sum_over_chunks(loss: Callable[[int, Tensor], Tensor], images: Tensor, size: int) -> tuple[Tensor, Tensor]:

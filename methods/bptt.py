@@ -32,7 +32,8 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from methods._matching import batch_norms, chunks
+from benchmarks.training import chunks
+from methods._matching import batch_norms
 from methods._unroll import flatten, unflatten, unroll_rematerialised
 from methods.base import Method, Synthetic
 
@@ -115,8 +116,7 @@ def inner_training(
             continue
         with higher.innerloop_ctx(network, optimiser, track_higher_grads=differentiable) as (student, descent):
             for step in span:
-                # Before the window no gradient is taken of the images: with constant ones a step takes less time.
-                loss = F.cross_entropy(student(images if differentiable else images.detach()), labels)
+                loss = F.cross_entropy(student(images), labels)
                 rate = lr[step] if lr.ndim else lr
                 descent.step(loss, override={"lr": [rate if differentiable else rate.detach()]})
                 losses.append(loss.detach())
@@ -137,10 +137,10 @@ def outer_loss(network: Network, parameters: Tensor, images: Tensor, labels: Ten
 def outer_gradient(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """``outer_loss`` (0-d) and its gradient (P,) at the parameters (P,), both constants.
 
-    On a CPU in chunks of the batch, which is the same sum, in the memory of one chunk; not with batch norm.
+    In chunks of the batch, which is the same sum, in the memory of one chunk; with batch norm in one piece.
     """
     leaf = parameters.detach().requires_grad_()
-    parts = (images,) if batch_norms(network) else chunks(images)
+    parts = (images,) if batch_norms(network) else chunks(network, images)
     loss, gradient = torch.zeros((), dtype=leaf.dtype, device=leaf.device), torch.zeros_like(leaf)
     for own_images, own_labels in zip(parts, torch.split(labels, len(parts[0])), strict=True):
         share = outer_loss(network, leaf, own_images, own_labels) * (len(own_labels) / len(labels))

@@ -10,18 +10,15 @@ Differs from the authors' code (github.com/VICO-UoE/DatasetCondensation):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.networks import Network
-from benchmarks.task import Task
-from methods._matching import Matching, augment_alike, batch_norms, check_range, chunks, sum_over_chunks
-
-IMAGES_AT_ONCE = 32
-"""Synthetic images that pass through the network together, unless ``classes_at_once`` says otherwise."""
+from benchmarks.training import chunk_size, features
+from methods._matching import Matching, augment_alike, batch_norms, check_range, sum_over_chunks
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,6 @@ class DMConfig:
     """Real images per class and step."""
     init: Literal["real", "noise"] = "real"
     """Synthetic images start from random real images or from standard normal noise."""
-    classes_at_once: int | None = None
-    """Classes whose synthetic images pass through the network together: changes time and memory, not the result; None:
-    as many as have 32 images, at least one."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
@@ -47,14 +41,8 @@ class DMConfig:
 
 def mean_embeddings(network: Network, batches: Sequence[Tensor]) -> Tensor:
     """The mean features (k, D) of each of k batches, which pass through ``network`` together."""
-    features = network.features(torch.cat(list(batches)))
-    return torch.stack([own.mean(0) for own in torch.split(features, [len(batch) for batch in batches])])
-
-
-@torch.no_grad()
-def mean_embedding(network: Network, batch: Tensor) -> Tensor:
-    """The mean features (D,) of one batch, without a graph, a few images at a time; they must not see each other."""
-    return torch.cat([network.features(chunk) for chunk in chunks(batch)]).mean(0)
+    together = network.features(torch.cat(list(batches)))
+    return torch.stack([own.mean(0) for own in torch.split(together, [len(batch) for batch in batches])])
 
 
 def mean_embedding_loss(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -68,7 +56,7 @@ def mean_embedding_loss(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]
         with torch.no_grad():
             target = mean_embeddings(network, real)
     else:
-        means, synthetic = zip(*((mean_embedding(network, real), own) for real, own in pairs), strict=True)
+        means, synthetic = zip(*((features(network, real).mean(0), own) for real, own in pairs), strict=True)
         target = torch.stack(means)
     return (target - mean_embeddings(network, synthetic)).square().sum()
 
@@ -96,16 +84,14 @@ class DM(Matching):
         "quick": {"steps": 200, "batch_real": 64},
     }
 
-    def __init__(self, task: Task, config: DMConfig, total_steps: int) -> None:
-        at_once = config.classes_at_once or max(1, IMAGES_AT_ONCE // task.ipc)
-        super().__init__(task, replace(config, classes_at_once=min(at_once, task.num_classes)), total_steps)
-
     def step(self) -> dict[str, Tensor]:
         """One iteration of algorithm 1."""
         config, task = self.config, self.task
         # A random network ψ, which is never trained
         network = task.network(task.generator).requires_grad_(False)
-        at_once = task.num_classes if batch_norms(network) else config.classes_at_once
+        at_once = max(1, chunk_size(network, self.images) // task.ipc)  # classes
+        if batch_norms(network):
+            at_once = task.num_classes
 
         # A real and the synthetic batch of every class, augmented alike, and the distance of their mean features
         def distance(chunk: int, synthetic: Tensor) -> Tensor:

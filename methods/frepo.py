@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from benchmarks.training import half_squared_error
+from benchmarks.training import features, half_squared_error, warmup_cosine
 from methods._krr import krr_loss
 from methods.base import Method, Synthetic
 
@@ -32,9 +32,6 @@ LR_END = 0.1
 """The step size falls to this fraction of itself, along a cosine."""
 BETAS = (0.9, 0.999)
 LAMB_EPS = 1e-6
-CPU_CHUNK, CPU_CHUNK_BYTES = 128, 2**25
-"""Real images per chunk on a CPU, and bytes of their first maps, at most: activations this small stay in memory that
-the process already has (1.3 times faster at width 32). On other devices the batch is one chunk."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +82,6 @@ def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
 
 
-@torch.no_grad()
-def real_features(network: Network, images: Tensor) -> Tensor:
-    """f_t (B, D), a constant for the meta-gradient."""
-    size = len(images)
-    if images.device.type == "cpu":
-        maps = len(next(network.parameters())) * images[0, 0].numel() * images.element_size()
-        size = max(1, min(CPU_CHUNK, CPU_CHUNK_BYTES // maps))
-    return torch.cat([network.features(chunk) for chunk in torch.split(images, size)])
-
-
 def label_loss(labels: Tensor) -> Tensor:
     """Mean over rows of −min(largest − second largest entry, 1/C), 0-d: keeps the learned labels (n, C) apart."""
     top = labels.topk(2, dim=1).values
@@ -102,31 +89,18 @@ def label_loss(labels: Tensor) -> Tensor:
 
 
 def meta_losses(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    real_images: Tensor,
-    real_targets: Tensor,
-    *,
-    ridge: float,
-    flip: bool,
+    network: Network, images: Tensor, labels: Tensor, real: Tensor, targets: Tensor, *, ridge: float, flip: bool
 ) -> tuple[Tensor, Tensor]:
     """Kernel loss (equation 2) and label loss of the synthetic set, 0-d, differentiable in ``images`` and ``labels``.
 
-    The features are those of the network in evaluation mode: its running statistics, not those of a batch.
+    Features are those of the network in evaluation mode, with its running statistics; those of the ``real`` images
+    (B, C, H, W) are constants. ``flip``: mirrored synthetic images count as well.
     """
     network.eval()
-    feat_real = real_features(network, real_images)
+    feat_real = features(network, real)
     seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
-    network.requires_grad_(False)  # constants here: their gradients would only be thrown away
-    feat_syn = network.features(seen_images)
-    network.requires_grad_(True)
-    return krr_loss(feat_real, real_targets, feat_syn, seen_labels, ridge), label_loss(labels)
-
-
-def cosine_lr(lr: float, update: int, total: int, end: float = LR_END) -> float:
-    """The step size of update 0, 1, …: from ``lr`` to ``end``·``lr`` after ``total`` updates, and there it stays."""
-    return lr * ((1 - end) * (1 + math.cos(math.pi * min(update, total) / total)) / 2 + end)
+    kernel = krr_loss(feat_real, targets, network.features(seen_images), seen_labels, ridge)
+    return kernel, label_loss(labels)
 
 
 def trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
@@ -222,8 +196,8 @@ class FRePo(Method):
         labels = initial_labels(classes, task.num_classes, task.dtype, scale=config.scale_label)
         self.images = images.requires_grad_()
         self.labels = labels.requires_grad_(config.learn_label)
-        learned = [self.images, self.labels] if config.learn_label else [self.images]
-        self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in learned]
+        self.learned = [self.images, self.labels] if config.learn_label else [self.images]
+        self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self.learned]
         self.updates = 0
         self.pool = [self._member(counter) for counter in initial_counters(config.pool_size, config.max_online_updates)]
 
@@ -237,22 +211,16 @@ class FRePo(Method):
         real_images, real_labels = task.sample(config.batch_size)
         real_targets = centred_one_hot(real_labels, task.num_classes, task.dtype)
         # 4: compute the meta-training loss, equation 2
+        flip = config.use_flip and task.flip
         kernel, label = meta_losses(
-            member.network,
-            self.images,
-            self.labels,
-            real_images,
-            real_targets,
-            ridge=config.ridge,
-            flip=config.use_flip and task.flip,
+            member.network, self.images, self.labels, real_images, real_targets, ridge=config.ridge, flip=flip
         )
         loss = kernel + label
         losses = {"loss": loss.detach(), "kernel_loss": kernel.detach(), "label_loss": label.detach()}
         # 5: update the distilled data
-        lr = cosine_lr(config.lr, self.updates, self.total_steps)
-        learned = [self.images, self.labels] if config.learn_label else [self.images]
-        gradients = torch.autograd.grad(loss, learned)
-        for parameter, gradient, (first, second) in zip(learned, gradients, self.moments, strict=True):
+        lr = warmup_cosine(self.updates, self.total_steps, config.lr, 0, LR_END)
+        gradients = torch.autograd.grad(loss, self.learned)
+        for parameter, gradient, (first, second) in zip(self.learned, gradients, self.moments, strict=True):
             lamb(parameter, gradient, first, second, self.updates, lr)
         self.updates += 1
         # 6, 7: train the model on the distilled data for one step, or reinitialise it after more than K

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.errors import UserError
-from benchmarks.networks import Network
 from benchmarks.protocols import Recipe
-from benchmarks.training import train
+from benchmarks.training import features, train
 from methods._selection import Selection
 
 
@@ -55,13 +54,6 @@ def herd(features: Tensor, count: int) -> Tensor:
     return torch.cat(chosen)
 
 
-@torch.no_grad()
-def features_of(network: Network, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Features (n, D) of ``network`` in evaluation mode, in which it is left."""
-    network.eval()
-    return torch.cat([network.features(batch) for batch in torch.split(images, batch_size)])
-
-
 class Herding(Selection):
     """``ipc`` real images of every class by herding; every seed has a network of its own."""
 
@@ -84,9 +76,10 @@ class Herding(Selection):
                 steps_by_images=((len(task.images), steps),),
             )
             train(network, task.images, task.labels, "probability", recipe, flip=task.flip, generator=task.generator)
+        network.eval()
         picked = []
         for rows in task.rows_of_classes():
             rows = rows.to(task.device)
-            picked.append(rows[herd(features_of(network, task.images[rows]), task.ipc)])
+            picked.append(rows[herd(features(network, task.images[rows]), task.ipc)])
         index = torch.cat(picked)
         return task.images[index], task.labels[index]

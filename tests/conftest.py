@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 
+from harness import launch
+
+os.environ.update(
+    {**launch.ENVIRONMENT, **os.environ}
+)  # before torch is imported: the tests as well must end on a busy machine
+
 import pytest
 import torch
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import training
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
-from methods import _matching, bptt
+from methods import bptt
 from methods._unroll import flatten, unroll
 from methods.bptt import BPTT, BPTTConfig
 from tests.test_conformance import tiny_task
@@ -197,7 +198,7 @@ def test_the_real_batch_in_chunks_is_the_same_sum(norm: str, monkeypatch: pytest
     seen = []
     plain = bptt.outer_loss
     monkeypatch.setattr(bptt, "outer_loss", lambda n, w, x, t: (seen.append(len(x)), plain(n, w, x, t))[1])
-    monkeypatch.setattr(_matching, "CPU_CHUNK", 5)
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 5 * 4 * 8 * 8 * 8)
     found, gradient = bptt.outer_gradient(net, at, images, y)
     assert seen == ([12] if norm == "batch" else [5, 5, 2])
     assert not found.requires_grad and not gradient.requires_grad

@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
+import methods
 from benchmarks.networks import NetworkSpec
+from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import Task, generator_for
+from harness.measure import counters
 from harness.measure.counters import Counters, Uncounted, count
 from methods.base import Method, Store, Synthetic
 
@@ -197,6 +201,111 @@ def test_steps_are_taken_until_all_of_a_pool_has_its_state() -> None:
 
 def test_parameters_are_those_of_the_tasks_network() -> None:
     assert counted(lambda method: None).parameters == 2 * 9 + 2 + 2 * 36 * 2 + 2  # 8² padded by 3, pooled: 6²
+
+
+# --- the counted program is the one that runs
+
+aten = torch.ops.aten
+WATCHED = ("convolution", "convolution_backward", "native_group_norm", "native_batch_norm", "avg_pool2d", "mm", "addmm")
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.get(name).iterative])
+def test_the_operators_counted_are_those_of_a_step_that_nobody_counts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profiler sees what runs, and is no mode that code could notice: it must see as many in a cycle."""
+    cls, store = methods.get(name), Uncounted({})
+    network = PROTOCOLS[cls.PROTOCOL].network
+    spec = NetworkSpec(network, 3, (8, 8), CLASSES, width=4, depth=2, norm=PROTOCOLS[cls.PROTOCOL].distill_norm)
+    options = {key: value for key, value in cls.BUDGETS["smoke"].items() if key != "steps"}
+
+    def make() -> Method:
+        method = cls(distillation_task(spec), cls.Config(**{**options, **cls.BUDGETS.get("forecast", {})}), 9)
+        method.prepare(store)
+        return method
+
+    method = make()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(method.steps_per_cycle):
+            method.step()
+    ran = {event.key.removeprefix("aten::"): event.count for event in seen.key_averages()}
+    for operator in WATCHED:
+        monkeypatch.setattr(counters, "FORMULAS", {getattr(aten, operator): lambda *_, **__: 1})
+        found = count(make, CPU).flops * method.steps_per_cycle
+        assert found == pytest.approx(ran.get(operator, 0)), operator
+
+
+CLASSES, IPC, REAL, INNER = 3, 2, 7, 4
+
+
+def distillation_task(spec: NetworkSpec) -> Task:
+    images = torch.randn(30, spec.in_channels, *spec.image_size, generator=generator_for("images"))
+    return Task(images, torch.arange(30) % CLASSES, CLASSES, IPC, spec.build, generator_for("task"), True)
+
+
+def convolutions(spec: NetworkSpec) -> tuple[int, int]:
+    """Operations of one image in the first convolution, and in all others."""
+    side, channels, found = spec.image_size[0], spec.in_channels, []
+    for block in range(spec.blocks):
+        out = spec.width * 2**block if spec.name == "convnet_doubling" else spec.width
+        found.append(2 * side**2 * out * channels * 3**2)
+        side, channels = side // 2, out
+    return found[0], sum(found[1:])
+
+
+def frepo_convolutions(first: int, rest: int) -> int:
+    """Real images forward; synthetic ones and their mirrors forward and back to themselves; the network trained once.
+
+    Back through a layer to its weights and to its input is a convolution each; nothing asks for the input of the first.
+    """
+    synthetic = CLASSES * IPC
+    return REAL * (first + rest) + 2 * synthetic * 2 * (first + rest) + synthetic * (2 * first + 3 * rest)
+
+
+def dm_convolutions(first: int, rest: int) -> int:
+    """Real images of every class forward; synthetic ones forward and back."""
+    return CLASSES * (REAL + 2 * IPC) * (first + rest)
+
+
+def mtt_convolutions(first: int, rest: int) -> int:
+    """Of every inner step forward, backward, and backward through both.
+
+    In all layers but the first: forward 1; its gradient 2; back through the gradient, to what arrived there 2, to input
+    and weights 1 each; and back through the forward pass 2. The first layer has no gradient of its input on the way,
+    which is 3 less. Nothing asks for the weights to start from, and torch leaves out one of their two gradients.
+    """
+    synthetic = CLASSES * IPC
+    return synthetic * (INNER * (6 * first + 9 * rest) - (first + rest))
+
+
+@pytest.mark.parametrize("network", ["convnet", "convnet_doubling"])
+@pytest.mark.parametrize(
+    ("name", "config", "by_hand"),
+    [
+        ("frepo", {"batch_size": REAL, "pool_size": 2}, frepo_convolutions),
+        ("dm", {"batch_real": REAL}, dm_convolutions),
+        ("mtt", {"syn_steps": INNER}, mtt_convolutions),
+    ],
+)
+def test_the_convolutions_of_a_step_are_those_counted_by_hand(
+    name: str,
+    config: Mapping[str, Any],
+    by_hand: Callable[[int, int], int],
+    network: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = NetworkSpec(network, 3, (8, 8), CLASSES, width=4, depth=2, norm="instance")
+    chosen = (aten.convolution, aten.convolution_backward)
+    monkeypatch.setattr(counters, "FORMULAS", {packet: counters.FORMULAS[packet] for packet in chosen})
+    cls, store = methods.get(name), Uncounted({})
+
+    def make() -> Method:
+        method = cls(distillation_task(spec), cls.Config(**config, **cls.BUDGETS.get("forecast", {})), 9)
+        method.prepare(store)
+        return method
+
+    make()  # fills the store
+    assert count(make, CPU).flops == by_hand(*convolutions(spec))
 
 
 # --- regressions

@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import os
 import pickle
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import DATASETS, datasets, folders
@@ -223,6 +226,51 @@ def test_cifar_is_checked_against_its_checksums(tmp_path: Path, monkeypatch: pyt
     fails("cifar10: .*cifar-10-batches-py is damaged", lambda: load_raw("cifar10", tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fine_labels": None}, "cifar-100-python is damaged"),
+        ({"fine_labels": [0, 1, 2]}, "the train split has 4 images and 3 labels"),
+        ({"fine_labels": [0, 1, 2, 100]}, "labels that are not among its 100 classes"),
+        ({"data": np.zeros((4, 3071), dtype=np.uint8)}, "cifar-100-python is damaged"),
+        ({"data": np.zeros((4, 3072), dtype=np.float32)}, "the train split has float32 images"),
+    ],
+)
+def test_a_batch_of_cifar_that_is_wrong(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where its checksum is right."""
+    [batch] = cifar(tmp_path, "cifar100", monkeypatch)
+    content = pickle.dumps({key: value for key, value in {**batch, **change}.items() if value is not None})
+    (tmp_path / "cifar-100-python" / "train").write_bytes(content)
+    loader = torchvision_datasets().CIFAR100
+    monkeypatch.setattr(loader, "train_list", [["train", hashlib.md5(content).hexdigest()]])
+    fails(f"cifar100: .*{message}", lambda: load_raw("cifar100", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"X": (32, 32, 3, 4)}, "svhn: .* is damaged"),
+        ({"y": (4, 1)}, "svhn: .* is damaged"),
+        ({"X": (32, 32, 3, 4), "y": (3, 1)}, "svhn: the train split has 4 images and 3 labels"),
+        ({"X": (32, 32, 4), "y": (4, 1)}, "svhn: .* is damaged"),
+    ],
+)
+def test_a_file_of_svhn_that_is_wrong(
+    arrays: dict[str, tuple[int, ...]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.io import savemat
+
+    loader, splits = torchvision_datasets().SVHN, {}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
+        savemat(path, {name: np.ones(shape, dtype=np.uint8) for name, shape in arrays.items()})
+        splits[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(loader, "split_list", splits)
+    fails(message, lambda: load_raw("svhn", tmp_path))
+
+
 def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat  # type: ignore[import-untyped]
 
@@ -285,6 +333,12 @@ def test_an_image_folder(test: str, tmp_path: Path) -> None:
     assert named(raw, raw.train_labels) == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3 == colours(raw.train_images)
     assert named(raw, raw.test_labels) == colours(raw.test_images)
     assert raw.flip
+
+
+def test_an_image_folder_with_test_and_val_is_tested_on_test(tmp_path: Path) -> None:
+    image_folder(tmp_path, test="val", per_class=1)
+    image_folder(tmp_path, test="test", per_class=2)
+    assert load_raw(f"folder:{tmp_path}", tmp_path).test_labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_every_format_and_mode_becomes_rgb_and_other_files_are_left_alone(tmp_path: Path) -> None:
@@ -354,6 +408,208 @@ def test_image_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize(
+    "name", [".Trash-1000", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN"]
+)
+@pytest.mark.parametrize("place", ["", "train", "train/red", "train/red/deeper", "test/blue"])
+def test_hidden_names_and_those_of_systems_are_passed_over_at_every_level(
+    name: str, place: str, tmp_path: Path
+) -> None:
+    image_folder(tmp_path)
+    plain = load_raw(f"folder:{tmp_path}", tmp_path)
+    save_image(tmp_path / place / name / "0.png" / "SYNOPHOTO_THUMB_S.png", "black", (4, 4))
+    (tmp_path / place / name / "._0.png").write_bytes(b"\0\5\26\7\0\2\0\0")
+    raw = load_raw(f"folder:{tmp_path}", tmp_path)
+    assert same(raw, plain)
+    assert not raw.left_out
+
+
+def test_hidden_folders_above_the_images_do_not_matter(tmp_path: Path) -> None:
+    image_folder(tmp_path / ".cache" / "@eaDir" / "images")
+    raw = load_raw(f"folder:{tmp_path / '.cache' / '@eaDir' / 'images'}", tmp_path)
+    assert len(raw.train_labels) == 9
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"train/red/again": "."},
+        {"train/red/up": ".."},
+        {"train/red/out": "../../.."},
+        {"train/red/deeper/back": ".."},
+        {"train/red/a": "../green"},
+        {"train/green/a": "../blue", "train/blue/a": "../green"},
+        {"train/red/a": "../green/deeper"},
+        {"train/red/a": "../../test/red"},
+        {"test/red/a": "../../train/red"},
+        {"train/red/a": "../green/.hidden"},
+    ],
+)
+def test_a_link_to_images_that_count_already_is_left_out(links: dict[str, str], tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    for colour in ("red", "green"):
+        save_image(root / "train" / colour / "deeper" / "0.png", colour)
+    save_image(root / "train" / "green" / ".hidden" / "0.png", "black")
+    plain = load_raw(f"folder:{root}", tmp_path)
+    assert torch.bincount(plain.train_labels).tolist() == [3, 4, 4]
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    raw = load_raw(f"folder:{root}", tmp_path)
+    assert same(raw, plain)
+    assert f"{len(links)} file" in raw.left_out and repr(min(links)) in raw.left_out
+
+
+def test_links_to_images_elsewhere_are_followed_once(tmp_path: Path) -> None:
+    """A class folder, a folder in it and an image may be links, and links may lead to folders with links."""
+    root = image_folder(tmp_path / "images")
+    plain = load_raw(f"folder:{root}", tmp_path)
+    store = tmp_path / ".store"
+    (root / "train" / "red").rename(tmp_path / "reds")
+    (root / "train" / "red").symlink_to(tmp_path / "reds")
+    store.mkdir()
+    for i in range(2):
+        (tmp_path / "reds" / f"{i}.png").rename(store / f"{i}.png")
+    (store / "1.png").rename(tmp_path / "1.png")
+    (tmp_path / "reds" / "1.png").symlink_to(tmp_path / "1.png")
+    (tmp_path / "reds" / "more").symlink_to(store)
+    (tmp_path / "reds" / "more again").symlink_to(store)
+    (store / "loop").symlink_to(store)
+    raw = load_raw(f"folder:{root}", tmp_path)
+    assert raw.fingerprint == plain.fingerprint
+    assert raw.left_out.startswith(f"folder:{root}: 2 files or links are left out")
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        ({"train/rose": "red"}, "train/red and .*train/rose share a folder"),
+        ({"train/rose": "red/deeper"}, "train/red and .*train/rose share a folder"),
+        ({"train/all": "."}, "train/all and .*train/blue share a folder"),
+        ({"train/zoo": "."}, "train/blue and .*train/zoo share a folder"),
+        ({"test/rose": "../train/red"}, "train/red and .*test/rose share a folder"),
+        (
+            {"train/red/a": "../../../outside", "train/blue/a": "../../../outside"},
+            "train/red/a leads to images of .*blue",
+        ),
+        (
+            {"train/red/a": "../../../outside", "test/red/a": "../../../outside"},
+            "test/red/a leads to images of .*train",
+        ),
+    ],
+)
+def test_images_of_two_classes_or_splits_are_refused(links: dict[str, str], message: str, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    save_image(root / "train" / "red" / "deeper" / "0.png", "red")
+    save_image(tmp_path / "outside" / "0.png", "black")
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    fails(message, lambda: load_raw(f"folder:{root}", tmp_path))
+
+
+def test_a_test_split_that_is_the_training_split_is_refused(tmp_path: Path) -> None:
+    image_folder(tmp_path, test="unused")
+    (tmp_path / "val").symlink_to("train")
+    fails("train/blue and .*val/blue share a folder", lambda: load_raw(f"folder:{tmp_path}", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["0.heic", "0", "0.jpg_large", "0.npy", "0.nef", "notes.txt", "pipe.png", "socket.png"]
+)
+@pytest.mark.parametrize("place", ["train", "train/red", "test/blue/deeper"])
+def test_what_is_no_image_file_is_left_out_and_said(name: str, place: str, tmp_path: Path) -> None:
+    """A pipe among the images never hangs the run."""
+    image_folder(tmp_path)
+    plain = load_raw(f"folder:{tmp_path}", tmp_path)
+    assert plain.left_out == ""
+    (tmp_path / place).mkdir(exist_ok=True)
+    path = tmp_path / place / name
+    if name == "pipe.png":
+        os.mkfifo(path)
+    elif name == "socket.png":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))  # a name of at most 107 bytes
+    else:
+        path.write_bytes(b"anything")
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):  # a set from the cache says it as well
+        raw = load_raw(f"folder:{tmp_path}", tmp_path, cache=cache)
+        assert same(raw, plain)
+        assert raw.left_out == (
+            f"folder:{tmp_path}: 1 file or link is left out (no suffix of an image, no regular file, or a link to "
+            f"images that count already), for example {f'{place}/{name}'!r}"
+        )
+    (tmp_path / place / "another").touch()
+    assert "2 files or links are left out" in load_raw(f"folder:{tmp_path}", tmp_path).left_out
+
+
+@pytest.mark.parametrize("dataset", ["folder", "tiny_imagenet image", "tiny_imagenet table", "cub200 table"])
+def test_a_pipe_in_the_place_of_a_file_is_said_in_one_line(dataset: str, tmp_path: Path) -> None:
+    path = {
+        "folder": lambda: image_folder(tmp_path) / "train" / "red" / "link.png",
+        "tiny_imagenet image": lambda: tiny_imagenet(tmp_path) / "val" / "images" / "val_0.JPEG",
+        "tiny_imagenet table": lambda: tiny_imagenet(tmp_path) / "val" / "val_annotations.txt",
+        "cub200 table": lambda: cub(tmp_path) / "classes.txt",
+    }[dataset]()
+    path.unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe")
+    path.symlink_to(tmp_path / "pipe")
+    name = dataset.split()[0].replace("folder", f"folder:{tmp_path}")
+    for cache in (None, tmp_path / "cache"):
+        fails(f"{path} is no regular file", lambda cache=cache: load_raw(name, tmp_path, cache=cache))
+
+
+def test_a_link_to_an_image_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    (tmp_path / "train" / "red" / "gone.png").symlink_to("nowhere")
+    fails("train/red/gone.png cannot be read: No such file", lambda: load_raw(f"folder:{tmp_path}", tmp_path))
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    """Sky above, ground below, as a camera that was held upright stores it; then --image-size cuts that picture."""
+    scene = np.zeros((16, 8), dtype=np.uint8)
+    scene[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.rot90(scene).copy()).save(tmp_path / split / name / "0.png", exif=exif)
+    images = load_raw(f"folder:{tmp_path}", tmp_path).train_images
+    assert np.array_equal(images[0, 0].numpy(), scene)
+    resized = load_raw(f"folder:{tmp_path}", tmp_path, image_size=8).test_images
+    assert resized.shape == (2, 1, 8, 8)
+    assert resized[0, 0, :, 4].tolist() == [255] * 4 + [0] * 4
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    image_folder(tmp_path, per_class=1)
+    save_image(tmp_path / "train" / "red" / "0.png", (0, 0, 0, 0), mode="RGBA")
+    save_image(tmp_path / "train" / "blue" / "0.png", (0, 0), mode="LA")
+    images = load_raw(f"folder:{tmp_path}", tmp_path).train_images
+    assert bool((images[[0, 2]] == 255).all())
+
+
+def test_class_names_are_passed_on_as_they_are(tmp_path: Path) -> None:
+    """Upper and lower case are two classes, and any bytes are a name."""
+    names = ["A", "a", " ", "été", "line\nbreak", "\x1b[31m", os.fsdecode(b"\xff\xfe"), "x.png"]
+    for split in ("train", "test"):
+        for level, name in enumerate(names):
+            save_image(tmp_path / split / name / "0.PNG", level, mode="L")
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        raw = load_raw(f"folder:{tmp_path}", tmp_path, cache=cache)
+        assert raw.class_names == tuple(sorted(names))
+        assert [names[level] for level in raw.train_images[:, 0, 0, 0].tolist()] == list(raw.class_names)
+
+
+@pytest.mark.parametrize(("train", "test"), [("cat", "Cat"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_the_splits_spell_in_two_ways(train: str, test: str, tmp_path: Path) -> None:
+    for split, name in (("train", train), ("test", test)):
+        save_image(tmp_path / split / name / "0.png", "red")
+        save_image(tmp_path / split / "dog" / "0.png", "red")
+    odd, twin = sorted([train, test])
+    message = rf"class {re.escape(ascii(odd))} is in only one of train/ and test/ \({re.escape(ascii(twin))} is written"
+    fails(message, lambda: load_raw(f"folder:{tmp_path}", tmp_path))
+
+
 def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
     for split in ("train", "test"):
         save_image(tmp_path / split / "cat" / "a.png", "red")
@@ -383,14 +639,18 @@ def test_what_is_wrong_with_an_image_folder_is_said_in_one_line(tmp_path: Path) 
     save_image(tmp_path / "test" / "white" / "a.png", "white")
     load_raw(f"folder:{tmp_path}", tmp_path)
     broken = tmp_path / "test" / "white" / "b.jpg"
-    message = f"{broken} cannot be decoded as an image"
-    for content in (b"", b"not an image", Path(save_jpeg(tmp_path / "whole.jpg")).read_bytes()[:200]):
+    for content, reason in (
+        (b"", "it is empty"),
+        (b"not an image", "its content is in no known format"),
+        (Path(save_jpeg(tmp_path / "whole.jpg")).read_bytes()[:200], ""),
+    ):
+        message = rf"{broken} cannot be decoded as an image \({reason}"
         broken.write_bytes(content)
         read(tmp_path)
     broken.unlink()
     deep = tmp_path / "test" / "white" / "deep.png"
     Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(deep)
-    message = f"{deep} has more than 8 bits per pixel"
+    message = f"{deep} is a picture of more than 8 bits per channel"
     read(tmp_path)
 
 
@@ -474,6 +734,16 @@ def test_a_damaged_tiny_imagenet(tmp_path: Path) -> None:
     annotations.write_text(whole)
     (folder / "val" / "images" / "val_1.JPEG").unlink()
     fails("val_1.JPEG cannot be read: No such file", read)
+    annotations.write_text(f"\n{whole}\n")
+    save_image(folder / "val" / "images" / "val_1.JPEG", "green", (64, 64))
+    assert read().test_labels.tolist() == [1, 0]  # empty lines are none
+    annotations.write_text(whole.splitlines()[0])
+    fails("val_annotations.txt does not name the class of val_1.JPEG", read)
+    annotations.write_text(whole + whole.splitlines()[1].replace("n1", "n2"))
+    fails("val_1.JPEG is listed twice", read)
+    annotations.unlink()
+    fails("val_annotations.txt cannot be read: No such file", read)
+    annotations.write_text(whole)
     (folder / "wnids.txt").write_text("n1\nn2\nn3\n")
     fails("not the published set: class n3", read)
 
@@ -492,14 +762,35 @@ def cub(root: Path) -> Path:
 
 
 def test_cub200(tmp_path: Path) -> None:
-    folder = cub(tmp_path)
+    cub(tmp_path)
     raw = load_raw("cub200", tmp_path)
     assert raw.class_names == ("001.Red_bird", "002.Blue_bird")
     assert raw.train_images.shape == (2, 3, 32, 32)
     assert colours(raw.train_images) == colours(raw.test_images) == ["red", "blue"]
     assert raw.train_labels.tolist() == raw.test_labels.tolist() == [0, 1]
-    (folder / "image_class_labels.txt").write_text("1 1\n2 1\n3 2\n")
-    fails("cub200: .*CUB_200_2011 is damaged", lambda: load_raw("cub200", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "message"),
+    [
+        ("image_class_labels.txt", "1 1\n2 1\n3 2\n", "CUB_200_2011 is damaged"),
+        (
+            "image_class_labels.txt",
+            "1 1\n2 1\n3 2\n4 2\n4 1\n",
+            "damaged .*labels.txt has two rows with the same number",
+        ),
+        ("image_class_labels.txt", "1 1\n2 1\n3 2\n4 3\n", "CUB_200_2011 is damaged"),
+        ("train_test_split.txt", "1 1\n2 0\n3 2\n4 1\n", "CUB_200_2011 is damaged"),
+        ("classes.txt", "1 \xff\n", "CUB_200_2011 is damaged"),
+        ("images.txt", "1 001.Red_bird/a.jpg\n2 001.Red_bird/a.jpg\n", "a.jpg is listed twice"),
+        ("images.txt", "1 001.Red_bird/c.jpg\n2 001.Red_bird/a.jpg\n", "c.jpg cannot be read: No such file"),
+        ("images.txt", "1 001.Red_bird/a.jpg\n", "the test split has no images"),
+        ("images.txt", "", "the train split has no images"),
+    ],
+)
+def test_a_damaged_cub200(table: str, content: str, message: str, tmp_path: Path) -> None:
+    (cub(tmp_path) / table).write_text(content, encoding="latin-1")
+    fails(f"cub200: .*{message}", lambda: load_raw("cub200", tmp_path))
 
 
 @pytest.mark.parametrize("name", ["imagenette", "imagewoof"])
@@ -516,6 +807,8 @@ def test_imagenette_and_imagewoof(name: str, suffix: str, tmp_path: Path) -> Non
     assert raw.train_images[:, 0].amax((1, 2)).sub(torch.arange(10) * 20).abs().max() < 5
     assert raw.class_names == tuple(classes[wnid] for wnid in sorted(classes))
     assert load_raw(name, tmp_path, image_size=8).train_images.shape == (10, 3, 8, 8)
+    save_image(folder / "train" / ".n" / "a.JPEG", "red")
+    assert len(load_raw(name, tmp_path).train_labels) == 10
     save_image(folder / "train" / "n00000000" / "a.JPEG", "red")
     fails("not the published set: class n00000000", lambda: load_raw(name, tmp_path))
 
@@ -589,10 +882,136 @@ def test_decoded_images_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.
     assert same(load_raw(name, tmp_path, cache=cache), first)
     with pytest.raises(AssertionError, match="decoded"):
         load_raw(name, tmp_path, cache=cache, image_size=4)
-    save_image(tmp_path / "images" / "train" / "red" / "0.png", "red", mode="RGB", size=(8, 8))
-    os.utime(tmp_path / "images" / "train" / "red" / "0.png", ns=(1, 1))
-    with pytest.raises(AssertionError, match="decoded"):
-        load_raw(name, tmp_path, cache=cache)
+    os.utime(tmp_path / "images" / "train" / "red" / "0.png", ns=(1, 1))  # a time says nothing
+    assert same(load_raw(name, tmp_path, cache=cache), first)
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change what is in ``path``, but neither its size nor its time stamp."""
+    old, content = path.stat(), path.read_bytes()
+    changed = change(content)
+    assert len(changed) == len(content) and changed != content
+    path.write_bytes(changed)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+
+def bitmaps(root: Path) -> Path:
+    """An image folder whose files all have one size in bytes."""
+    for split in ("train", "test"):
+        for colour in COLOURS:
+            save_image(root / split / colour / "0.bmp", colour)
+    save_image(root / "train" / "red" / "1.bmp", "black")
+    return root
+
+
+def swap(root: Path, a: str, b: str) -> None:
+    """Exchange the names of two files or folders; where there is no ``b``, give ``a`` that name."""
+    (root / a).rename(root / "aside")
+    if (root / b).exists():
+        (root / b).rename(root / a)
+    (root / "aside").rename(root / b)
+
+
+MAKE: dict[str, Callable[[Path], object]] = {
+    "folder": bitmaps,
+    "tiny_imagenet": tiny_imagenet,
+    "cub200": cub,
+    "mnist": mnist,
+    "imagenet64": imagenet64,
+}
+Change = tuple[str, bytes, bytes] | tuple[str, str]
+CHANGES: list[tuple[str, list[Change]]] = [
+    ("folder", [("train/red/0.bmp", b"\xff", b"\xfe")]),
+    ("folder", [("train/red/0.bmp", "train/blue/0.bmp")]),
+    ("folder", [("train/red", "train/blue"), ("test/red", "test/blue")]),
+    ("folder", [("train/red", "train/rot"), ("test/red", "test/rot")]),
+    ("folder", [("train/red/1.bmp", "test/blue/1.bmp")]),
+    ("tiny_imagenet", [("tiny-imagenet-200/val/val_annotations.txt", b"n2", b"n1")]),
+    ("cub200", [("CUB_200_2011/classes.txt", b"Red", b"Sad")]),
+    ("cub200", [("CUB_200_2011/image_class_labels.txt", b"4 2", b"4 1")]),
+    ("cub200", [("CUB_200_2011/train_test_split.txt", b"2 0\n3 0\n4 1", b"2 1\n3 0\n4 0")]),
+    ("cub200", [("CUB_200_2011/images.txt", b"1 001", b"3 001"), ("CUB_200_2011/images.txt", b"3 002", b"1 002")]),
+    ("mnist", [("MNIST/raw/train-images-idx3-ubyte", b"\x07", b"\x08")]),
+    ("mnist", [("MNIST/raw/t10k-labels-idx1-ubyte", b"\1\2\3", b"\1\3\2")]),
+    ("imagenet64", [("imagenet64/val_data", b"K\x0bM\xe8\x03", b"K\x0cM\xe8\x03")]),
+]
+"""Changes that leave the sizes and time stamps of all files alone: a file with old and new bytes, or two names."""
+
+
+@pytest.mark.parametrize(("dataset", "changes"), CHANGES)
+def test_a_cache_never_gives_old_data(dataset: str, changes: list[Change], tmp_path: Path) -> None:
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    MAKE[dataset](root)
+    name = dataset.replace("folder", f"folder:{root}")
+    first = load_raw(name, root, cache=cache)
+    whitened = dataset == "folder"
+    if whitened:
+        benchmark(name, root, cache=cache, preprocess="zca_frepo")
+    for file, *change in changes:
+        match change:
+            case [bytes(old), bytes(new)]:
+                rewrite(root / file, lambda content, old=old, new=new: content.replace(old, new))
+            case [str(other)]:
+                swap(root, file, other)
+    fresh = load_raw(name, root)
+    assert not same(fresh, first)
+    assert same(load_raw(name, root, cache=cache), fresh)
+    if whitened:
+        cached, made = (benchmark(name, root, cache=place, preprocess="zca_frepo") for place in (cache, None))
+        assert (cached.raw_fingerprint, cached.class_names) == (fresh.fingerprint, fresh.class_names)
+        assert torch.equal(cached.task.images, made.task.images)
+        assert torch.equal(cached.test_labels, made.test_labels)
+
+
+def test_files_that_change_while_they_are_decoded_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = bitmaps(tmp_path / "images"), tmp_path / "cache"
+    decode = datasets._decode
+
+    def late(*given: Any) -> Tensor:
+        images = decode(*given)
+        rewrite(root / "train" / "red" / "0.bmp", lambda content: content.replace(b"\xff", b"\xfe"))
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_decode", late)
+        benchmark(f"folder:{root}", tmp_path, cache=cache, preprocess="zca_frepo")
+    assert cached_files(cache) == []
+
+
+@pytest.mark.parametrize("library", ["pillow", "torch"])
+def test_another_version_of_a_library_makes_its_own_entries(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, cache = f"folder:{bitmaps(tmp_path / 'images')}", tmp_path / "cache"
+    benchmark(name, tmp_path, cache=cache, preprocess="zca_frepo")
+    before = len(cached_files(cache))
+    if library == "torch":
+        monkeypatch.setattr(torch, "__version__", "0.4.1")
+    else:
+        monkeypatch.setattr(datasets, "_DECODERS", ["5.1"])
+    benchmark(name, tmp_path, cache=cache, preprocess="zca_frepo")
+    assert len(cached_files(cache)) == before + (1 if library == "torch" else 2)
+
+
+def test_a_cached_file_of_another_key_is_made_anew(tmp_path: Path) -> None:
+    cache, files, sets = tmp_path / "cache", [], []
+    for side in (8, 4):
+        image_folder(tmp_path / "images", size=(side, side))
+        sets.append(load_raw(f"folder:{tmp_path / 'images'}", tmp_path, cache=cache))
+        files += [path for path in cached_files(cache) if path not in files]
+    content = files[1].read_bytes()
+    files[1].write_bytes(files[0].read_bytes())
+    assert same(load_raw(f"folder:{tmp_path / 'images'}", tmp_path, cache=cache), sets[1])
+    assert files[1].read_bytes() == content
+
+
+def test_a_header_nested_too_deeply_is_damage(tmp_path: Path) -> None:
+    name, cache = f"folder:{image_folder(tmp_path / 'images')}", tmp_path / "cache"
+    whole = load_raw(name, tmp_path, cache=cache)
+    [path] = cached_files(cache)
+    save_file({}, path, {"header": "[" * 100_000})
+    assert same(load_raw(name, tmp_path, cache=cache), whole)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])

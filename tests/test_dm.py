@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.augment import apply_dsa
 from benchmarks.errors import UserError
@@ -17,9 +17,9 @@ from benchmarks.networks import Network, NetworkSpec
 from benchmarks.task import Task
 from methods import _matching, dm
 from methods._matching import sum_over_chunks
-from methods.dm import DM, DMConfig, mean_embedding, mean_embedding_loss, mean_embeddings
+from methods.dm import DM, DMConfig, mean_embedding_loss, mean_embeddings
 from tests.test_conformance import CLASSES, IPC, tiny_task
-from tests.test_matching import images, network
+from tests.test_matching import images, limit_chunks, network
 
 
 def method(seed: int = 0, dtype: torch.dtype = torch.float32, task: Task | None = None, **changes: Any) -> DM:
@@ -82,6 +82,9 @@ def test_sums_over_classes_of_means_over_images() -> None:
     """By hand: two classes, a network that passes pixels on."""
 
     class Pixels(Network):
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+            yield nn.Parameter(torch.empty(1))
+
         def features(self, batch: Tensor) -> Tensor:
             return batch.flatten(1)
 
@@ -90,23 +93,24 @@ def test_sums_over_classes_of_means_over_images() -> None:
     assert float(mean_embedding_loss(Pixels(), zip(real, synthetic, strict=True))) == (2**2 + 1**2) + (0 + 3**2)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
-def test_classes_that_pass_together_change_nothing(at_once: int) -> None:
-    one, other = method(dtype=torch.float64), method(dtype=torch.float64, classes_at_once=at_once)
-    for _ in range(3):
-        losses = one.step()["distance"], other.step()["distance"]
-        torch.testing.assert_close(*losses, rtol=1e-11, atol=0)
-    torch.testing.assert_close(one.synthetic().images, other.synthetic().images, rtol=0, atol=1e-12)
+@pytest.mark.parametrize(("size", "classes"), [(1, 1), (5, 2), (6, 3), (100, 3)])
+def test_images_that_pass_together_change_nothing(size: int, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real images, and the synthetic ones of as many classes as fit; at least those of one."""
+    passed: list[int] = []
 
+    def embeddings(net: Network, batches: Any) -> Tensor:
+        passed.append(len(batches))
+        return mean_embeddings(net, batches)
 
-def test_real_images_that_pass_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, batch = network(), images(7)
-    whole = mean_embeddings(net, [batch])[0]
-    for size in (1, 3, 7, 100):
-        monkeypatch.setattr(_matching, "CPU_CHUNK", size)
-        found = mean_embedding(net, batch)
-        assert not found.requires_grad
-        torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-14)
+    monkeypatch.setattr(dm, "mean_embeddings", embeddings)
+    found = []
+    for chunk in (1000, size):
+        limit_chunks(monkeypatch, chunk)
+        passed.clear()
+        made = method(dtype=torch.float64)
+        found.append([*(made.step()["distance"] for _ in range(3)), made.synthetic().images])
+    assert passed == 3 * [min(classes, left) for left in range(CLASSES, 0, -classes)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-12)
 
 
 def test_one_batch_of_real_images_at_a_time() -> None:
@@ -124,13 +128,6 @@ def test_one_batch_of_real_images_at_a_time() -> None:
     assert len(alive) == 5
 
 
-@pytest.mark.parametrize(("ipc", "classes"), [(1, 32), (10, 3), (50, 1)])
-def test_as_many_classes_at_once_as_have_few_images(ipc: int, classes: int) -> None:
-    made = method(task=dataclasses.replace(tiny_task(), ipc=ipc))
-    assert made.config.classes_at_once == min(classes, CLASSES)
-    assert method(classes_at_once=2).config.classes_at_once == 2
-
-
 def test_with_batch_norm_all_classes_pass_together(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
@@ -139,8 +136,9 @@ def test_with_batch_norm_all_classes_pass_together(monkeypatch: pytest.MonkeyPat
         return mean_embeddings(net, batches)
 
     monkeypatch.setattr(dm, "mean_embeddings", embeddings)
+    limit_chunks(monkeypatch, 1)
     spec = NetworkSpec("convnet", 1, (8, 8), CLASSES, width=4, norm="batch")
-    method(task=dataclasses.replace(tiny_task(), network=spec.build), classes_at_once=1).step()
+    method(task=dataclasses.replace(tiny_task(), network=spec.build)).step()
     assert sizes == [[7] * CLASSES, [IPC] * CLASSES]
 
 
@@ -177,7 +175,7 @@ def test_real_and_synthetic_images_of_a_class_are_augmented_alike(monkeypatch: p
         return apply_dsa(op, batch, draws)
 
     monkeypatch.setattr(_matching, "apply_dsa", applied)
-    method(classes_at_once=3).step()
+    method().step()
     assert [count for _, count, _ in calls] == [7, IPC] * CLASSES
     for real, synthetic in zip(calls[::2], calls[1::2], strict=True):
         assert real[0] == synthetic[0] and torch.equal(real[2], synthetic[2])
@@ -197,7 +195,7 @@ def test_where_the_images_start() -> None:
     assert not (noise.images[:, None] == noise.task.images).flatten(2).all(2).any()
 
 
-@pytest.mark.parametrize("change", [{"batch_real": 0}, {"classes_at_once": 0}, {"lr_img": -1.0}])
+@pytest.mark.parametrize("change", [{"batch_real": 0}, {"lr_img": -1.0}])
 def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"dm: {next(iter(change))}"):
         DMConfig(**change)

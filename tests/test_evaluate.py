@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import training
 from benchmarks.datasets import Benchmark, load
 from benchmarks.networks import Network
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import generator_for
-from benchmarks.training import accuracy, predict, train_together
+from benchmarks.training import accuracy, train_together
 from harness import evaluate as module
 from harness.evaluate import evaluate, krr_head, network_spec, networks_at_once, regression_targets
 from methods.base import Synthetic
@@ -157,7 +158,9 @@ def test_the_test_images_meet_a_network_once(
     """And either accuracy is that of its head alone, to the bit."""
     network = digits.spec.build(generator_for("network"))
     heads = [network.head, krr_head(network, synthetic, flip=False)]
-    alone = [accuracy(predict(network, digits.test_images, head), digits.test_labels) for head in heads]
+    alone = [
+        accuracy(training.features(network.eval(), digits.test_images, head), digits.test_labels) for head in heads
+    ]
     seen: list[int] = []
     features = type(network).features
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import training
 from benchmarks.datasets import PUBLISHED, Shape, blank, stand_in
 from benchmarks.errors import UserError
 from harness import cell, forecast, launch, limits, record
@@ -20,12 +25,12 @@ from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, parse_bytes, pa
 from harness.measure import memory
 from harness.measure.counters import Counters
 from harness.run import main
-from methods import frepo
 from tests import counters
 from tests.counters import cells, changes, count_real
 from tests.dummies import Dummy, dummy
 
 __all__ = ["dummy"]  # a fixture
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_counters_of_every_method_are_those_committed() -> None:
@@ -50,9 +55,11 @@ def test_a_change_is_a_line_with_old_new_and_ratio() -> None:
 SMALL = [name for name in cells() if name.endswith("8x8 ipc 1 width 16")]
 
 
+@pytest.mark.parametrize("network", ["convnet", "convnet_doubling"])
 @pytest.mark.parametrize("name", SMALL)
-def test_what_is_forecast_is_what_is_counted(name: str) -> None:
+def test_what_is_forecast_is_what_is_counted(name: str, network: str) -> None:
     job, raw = cells()[name]
+    job = dataclasses.replace(job, cell=dataclasses.replace(job.cell, network=network))
     real, fake = count_real(job, raw), count_blank(job.cell, job.config, raw, CPU)
     assert real.flops == fake.flops and real.parameters == fake.parameters
     assert real.saved_bytes == pytest.approx(fake.saved_bytes, rel=1e-3)
@@ -60,8 +67,8 @@ def test_what_is_forecast_is_what_is_counted(name: str) -> None:
 
 
 def test_a_gpu_is_forecast_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the real batch is not in chunks, and optimisers have fused kernels."""
-    monkeypatch.setattr(frepo, "CPU_CHUNK", 64)  # small beside this cell's batch
+    """There the real batch is one chunk, and optimisers have fused kernels."""
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 64 * 16 * 8 * 8 * 4)  # 64 images, few beside this cell's batch
     job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
     on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
     assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
@@ -95,12 +102,21 @@ def test_the_command_line_prints_a_table_and_runs_nothing(
     assert not output.exists()
 
 
-def test_a_cost_cell_has_its_forecast_beside_what_was_counted(tmp_path: Path) -> None:
-    words = "--methods dm --dataset digits --budget cost --width 4 --steps 2 --dm.batch-real 16 --device cpu"
-    assert main([*words.split(), "--output", str(tmp_path)], launch=cell.run) == 0
+@pytest.mark.parametrize("options", ["dm --dm.batch-real 16", "frepo --frepo.pool-size 2", "mtt --mtt.syn-steps 2"])
+def test_a_cost_cell_has_its_forecast_beside_what_was_counted(options: str, tmp_path: Path) -> None:
+    words = f"--dataset digits --budget cost --width 4 --steps 2 --device cpu --methods {options}".split()
+    jobs: list[Job] = []
+
+    def keep(job: Job) -> record.Record:
+        jobs.append(job)
+        return cell.run(job)
+
+    assert main([*words, "--output", str(tmp_path)], launch=keep) == 0
     ((found,), _) = record.load_all(tmp_path)
     assert found["cost"]["forecast_bytes"] == found["cost"]["peak_live_bytes"] > 0
-    assert found["cost"]["flops_per_step"] and found["cost"]["saved_bytes_per_step"]
+    expected = forecast.forecast(jobs[0])
+    assert found["cost"]["flops_per_step"] == expected.flops > 0
+    assert found["cost"]["saved_bytes_per_step"] == expected.saved_bytes > 0
 
 
 def test_a_method_that_asks_for_values_is_said_to_be_beyond_forecasting(dummy: type[Dummy]) -> None:
@@ -174,6 +190,7 @@ def test_a_time_limit_leaves_what_was_measured(
 
         def stop() -> dict[str, Any]:
             if method.done == 2:
+                signal.setitimer(signal.ITIMER_REAL, 0)  # as it is when it has run down
                 signal.raise_signal(signal.SIGALRM)
             return step()
 
@@ -275,5 +292,40 @@ def test_a_gpu_is_limited_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_caught_on_the_way_does_not_swallow_a_limit() -> None:
     assert not issubclass(TimeIsUp, Exception) and not issubclass(MemoryIsFull, Exception)
-    with pytest.raises(TimeIsUp, match="the time limit of 1 h has passed"), time_limit(3600):
-        signal.raise_signal(signal.SIGALRM)
+    with pytest.raises(TimeIsUp, match=r"the time limit of 0\.001 s has passed"), time_limit(1e-3):
+        try:
+            while True:
+                pass
+        except Exception:
+            pytest.fail("the limit was swallowed")
+
+
+@pytest.mark.skipif(memory.host_bytes("VmRSS") is None, reason="the system does not tell the resident set")
+@pytest.mark.parametrize(
+    ("number", "limit"),
+    [
+        (signal.SIGALRM, lambda: time_limit(3600)),
+        (signal.SIGUSR1, lambda: memory_limit(2**50, torch.device("cpu"))),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_signal_that_somebody_else_sent_is_no_limit(
+    number: signal.Signals, limit: Callable[[], contextlib.AbstractContextManager[None]], quick: None
+) -> None:
+    """It does what it would do without a limit, which for a cell's process is to end it."""
+    arrived: list[int] = []
+    before = signal.signal(number, lambda sent, _: arrived.append(sent))
+    try:
+        with limit():
+            signal.raise_signal(number)
+        assert arrived == [number]
+        signal.signal(number, signal.SIG_IGN)
+        with limit():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    code = (
+        "import signal, torch\nfrom harness.limits import memory_limit, time_limit\n"
+        f"with time_limit(3600), memory_limit(2**50, torch.device('cpu')):\n    signal.raise_signal({int(number)})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == -number

@@ -104,15 +104,6 @@ def test_the_label_loss_does_not_see_rows_that_are_far_apart() -> None:
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, 0.0], [-0.5, 0.5, 0.0]]))
 
 
-def test_real_features_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = make_task(dtype=torch.float64)
-    model = task.network(task.generator).eval()
-    whole = frepo.real_features(model, task.images)
-    monkeypatch.setattr(frepo, "CPU_CHUNK_BYTES", 7 * 4 * 8 * 8 * 8)  # 7 images
-    torch.testing.assert_close(frepo.real_features(model, task.images), whole, rtol=1e-12, atol=1e-12)
-    assert not whole.requires_grad
-
-
 def test_lamb_leaves_a_zero_tensor_with_a_ratio_of_one() -> None:
     zero, gradient = torch.zeros(4), torch.ones(4)
     frepo.lamb(zero, gradient, torch.zeros(4), torch.zeros(4), 0, 0.1)

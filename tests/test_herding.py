@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import training
 from benchmarks.errors import UserError
 from methods import herding
-from methods.herding import Herding, HerdingConfig, features_of, herd
+from methods.herding import Herding, HerdingConfig, herd
 from tests.test_conformance import CLASSES, IPC, prepared, tiny_task
 
 
@@ -104,15 +104,9 @@ def test_the_features_are_those_of_the_trained_network(monkeypatch: pytest.Monke
         results[steps] = torch.cat(seen)
     task = made.task
     untrained = task.network(torch.Generator().manual_seed(0))
-    expected = features_of(untrained, torch.cat([task.images[rows] for rows in task.rows_of_classes()]))
+    expected = training.features(untrained, torch.cat([task.images[rows] for rows in task.rows_of_classes()]))
     torch.testing.assert_close(results[0], expected)
     assert not torch.allclose(results[3], expected)
-
-
-def test_features_do_not_depend_on_how_the_images_are_batched() -> None:
-    task = tiny_task()
-    network = task.network(torch.Generator().manual_seed(0))
-    torch.testing.assert_close(features_of(network, task.images, 7), features_of(network, task.images))
 
 
 def test_there_is_nothing_to_iterate() -> None:

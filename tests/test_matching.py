@@ -49,6 +49,11 @@ def images(count: int, seed: int = 2) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def limit_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """At most ``size`` images like these pass through ``network`` together."""
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", size * 4 * 8 * 8 * 8)
+
+
 # --- the distance and its gradient
 
 
@@ -100,7 +105,7 @@ def test_real_images_that_pass_in_chunks_change_nothing(
 ) -> None:
     net, real, synthetic = network(), images(5), images(2, seed=3).requires_grad_()
     whole = matching_loss(net, real, synthetic, 1, metric)
-    monkeypatch.setattr(_matching, "CPU_CHUNK", size)
+    limit_chunks(monkeypatch, size)
     found = matching_loss(net, real, synthetic, 1, metric)
     torch.testing.assert_close(found, whole, rtol=1e-11, atol=0)
     gradients = [torch.autograd.grad(loss, synthetic)[0] for loss in (found, whole)]

@@ -11,8 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from harness.measure import check, memory
+from harness.measure import check, load, memory
 from harness.measure.clock import Clock
+from harness.measure.load import LoadMeter, Reading
 from harness.measure.memory import MemoryMeter, Sampler
 from harness.record import Memory, new
 
@@ -142,3 +143,40 @@ def test_the_check_says_what_is_off(
     assert check.main(["--device", "cpu"]) == status
     shown = capsys.readouterr().out
     assert "NVML" in shown and "RSS" not in shown and "others" in shown
+
+
+def load_of(threads: int, *readings: tuple[float, float, float] | None) -> str | None:
+    """What the meter says of two cores at these seconds: of the wall, of all processes, of this one."""
+    found = iter([reading and Reading(*reading) for reading in readings])
+    return LoadMeter(threads, cores=2, read=lambda: next(found)).stop()
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy", "own", "words"),
+    [
+        (2, 20.0, 12.0, "other processes kept 0.8 of 2 cores busy, beside 2 of this one's threads"),
+        (1, 20.0, 5.0, "other processes kept 1.5 of 2 cores busy, beside 1 of this one's threads"),
+        (1, 20.0, 10.0, None),  # a core for each
+        (2, 20.0, 19.0, None),  # the system itself
+    ],
+)
+def test_load_above_the_cores_is_said(threads: int, busy: float, own: float, words: str | None) -> None:
+    assert load_of(threads, (5.0, 100.0, 3.0), (15.0, 100.0 + busy, 3.0 + own)) == words
+
+
+def test_load_is_not_told_of_a_short_time_or_without_an_account() -> None:
+    assert load_of(2, (0.0, 0.0, 0.0), (0.4, 0.8, 0.1)) is None
+    assert load_of(2, None, None) is None and load_of(2, (0.0, 0.0, 0.0), None) is None
+
+
+@pytest.mark.skipif(
+    not getattr(load.read(), "busy", 0), reason="Linux keeps an account of its cores, most sandboxes not"
+)
+def test_the_system_counts_what_this_process_computes() -> None:
+    begin = load.read()
+    while time.process_time() < begin.own + 0.3:  # type: ignore[union-attr]
+        pass
+    end = load.read()
+    assert begin is not None and end is not None
+    assert end.own - begin.own >= 0.3 and end.busy - begin.busy >= 0.25  # counted in hundredths on each core
+    assert end.busy - begin.busy <= (end.wall - begin.wall) * load.available_cores() + 0.05

@@ -172,7 +172,7 @@ def test_memory_format_changes_nothing(name: str, norm: str) -> None:
 @pytest.mark.parametrize("shape", [(3, 2, 8, 6), (2, 3, 7, 5), (2, 3, 7, 6), (0, 2, 4, 4)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_average_pooling_is_torchs(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
-    """Values, and both derivatives of a function of them."""
+    """Values, and both derivatives of a function of them; sums are in another order, so to rounding."""
     found = []
     for pool in (networks.AveragePool(), torch.nn.AvgPool2d(2)):
         x = torch.randn(*shape, generator=generator(), dtype=torch.float64).to(memory_format=memory_format)

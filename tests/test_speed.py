@@ -114,7 +114,7 @@ def test_plain_unrolling_is_unrolling(method: str, rematerialize: bool) -> None:
     ids=str,
 )
 def test_ours_needs_no_more_memory_than_plain(setting: compare.Setting) -> None:
-    """But for a thousandth: the matrices by which ``AveragePool`` sums, 5 KiB in a forward pass."""
+    """But for a thousandth."""
     config = {"frepo": {"pool_size": 2}, "bptt": {"batch_size": 128}}.get(setting.method, {})
     makers, task = compare.arms_of(setting, 9, config)
     plain, ours, *rematerialised = (compare.live_bytes(make, task()) for make in makers.values())
@@ -181,14 +181,14 @@ def test_ours_and_plain_take_turns() -> None:
     """Who is first changes every time; plain takes 8 seconds and ours 2."""
     setting = compare.Setting("frepo", 2, 1, "digits", 4)
     in_turns = itertools.islice(itertools.cycle([8.0, 2.0, 2.0, 8.0]), 2 * (compare.WARMUP + 4))
-    timing = compare.measure(setting, 4, config={"batch_size": 20, "pool_size": 2}, now=Ticks([1.0, *in_turns]))
+    timing = compare.measure(setting, 4, config={"batch_size": 20, "pool_size": 2}, now=Ticks(list(in_turns)))
     assert timing.seconds == {"plain": 8.0, "ours": 2.0}
-    assert timing.flops > 0
+    assert 0 < timing.flops["ours"] == pytest.approx(timing.flops["plain"], rel=0.01)
     slower = replace(timing, seconds={"plain": 8.0, "ours": 8.0, "JAX": 4.0})
     shown = compare.table([timing, slower], machine.Rates(sgemm=2.0, convolution=1e-9))
     first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:4])
-    assert first[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "2000.0", "", "0.25", ""]
-    assert second[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "8000.0", "4000.0", "1.00", "2.00"]
+    assert first[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "2000.0", "", "0.25", "0.99", ""]
+    assert second[:-2] == ["frepo", "2", "1", "4", "digits", "8000.0", "8000.0", "4000.0", "1.00", "0.99", "2.00"]
     assert "frepo, 2 synthetic images: ours / plain 0.50 (geometric mean of 2)" in shown
     assert "frepo, 2 synthetic images: ours / JAX 2.00 (geometric mean of 1)" in shown
 
@@ -197,8 +197,8 @@ def test_plain_is_held_against_what_was_reported() -> None:
     """On a machine whose matrix products take twice as long as there everything should."""
     near, far = compare.Setting("frepo", 10, 1, "cifar", 16), compare.Setting("frepo", 100, 1, "cifar", 16)
     timings = [
-        compare.Timing(near, {"plain": 0.302 * 1.14, "ours": 0.108}, 1.0),
-        compare.Timing(far, {"plain": 0.590 * 1.16, "ours": 0.253}, 1.0),
+        compare.Timing(near, {"plain": 0.302 * 1.14, "ours": 0.108}, {"ours": 1.0}),
+        compare.Timing(far, {"plain": 0.590 * 1.16, "ours": 0.253}, {"ours": 1.0}),
     ]
     shown = compare.table(timings, machine.Rates(sgemm=reported.SGEMM / 2, convolution=1.0))
     assert [line.split("|")[8].strip() for line in shown.splitlines()[2:4]] == ["0.31", "0.37"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness.store import DiskStore, folder_for
 
@@ -67,6 +68,40 @@ def test_a_damaged_entry_is_as_good_as_none(tmp_path: Path, damage: str, capsys:
     assert message.count("\n") == 1 and path.name in message
     store["a"] = {"t": torch.ones(1)}
     assert torch.equal(DiskStore(tmp_path)["a"]["t"], torch.ones(1))
+
+
+def test_an_entry_of_another_place_is_damage(tmp_path: Path) -> None:
+    """A whole file, but of another name or of other data."""
+    one, other = DiskStore(tmp_path / "1"), DiskStore(tmp_path / "2")
+    one["a"], one["b"], other["a"] = ({"t": torch.full((2,), value)} for value in (1.0, 2.0, 3.0))
+    (path,) = (tmp_path / "1").glob("a-*")
+    for stranger in (next((tmp_path / "1").glob("b-*")), next((tmp_path / "2").iterdir())):
+        path.write_bytes(stranger.read_bytes())
+        assert "a" not in DiskStore(tmp_path / "1")
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_an_entry_that_is_altered_while_it_is_in_use_is_not_used(tmp_path: Path, checked: bool) -> None:
+    DiskStore(tmp_path)["a"] = {"t": torch.zeros(100)}
+    store = DiskStore(tmp_path)
+    if checked:
+        store["a"]
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1] + b"\1")
+    with pytest.raises(KeyError):
+        store["a"]
+
+
+def test_a_header_nested_too_deeply_is_damage(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    store["a"] = {"t": torch.zeros(1)}
+    (path,) = tmp_path.iterdir()
+    save_file({}, path, {"frepo_bench": "[" * 100_000})
+    assert list(store) == []
+    with pytest.raises(KeyError):
+        store["a"]
 
 
 def test_folders_depend_on_everything_in_the_key(tmp_path: Path) -> None:

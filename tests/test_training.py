@@ -363,17 +363,38 @@ def test_no_step_waits_for_the_device(name: str, count: int) -> None:
 # Predictions
 
 
-def test_predictions_do_not_depend_on_the_batch_and_leave_the_network_alone() -> None:
-    spec = replace(SPEC, norm="batch")
-    trained = spec.build(generator())
-    images, _ = examples()
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_predictions_do_not_depend_on_the_chunks_and_leave_the_network_alone(
+    network: Any, norm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = replace(SPEC, name=network, norm=norm).build(generator(), dtype=torch.float64)
+    images = examples()[0].double()
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    logits = predict(trained, images)
-    torch.testing.assert_close(predict(trained, images, batch_size=2), logits)
-    assert logits.shape == (9, 3) and not logits.requires_grad
+    whole = predict(trained, images)
+    assert whole.shape == (9, 3) and not whole.requires_grad and not trained.training
+    for size, parts in ((1, 9 * [1]), (4, [4, 4, 1]), (9, [9])):
+        monkeypatch.setattr(training, "CPU_CHUNK_BYTES", size * 4 * 8 * 8 * 8)
+        assert [len(part) for part in training.chunks(trained, images)] == parts
+        torch.testing.assert_close(predict(trained, images), whole, rtol=1e-12, atol=1e-12)
+        doubled = training.features(trained, images, lambda features: 2 * trained.head(features))
+        torch.testing.assert_close(doubled, 2 * whole, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
-    doubled = predict(trained, images, lambda features: 2 * trained.head(features), batch_size=2)
-    torch.testing.assert_close(doubled, 2 * logits)
+
+
+@pytest.mark.parametrize(
+    ("width", "side", "dtype", "size"),
+    [
+        (32, 32, torch.float32, 64),
+        (32, 64, torch.float32, 16),
+        (64, 32, torch.float64, 16),
+        (128, 512, torch.float32, 1),  # one image has more
+    ],
+)
+def test_a_chunk_has_eight_mebibytes_of_first_maps(width: int, side: int, dtype: torch.dtype, size: int) -> None:
+    spec = NetworkSpec("convnet", 3, (side, side), 3, width=width, depth=1)
+    images = torch.empty(1, dtype=dtype).expand(2, 3, side, side)
+    assert training.chunk_size(spec.build(generator()), images) == size
 
 
 def test_accuracy_is_the_fraction_of_rows_that_are_right() -> None:

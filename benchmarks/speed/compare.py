@@ -107,8 +107,8 @@ class Timing:
     setting: Setting
     seconds: Mapping[str, float]
     """Arm → median of one step."""
-    flops: float
-    """What ours computes in a step."""
+    flops: Mapping[str, float]
+    """Arm → operations of one step; not of JAX."""
     live_bytes: Mapping[str, int] = field(default_factory=dict)
     """Arm → most bytes of tensors alive at once, from its construction on; where it was asked for."""
 
@@ -133,13 +133,17 @@ def measure(
     makers, task = arms_of(setting, 1000 + repeats, config or {}, jax=jax)
     arms = {name: make(task()) for name, make in makers.items()}
 
-    def run(arm: str) -> float:
-        begin = now()
+    def cycle(arm: str) -> None:
         for _ in range(arms[arm].steps_per_cycle):
             arms[arm].step()
+
+    def run(arm: str) -> float:
+        begin = now()
+        cycle(arm)
         return (now() - begin) / arms[arm].steps_per_cycle
 
-    operations = workload.flops(lambda: run("ours")) / arms["ours"].steps_per_cycle
+    counted = [arm for arm in arms if arm != "JAX"]
+    operations = {arm: workload.flops(functools.partial(cycle, arm)) / arms[arm].steps_per_cycle for arm in counted}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     orders = itertools.cycle(itertools.permutations(arms))
     for order in itertools.islice(orders, WARMUP + repeats):
@@ -219,7 +223,9 @@ def table(timings: Sequence[Timing], machine: Rates) -> str:
 COLUMNS = (
     *("method", "classes", "ipc", "width", "shape", "steps"),
     *("plain ms", "ours ms", "rematerialised ms", "JAX ms"),
-    *("ours / plain", "rematerialised / ours", "ours / JAX", "plain / expected"),
+    *("ours / plain", "operations ours / plain"),
+    *("rematerialised / ours", "operations rematerialised / ours"),
+    *("ours / JAX", "plain / expected"),
     *("plain MiB", "ours MiB", "rematerialised MiB"),
     *("GFLOP/s", "of convolution rate"),
 )
@@ -229,7 +235,7 @@ RATIOS = (("ours", "plain"), ("rematerialised", "ours"), ("ours", "JAX"))
 
 def _row(timing: Timing, machine: Rates) -> Iterator[tuple[str, str]]:
     """Column, entry."""
-    setting, rate = timing.setting, timing.flops / timing.seconds["ours"] / 1e9
+    setting, rate = timing.setting, timing.flops["ours"] / timing.seconds["ours"] / 1e9
     for name in ("method", "classes", "ipc", "width", "shape", "steps"):
         if (value := getattr(setting, name)) is not None:
             yield name, str(value)
@@ -238,6 +244,8 @@ def _row(timing: Timing, machine: Rates) -> Iterator[tuple[str, str]]:
     for arm, to in RATIOS:
         if {arm, to} <= timing.seconds.keys():
             yield f"{arm} / {to}", f"{timing.ratio(arm, to):.2f}"
+        if {arm, to} <= timing.flops.keys():
+            yield f"operations {arm} / {to}", f"{timing.flops[arm] / timing.flops[to]:.2f}"
     if (expected := _expected(timing, machine)) is not None:
         yield "plain / expected", f"{expected:.2f}"
     for arm, size in timing.live_bytes.items():

@@ -101,7 +101,7 @@ def kernel_loss(case: Case) -> None:
     f32 = 1e-4
     targets = frepo.centred_one_hot(case["in.label_real"], int(case.cfg["C"]), case.dtype)
     case.check("in.y_real", targets, f64=1e-14, f32=1e-6)
-    feat_real = frepo.real_features(network.eval(), real_images)
+    feat_real = frepo.features(network.eval(), real_images)
     case.check("out.feat_real", feat_real, f64=1e-11, f32=FORWARD32)
     for flip in (False, True):
         out = f"out.flip{int(flip)}."
@@ -181,7 +181,8 @@ def label_init(case: Case) -> None:
 
 def lamb(case: Case) -> None:
     cfg = case.cfg
-    lrs = [frepo.cosine_lr(float(cfg["lr"]), t, int(cfg["N"]), float(cfg["alpha"])) for t in range(int(cfg["T"]))]
+    rate, steps, final = float(cfg["lr"]), int(cfg["N"]), float(cfg["alpha"])
+    lrs = [frepo.warmup_cosine(t, steps, rate, 0, final) for t in range(int(cfg["T"]))]
     case.check("out.lr", torch.tensor(lrs, dtype=torch.float64), f64=1e-12, f32=1e-5)
     for which in "xy":
         parameter, gradients = case[f"in.{which}0"].clone(), case[f"in.grad_{which}"]
@@ -296,8 +297,8 @@ def _per_image_trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
     return ratio.view(-1, *(1,) * (parameter.ndim - 1))
 
 
-_cosine_lr, _label_loss, _lamb, _mirrored = frepo.cosine_lr, frepo.label_loss, frepo.lamb, frepo.mirrored
-_real_features, _update, _draw_per_class = frepo.real_features, frepo.online_update, Task.draw_per_class
+_warmup_cosine, _label_loss, _lamb, _mirrored = frepo.warmup_cosine, frepo.label_loss, frepo.lamb, frepo.mirrored
+_features, _update, _draw_per_class = frepo.features, frepo.online_update, Task.draw_per_class
 _batch_norm_init = BatchNorm.__init__
 
 
@@ -346,7 +347,7 @@ def _train_before_the_update(patch: pytest.MonkeyPatch) -> None:
 
 def _real_images_mirrored(patch: pytest.MonkeyPatch) -> None:
     """Features and targets of the real images twice, as for the synthetic ones."""
-    patch.setattr(frepo, "real_features", lambda network, x: _real_features(network, torch.cat([x, x.flip(3)])))
+    patch.setattr(frepo, "features", lambda network, x: _features(network, torch.cat([x, x.flip(3)])))
     loss = frepo.krr_loss
     patch.setattr(frepo, "krr_loss", lambda real, y, *rest: loss(real, torch.cat([y, y]), *rest))
 
@@ -473,15 +474,15 @@ MISTAKES = [
     Mistake(
         "schedule: off by one",
         _LAMB,
-        _replace(frepo, "cosine_lr", lambda lr, update, total, end: _cosine_lr(lr, update + 1, total, end)),
+        _replace(frepo, "warmup_cosine", lambda step, *settings: _warmup_cosine(step + 1, *settings)),
     ),
     Mistake(
         "schedule: goes on after its end",
         _LAMB,
         _replace(
             frepo,
-            "cosine_lr",
-            lambda lr, t, total, end: lr * ((1 - end) * (1 + np.cos(np.pi * t / total)) / 2 + end),
+            "warmup_cosine",
+            lambda t, total, lr, warmup, end: lr * ((1 - end) * (1 + np.cos(np.pi * t / total)) / 2 + end),
         ),
     ),
     Mistake(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import augment, layers, networks, protocols, training
+from benchmarks import augment, networks, protocols, training
 from benchmarks.networks import BatchNorm, ConvNetDoubling, Network, NetworkSpec
 from tests.adapters import FORWARD32, KINK32, Adapter, Case, Mistake
 
@@ -145,7 +145,7 @@ def dc_evaluate_synset(case: Case) -> None:
     training.train(network, case["in.x"], case["in.y"], "probability", recipe, flip=False, generator=generator)
     for name, parameter in network.named_parameters():
         case.check(f"out.final.param.{vico_name(name)}", parameter, f64=1e-11, f32=KINK32)
-    logits = training.predict(network, case["in.x_test"], batch_size=7)
+    logits = training.predict(network, case["in.x_test"])
     case.check("out.logits_test", logits, f64=1e-11, f32=KINK32)
     accuracy = training.accuracy(logits, case["in.y_test"])
     case.check("out.acc_test", torch.tensor(accuracy, dtype=torch.float64), f64=1e-12, f32=1e-12)
@@ -316,7 +316,7 @@ MISTAKES: list[Mistake] = [
     Mistake("padding 1 for grey images, frepo", FREPO_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
     Mistake("padding 1 for grey images, dc", DC_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
     Mistake("instance norm eps 1e-6", DC, plant(nn, "GroupNorm", GroupNormOtherEps)),
-    Mistake("maximum pooling", DC, plant(layers, "_pool", lambda x, _: F.max_pool2d(x, 2))),
+    Mistake("maximum pooling", DC, plant(networks.AveragePool, "forward", lambda _, x: F.max_pool2d(x, 2))),
     Mistake("torch's default initialisation", INIT, plant(networks, "_lecun_normal", networks._torch_default)),
     Mistake("truncation at three sigma", INIT, plant(networks, "_CUT", 3.0)),
     Mistake("truncation not accounted for", INIT, plant(networks, "_TRUNCATED_STD", 1.0)),
