@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from benchmarks import PREPROCESSINGS
 from benchmarks.datasets import Benchmark, cover
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
@@ -201,13 +202,22 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
         raise ValueError(f"schema {header['schema']!r}, and this version reads {SCHEMA}")
     if header["label_space"] not in get_args(LabelSpace):
         raise ValueError(f"labels are {header['label_space']!r}, which is none of {', '.join(get_args(LabelSpace))}")
+    names = header["class_names"]
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TypeError("class_names is no list of names")
+    if not (isinstance(header["cell"], dict) and isinstance(header["config"], dict)):
+        raise TypeError("cell or config is no mapping")
+    if "lr" in tensors and not tensors["lr"].is_floating_point():
+        raise TypeError("lr is no floating point number")
+    if header["preprocess"]["name"] not in PREPROCESSINGS:
+        raise ValueError(f"preprocessing {header['preprocess']['name']!r} is none of {', '.join(PREPROCESSINGS)}")
     size = header["network"].pop("image_size")
     return Artifact(
         images=tensors["images"],
         labels=tensors["labels"],
         label_space=header["label_space"],
         lr=tensors.get("lr"),
-        class_names=tuple(header["class_names"]),
+        class_names=tuple(names),
         preprocess=Preprocess.rebuild(
             {name.removeprefix(_PREPROCESS): t for name, t in tensors.items() if name.startswith(_PREPROCESS)},
             header["preprocess"],

@@ -104,6 +104,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         return given
     if not given.files:
         raise UserError(f"no file is given; for instance: {PROGRAM} images_best.pt labels_best.pt --dataset cifar10")
+    _check_names(given)
+    if given.budget == "cost":
+        raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
+    if given.name is not None and (given.name in methods.names() or not given.name.strip()):
+        raise UserError(f"--name {given.name!r} is a method of this suite or empty: name the set, as in mtt_released")
+    if given.lr is not None and not 0 < given.lr < math.inf:
+        raise UserError(f"--lr must be a positive number, not {given.lr:g}")
+    return given
+
+
+def _check_names(given: argparse.Namespace) -> None:
+    """Raises UserError for a name that is not known."""
     for kind, name, known in (
         ("preprocessing", given.preprocess, PREPROCESSINGS),
         ("protocol", given.protocol, PROTOCOLS),
@@ -113,13 +125,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     ):
         if name is not None:
             choose(kind, name, known)
-    if given.budget == "cost":
-        raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
-    if given.name is not None and (given.name in methods.names() or not given.name.strip()):
-        raise UserError(f"--name {given.name!r} is a method of this suite or empty: name the set, as in mtt_released")
-    if given.lr is not None and not 0 < given.lr < math.inf:
-        raise UserError(f"--lr must be a positive number, not {given.lr:g}")
-    return given
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -250,8 +255,12 @@ def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str)
     if given.dataset is None and str(own.get("dataset", "")).startswith("folder:"):
         raise UserError(f"--dataset is missing: say where the images of {own['dataset']} lie, as folder:PATH")
     for name in names:
-        if getattr(given, name) is None:
-            setattr(given, name, own.get(name))  # a set that somebody saved by hand need not know all of it
+        value = own.get(name)  # a set that somebody saved by hand need not know all of it
+        if getattr(given, name) is None and value is not None:
+            if type(value) is not (str if name in ("dataset", "budget", "protocol", "network") else int):
+                raise UserError(f"{given.files[0]} is damaged: its {name} is {value!r}")
+            setattr(given, name, value)
+    _check_names(given)
     if given.name is None and "method" in own:
         given.name = f"{own['method']}_reevaluated"
 

@@ -231,7 +231,7 @@ def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -
     )
     if bool((empty := (labels == labels[:, :1]).all(1)).any()):
         row = int(empty.nonzero()[0])
-        raise UserError(f"all labels of image {row} are {float(labels[row, 0]):g}: they name no class")
+        raise UserError(f"all labels of image {row} are {float(labels[row, 0]) + 0.0:g}: they name no class")
     probability = bool((labels >= -tolerance).all()) and bool(((sums - 1).abs() <= tolerance).all())
     centred = bool((sums.abs() <= tolerance).all()) and float(labels.abs().max()) <= LARGEST_TARGET
     if said == "probability" and not probability:
@@ -449,7 +449,8 @@ def _of_arrays(path: Path, arrays: dict[str, _Array], files: tuple[tuple[str, st
     for source, (image_key, label_key) in KEYS.items():
         if image_key in arrays and label_key in arrays:
             image_array, label_array = arrays[image_key], arrays[label_key]
-            images, labels = image_array.outline(), label_array.outline()
+            with _damaged(path, UserError):  # there is no tensor of any shape that a header may hold
+                images, labels = image_array.outline(), label_array.outline()
             _expect(path, images, labels)
             read_both = functools.partial(_read_arrays, image_array, label_array)
             return Imported(source, images.permute(0, 3, 1, 2), labels, None, files, arrays=read_both)
