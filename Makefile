@@ -17,9 +17,11 @@ endef
 .PHONY: demo test bench clean
 .DELETE_ON_ERROR:
 
+# Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
 demo: $(VENV)/.core
-	rm -rf $(DEMO)
+	@if test -e $(DEMO)/.finished; then rm -rf $(DEMO); fi
 	$(BIN)/python -m harness.run --methods frepo,mtt,random_real --dataset digits $(DEMO_FLAGS) --output $(DEMO)
+	@touch $(DEMO)/.finished
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -14,10 +14,20 @@ class UserError(ValueError):
     """
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The member of ``names`` most like ``name``, or None where none is."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return close[0] if close else None
+def printable(text: str) -> str:
+    """``text`` on one line, safe to print: characters that are not printable, such as line breaks and the start of an
+    escape code, become escapes as in a Python string."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str | None:
+    """The member of ``names`` most like ``name`` in any case of its letters, or None where none is.
+
+    ``likeness``: the least, between 0 and 1.
+    """
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=likeness)
+    return lower[close[0]] if close else None
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> str:

@@ -5,21 +5,18 @@ gradients of DC and DSA, a norm and what follows it take more time and memory th
 as large as the input, half of them kept. Here both derivatives are written by hand. The input alone is kept; the rest
 is computed again, on a CPU for a few images at a time, in memory that stays in the cache.
 
-Convolution, ReLU and pooling: by ``benchmarks.winograd`` where it can. Else the maps between, larger than what goes in
-and comes out, and their gradient are made for a few images at a time, as a tensor of many megabytes in fresh memory
-takes a CPU longer to come by than to fill.
+Convolution, ReLU and pooling: the maps between, larger than what goes in and comes out, and their gradient are made for
+a few images at a time, as a tensor of many megabytes in fresh memory takes a CPU longer to come by than to fill.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from benchmarks import winograd
 
 CACHED_BYTES = 2**22
 """Of the maps that pass together on a CPU."""
@@ -78,79 +75,8 @@ def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Ten
     The values of ``F.conv2d``, ``F.relu`` and ``F.avg_pool2d``; differentiable as often as they are. Gradients are
     computed of whatever requires one when the function is called, wanted or not: freeze what is constant.
     """
-    function = _Winograd if winograd.takes(x, weight, bias, padding) else _ConvReluPool
-    pooled: Tensor = function.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
+    pooled: Tensor = _ConvReluPool.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
     return pooled
-
-
-class _Winograd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-        pooled, positive = winograd.conv_relu_pool(x, weight, bias, padding, positive=any(ctx.needs_input_grad))
-        ctx.save_for_backward(x, weight, bias, positive)
-        ctx.padding = padding
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, positive = ctx.saved_tensors
-        if torch.is_grad_enabled():  # it is to be differentiated again
-            x, weight, bias = inputs = _apart(x, weight, bias)
-            y = F.avg_pool2d(F.relu(F.conv2d(x, weight, bias, padding=ctx.padding)), 2)
-            return *_gradients(y, inputs, gradient), None
-        in_x = in_weight = in_bias = None
-        if ctx.needs_input_grad[0]:
-            in_x = winograd.input_gradient(gradient, weight, x.shape, ctx.padding, positive)
-        if any(ctx.needs_input_grad[1:]):
-            in_weight, in_bias = winograd.weight_gradient(gradient, x, weight, ctx.padding, positive)
-        return in_x, in_weight, in_bias, None
-
-
-def conv_norm_relu_pool(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, padding: int, eps: float
-) -> Tensor:
-    """``conv_relu_pool`` with instance norm before ReLU, of what ``winograd.takes``."""
-    pooled: Tensor = _ConvNormReluPool.apply(x, weight, bias, scale, shift, padding, eps)  # type: ignore[no-untyped-call]
-    return pooled
-
-
-class _ConvNormReluPool(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, padding: int, eps: float
-    ) -> Tensor:
-        maps = winograd.convolve(x, weight, bias, padding)
-        pooled, kept = winograd.norm_relu_pool(maps, scale, shift, eps)
-        ctx.save_for_backward(x, weight, bias, scale, shift, maps, *kept)
-        ctx.settings = padding, eps
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, scale, shift, maps, *kept = ctx.saved_tensors
-        padding, eps = ctx.settings
-        if torch.is_grad_enabled():  # it is to be differentiated again
-            x, weight, bias, scale, shift = inputs = _apart(x, weight, bias, scale, shift)
-            y = F.group_norm(F.conv2d(x, weight, bias, padding=padding), len(scale), scale, shift, eps)
-            return *_gradients(F.avg_pool2d(F.relu(y), 2), inputs, gradient), None, None
-        in_maps, in_scale, in_shift = winograd.norm_relu_pool_gradient(gradient, maps, scale, kept)
-        in_x = in_weight = in_bias = None
-        if ctx.needs_input_grad[0]:
-            in_x = winograd.input_gradient(in_maps, weight, x.shape, padding)
-        if any(ctx.needs_input_grad[1:3]):
-            in_weight, in_bias = winograd.weight_gradient(in_maps, x, weight, padding)
-        return in_x, in_weight, in_bias, in_scale, in_shift, None, None
-
-
-def _apart(*inputs: Tensor) -> list[Tensor]:
-    """As they are, but none made of another: one that is, as with shared weights, has its own gradient alone."""
-    return [one.view_as(one) for one in inputs]
-
-
-def _gradients(y: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> Iterator[Tensor | None]:
-    """Those in what requires one, differentiable."""
-    found = iter(torch.autograd.grad(y, [one for one in inputs if one.requires_grad], gradient, create_graph=True))
-    return (next(found) if one.requires_grad else None for one in inputs)
 
 
 class _ConvReluPool(torch.autograd.Function):

@@ -8,6 +8,7 @@ The same ``width`` names two different networks: report the parameter count besi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
-from benchmarks import NETWORKS, NORMS, winograd
+from benchmarks import NETWORKS, NORMS
 from benchmarks.errors import UserError, choose
-from benchmarks.layers import average_pool, conv_norm_relu_pool, conv_relu_pool, instance_norm_relu_pool
+from benchmarks.layers import average_pool, conv_relu_pool, instance_norm_relu_pool
 
 
 class Network(nn.Module):
@@ -50,10 +51,10 @@ class Blocks(nn.Sequential):
     """Layers in sequence, some of them as one function where that is faster.
 
     Instance norm, ReLU and average pooling where they are differentiated twice. That is where images and parameters
-    both need a gradient: the gradient of the ones is taken of the gradient of the others.
+    both need a gradient: the gradient of the ones is taken of the gradient of the others. Where one derivative is
+    enough, torch's own layers are as fast.
 
-    Where one derivative is enough, whole blocks of them on a CPU: a second one is right as well, but slower, and hooks
-    of single layers do not see them.
+    Convolution, ReLU and average pooling where they are differentiated once, on a CPU and channels last.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,66 +63,27 @@ class Blocks(nn.Sequential):
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
         while layers:
             match layers:
-                case [nn.Conv2d() as conv, nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
-                    _once(of_images, conv) and _of_instances(norm) and _native(conv, x, norm.weight, norm.bias)
-                ):
-                    parameters = conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias
-                    x = conv_norm_relu_pool(x, *parameters, _padding(conv), norm.eps)
                 case [nn.GroupNorm() as norm, nn.ReLU(), AveragePool(), *layers] if (
-                    of_images and norm.weight.requires_grad and _of_instances(norm)
+                    of_images and norm.weight.requires_grad and norm.num_groups == norm.num_channels
                 ):
                     x = instance_norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
-                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if _once(of_images, conv) and (
-                    _native(conv, x) or _in_parts(conv, x)
+                case [nn.Conv2d() as conv, nn.ReLU(), AveragePool(), *layers] if (
+                    torch.is_grad_enabled() and not (of_images and conv.weight.requires_grad) and _in_parts(conv, x)
                 ):
-                    x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), _padding(conv))
+                    x = conv_relu_pool(x, conv.weight, cast(Tensor, conv.bias), cast(Any, conv.padding)[0])
                 case [layer, *layers]:
                     x = layer(x)
         return x
 
 
-def _once(of_images: bool, conv: nn.Conv2d) -> bool:
-    """Whether one derivative will do."""
-    return not (torch.is_grad_enabled() and of_images and conv.weight.requires_grad)
-
-
-def _of_instances(norm: nn.GroupNorm) -> bool:
-    """Whether it is instance norm, with parameters."""
-    return norm.affine and norm.num_groups == norm.num_channels
-
-
-def _usual(conv: nn.Conv2d) -> bool:
-    """Whether it is a convolution as it stands in the networks here."""
-    return (
-        conv.kernel_size == (3, 3)
-        and conv.stride == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
-        and conv.padding[0] == conv.padding[1]
-        and conv.bias is not None
-    )
-
-
-def _native(conv: nn.Conv2d, x: Tensor, *of_norm: Tensor) -> bool:
-    """Whether there are kernels for it, ``x`` and the parameters of a norm behind it."""
-    return _usual(conv) and winograd.takes(x, conv.weight, cast(Tensor, conv.bias), _padding(conv), *of_norm)
-
-
 def _in_parts(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether torch's operators are faster on parts of ``x``."""
+    """Whether ``conv_relu_pool`` takes them."""
     return (
-        torch.is_grad_enabled()
-        and _usual(conv)
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
+        and conv.groups == 1
         and conv.weight.is_contiguous(memory_format=torch.channels_last)
         and not (x.shape[2] % 2 or x.shape[3] % 2)
     )
-
-
-def _padding(conv: nn.Conv2d) -> int:
-    """The same on all sides."""
-    return int(cast(Any, conv.padding)[0])
 
 
 class ConvNet(Network):
@@ -259,6 +221,18 @@ class NetworkSpec:
     def _first_map(self, size: int) -> int:
         return size + 2 * (self.padding(0) - 1)
 
+    def parameters(self) -> int:
+        """The number of parameters of the network that `build` makes; nothing is allocated.
+
+        Raises UserError for one that is too large to be counted.
+        """
+        try:
+            with torch.device("meta"):
+                network = _FAMILIES[self.name](self)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise UserError(f"a network of width {self.width} is larger than any memory; lower it") from error
+        return sum(parameter.numel() for parameter in network.parameters())
+
     def build(
         self,
         generator: torch.Generator,
@@ -272,7 +246,7 @@ class NetworkSpec:
         every dtype. No global random state is read or moved.
         """
         with torch.device("meta"):
-            network = (ConvNet if self.name == "convnet" else ConvNetDoubling)(self)
+            network = _FAMILIES[self.name](self)
         network = network.to(dtype).to_empty(device=device or "cpu")
         draw = _torch_default if self.name == "convnet" else _lecun_normal
         with torch.no_grad():
@@ -282,10 +256,13 @@ class NetworkSpec:
                 elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d | BatchNorm):
                     module.reset_parameters()
         if self.name == "convnet_doubling" and network.head.weight.device.type == "cpu":
-            # Convolutions follow their weights. By torch's operators, at width 32, training is 1.3 to 1.6 times faster
-            # so; `convnet`, with instance norm, is slower.
+            # Convolutions follow their weights. At width 32 training is 1.3 to 1.6 times faster so; `convnet`, with
+            # instance norm, is slower.
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
+
+
+_FAMILIES: dict[str, Callable[[NetworkSpec], Network]] = {"convnet": ConvNet, "convnet_doubling": ConvNetDoubling}
 
 
 def _torch_default(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:

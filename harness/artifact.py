@@ -11,9 +11,11 @@ same run gives the same bytes. A PNG beside it shows the images in natural colou
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,13 +24,13 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from benchmarks import PREPROCESSINGS
 from benchmarks.datasets import Benchmark, cover
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, printable
 from benchmarks.networks import NetworkSpec
 from benchmarks.pictures import upright
 from benchmarks.preprocess import Preprocess
@@ -143,10 +145,11 @@ def save(
     network: NetworkSpec,
     cell: Mapping[str, Any],
     config: Mapping[str, Any],
-) -> None:
+) -> str:
     """Write ``synthetic`` to ``path`` (``.safetensors``) and a picture of it beside (``.png``), each in one go.
 
     ``network``: the one it is evaluated with. ``cell`` and ``config``: what determined the set, JSON values only.
+    Returns the SHA-256 of the ``.safetensors``.
     """
     preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
     tensors = {"images": synthetic.images, "labels": synthetic.labels}
@@ -170,7 +173,8 @@ def save(
         temporary.write_bytes(content)
     natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
     with replacing(path.with_suffix(".png")) as temporary:
-        picture(natural, ipc=len(natural) // len(benchmark.class_names)).save(temporary, format="PNG")
+        picture(natural, benchmark.class_names).save(temporary, format="PNG")
+    return hashlib.sha256(content).hexdigest()
 
 
 def load(path: str | Path) -> Artifact:
@@ -190,11 +194,38 @@ def load(path: str | Path) -> Artifact:
     if header is None:
         raise UserError(f"{path} is a .safetensors file, but not a distilled set of this suite")
     try:
-        return _decode(json.loads(header), tensors)
+        settings = json.loads(header)
+        if settings["schema"] > SCHEMA:
+            raise UserError(f"{path} was written by a newer version of this suite (schema {settings['schema']})")
+        return _decode(settings, tensors)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # JSON may be nested deeply
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def lost(path: Path, ipc: int, sha256: str | None) -> str | None:
+    """Why the set in ``path`` is not the whole set that was written, in words; None: it is.
+
+    ``sha256``: of the file as it was written. None, of records that do not have it: the file must load wholly, and hold
+    ``ipc`` images with labels for each class.
+    """
+    if not path.is_file():
+        return f"its set {path.name} is missing"
+    if sha256 is not None:
+        try:
+            with open(path, "rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except OSError as error:
+            return f"its set {path.name} cannot be read: {error.strerror}"
+        return None if same else f"its set {path.name} is not as it was written"
+    try:
+        found = load(path)
+    except UserError as error:
+        return str(error)
+    count, classes = len(found.images), len(found.class_names)
+    whole = count == ipc * classes and tuple(found.labels.shape) == (count, classes)
+    return None if whole else f"its set {path.name} holds {count} images, not {ipc} for each of {classes} classes"
 
 
 def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
@@ -228,19 +259,56 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
     )
 
 
-def picture(images: Tensor, *, ipc: int) -> Image.Image:
-    """Images (N, C, H, W) in [0, 1] on a white grid: a row for each class, a column for each of its images.
+FONT_SIZE, LINE, LABEL_WIDTH, GAP = 11, 15, 160, 2
+"""Of pictures, in pixels: letters, a line of them, at most a label beside a row, and the white between images."""
 
-    With one image per class, the classes in reading order. Small images are enlarged to about 64 pixels.
+
+def picture(images: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1], class-major, on a white grid with the names of the classes.
+
+    A row for each class, its name before it, and a column for each of its images. With one image per class, the classes
+    in reading order, the name below each image. Small images are enlarged to about 64 pixels.
     """
     count, channels, height, width = images.shape
+    ipc = count // len(class_names)
     columns = ipc if ipc > 1 else math.ceil(math.sqrt(count))
+    scale = max(1, 64 // max(height, width))
+    step_y, step_x = height * scale + GAP, width * scale + GAP
+    font = ImageFont.load_default(FONT_SIZE)
+    if ipc > 1:
+        names = [_label(i, name, font, LABEL_WIDTH) for i, name in enumerate(class_names)]
+        left = math.ceil(max(map(font.getlength, names))) + 3 * GAP
+    else:
+        names = [_label(i, name, font, width * scale) for i, name in enumerate(class_names)]
+        left, step_y = GAP, step_y + LINE
     rows = math.ceil(count / columns)
-    scale, gap = max(1, 64 // max(height, width)), 2
-    step_y, step_x = height * scale + gap, width * scale + gap
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    canvas = np.full((rows * step_y + gap, columns * step_x + gap, channels), 255, dtype=np.uint8)
+    canvas = np.full((rows * step_y + GAP, left + columns * step_x, channels), 255, dtype=np.uint8)
     for i, image in enumerate(pixels):
-        top, left = gap + i // columns * step_y, gap + i % columns * step_x
-        canvas[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
-    return Image.fromarray(cast(Any, canvas.squeeze(2) if channels == 1 else canvas))
+        top, begin = GAP + i // columns * step_y, left + i % columns * step_x
+        canvas[top : top + height * scale, begin : begin + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
+    drawn = Image.fromarray(cast(Any, canvas.squeeze(2) if channels == 1 else canvas))
+    pen = ImageDraw.Draw(drawn)
+    black = 0 if channels == 1 else (0, 0, 0)
+    for i, name in enumerate(names):
+        if ipc > 1:
+            x, y, anchor = left - 2.0 * GAP, GAP + i * step_y + height * scale / 2, "rm"
+        else:
+            x, y, anchor = left + (i % columns + 0.5) * step_x - GAP / 2, (i // columns + 1) * step_y - LINE, "ma"
+        pen.text((x, y), name, fill=black, font=font, anchor=anchor)
+    return drawn
+
+
+def _label(index: int, name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """``name`` without accents, as far as it fits into ``width`` pixels.
+
+    The number of the class where ``font``, which knows little more than ASCII, lacks a letter.
+    """
+    text = "".join(c for c in unicodedata.normalize("NFKD", printable(name)) if not unicodedata.combining(c))
+    missing = bytes(font.getmask("\U0010ffff"))
+    if any(bytes(font.getmask(letter)) == missing for letter in text):
+        text = f"class {index}"
+    if font.getlength(text) <= width:
+        return text
+    fitting = [text[:end].rstrip() + "…" for end in range(len(text)) if font.getlength(text[:end] + "…") <= width]
+    return fitting[-1] if fitting else ""

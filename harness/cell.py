@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 import methods
-from benchmarks import winograd
 from benchmarks.datasets import Benchmark, load
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
 from harness import artifact, record
@@ -46,6 +45,7 @@ from harness.progress import Progress
 from harness.record import Record
 from harness.store import DiskStore, folder_for
 from methods.base import Method, Synthetic
+from methods.checks import NotFinite, check_losses, check_synthetic
 
 SAMPLES = 1000
 """About so many timing windows are kept."""
@@ -53,6 +53,12 @@ WARMUP_STEPS = 3
 """Before cycles are timed; fewer where they take longer than ``WARMUP_SECONDS``."""
 WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
 """Cycles are timed until so many are done or so long has passed."""
+TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
+"""Slow cycles: so many are timed, or fewer where they take longer than this."""
+LOOK_SECONDS = 10.0
+"""After so long, and again after twice as long, the estimate is held against the steps that were taken …"""
+WRONG_BY, WRONG_SECONDS = 1.25, 10.0
+"""… and corrected where it is off by this factor and by so many seconds."""
 GPU_WINDOW_SECONDS = 0.05
 """A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
 
@@ -78,6 +84,8 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
 
     Out of memory and divergence are results. For any other error the record has one line, and a log file beside it the
     traceback. ``now``: the clock to read. ``given``: a set that is only to be evaluated.
+
+    Raises UserError, which tells the accuracies, where the record cannot be written.
     """
     found = record.new(
         job.cell.to_dict(),
@@ -85,7 +93,7 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
         record.provenance(job.command, device=record.device_name(job.device), fingerprint=job.cell.data_fingerprint),
     )
     found["provenance"] |= {**_versions(job.device), **(given.provenance if given else {})}
-    job.log_path.unlink(missing_ok=True)
+    _remove(job.log_path)
     try:
         with time_limit(job.time_limit_seconds):
             _Run(job, found, now, given).all()
@@ -105,12 +113,20 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | N
         if _out_of_memory(error):
             found["status"] = "oom"
         else:
-            job.log_path.write_text(traceback.format_exc(), encoding="utf-8")
-            found["message"] = f"{found['message']} (traceback in {job.log_path.name})"
+            with contextlib.suppress(OSError):  # the disk may be full, and the line says enough
+                job.log_path.write_text(traceback.format_exc(), encoding="utf-8")
+                found["message"] = f"{found['message']} (traceback in {job.log_path.name})"
+    if found["message"] is not None:
+        found["message"] = printable(found["message"])
     if found["status"] != "ok":  # a set of an earlier try is not that of this record
-        for path in (job.artifact_path, job.artifact_path.with_suffix(".png")):
-            path.unlink(missing_ok=True)
-    record.write(found, job.record_path)
+        found["artifact"] = None
+        _remove(job.artifact_path, job.artifact_path.with_suffix(".png"))
+    try:
+        record.write(found, job.record_path)
+    except OSError as error:
+        accuracies = ", ".join(f"{value:.4f}" for value in found["accuracy"]["values"])
+        lost = f"; the test accuracies were {accuracies}" if accuracies else ""
+        raise UserError(f"{job.record_path} cannot be written: {error.strerror}{lost}") from error
     return found
 
 
@@ -129,7 +145,7 @@ class _Run:
         _set_precision(tf32=cell.tf32)
         clock, meter = Clock(device, self.now), MemoryMeter(device)
         meter.context()
-        self.found["provenance"]["convolutions"] = _load_libraries(device)
+        _load_libraries(device)
         protocol = PROTOCOLS[cell.protocol]
         if self.given is not None:
             self._evaluate_given(self.given, protocol, clock)
@@ -139,7 +155,7 @@ class _Run:
         benchmark = _benchmark(job)
         key = _store_key(benchmark, cell)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
-        machine = [self.found["provenance"][name] for name in ("device", "threads", "convolutions", "torch")]
+        machine = [self.found["provenance"][name] for name in ("device", "threads", "environment", "torch")]
         store = DiskStore(folder_for(Path(job.cache), *key, *machine), self.now)
         cost = self.found["cost"]
         cost["forecast_bytes"] = job.forecast_bytes
@@ -159,15 +175,19 @@ class _Run:
                 with memory_limit(cell.memory_limit_bytes, device):
                     method = method_class(benchmark.task, config, steps)
                     method.prepare(store)
-                    snapshots = self._distil(method, steps, step_seconds, clock, meter, files)
-                if not cell.networks_evaluated:
-                    return
+                    snapshots = self._distil(method, benchmark, steps, step_seconds, clock, meter, files)
                 synthetic = method.synthetic()
                 del method
+                if not cell.networks_evaluated:
+                    with contextlib.suppress(NotFinite):  # it costs as much as a finite one
+                        self._check_synthetic(synthetic, f"after step {steps}", benchmark)
+                    return
+                self._check_trainable(synthetic, f"after step {steps}", benchmark, protocol.recipe)
                 self._evaluate(synthetic, benchmark, protocol, clock)
                 self._curve(snapshots, steps, benchmark, protocol)
         else:
             synthetic = self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
+            self._check_trainable(synthetic, "after prepare()", benchmark, protocol.recipe)
             self._evaluate(synthetic, benchmark, protocol, clock)
         self._save(synthetic, benchmark, protocol)
 
@@ -177,11 +197,12 @@ class _Run:
         self.found["cost"]["parameters_evaluated"] = _parameters(
             network_spec(benchmark, protocol).build(generator_for("count"))
         )
+        self._check_synthetic(given.synthetic, "as it was read", benchmark)
         self._evaluate(given.synthetic, benchmark, protocol, clock)
         self._save(given.synthetic, benchmark, protocol)
 
     def _save(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol) -> None:
-        artifact.save(
+        digest = artifact.save(
             self.job.artifact_path,
             synthetic,
             benchmark,
@@ -189,6 +210,7 @@ class _Run:
             cell=self.found["cell"],
             config=self.found["resolved"] or self.found["config"],
         )
+        self.found["artifact"] = {"name": self.job.artifact_path.name, "sha256": digest}
 
     def _warm_up(
         self, method_class: type[Method], config: Any, benchmark: Benchmark, store: DiskStore, clock: Clock
@@ -202,11 +224,14 @@ class _Run:
         task = dataclasses.replace(benchmark.task, generator=generator_for("warm-up", cell.seed))
         method = self._prepare(lambda: method_class(task, config, cell.steps or SAMPLES), store, clock)
         cost, cycle = self.found["cost"], method.steps_per_cycle
+        if not isinstance(cycle, int) or cycle < 1:
+            raise UserError(f"{cell.method}.steps_per_cycle is {cycle!r}; expected a whole number of at least 1")
+        self._check_synthetic(method.synthetic(), "before the first step", benchmark, initial=True)
 
         def timed(steps: int) -> float:
             begin = clock.read()
             for _ in range(steps):
-                method.step()
+                check_losses(method.step(), f"{cell.method}.step()", task.device)
             return clock.read() - begin
 
         warm = clock.read()
@@ -214,7 +239,12 @@ class _Run:
         if first < WARMUP_SECONDS:
             timed(max(0, WARMUP_STEPS - cycle))
         seconds: list[float] = []
-        while len(seconds) < WARMUP_CYCLES and sum(seconds) < WARMUP_SECONDS:
+
+        def enough() -> bool:
+            longest = TIMED_SECONDS if len(seconds) < TIMED_CYCLES else WARMUP_SECONDS
+            return len(seconds) >= WARMUP_CYCLES or sum(seconds) >= longest
+
+        while not enough():
             seconds.append(timed(cycle))
         median = statistics.median(seconds)
         cost["warmup_seconds"] = clock.read() - warm
@@ -268,6 +298,7 @@ class _Run:
     def _distil(
         self,
         method: Method,
+        benchmark: Benchmark,
         steps: int,
         step_seconds: float,
         clock: Clock,
@@ -288,6 +319,7 @@ class _Run:
         snapshots: dict[int, tuple[float, IO[bytes]]] = {}
         progress = Progress("distilling", steps)
         total = 0.0
+        estimate = _Estimate(steps, steps * step_seconds)
         energy = EnergyMeter(meter.gpu)
         # On a GPU one thread of the processor gives out the work.
         load = LoadMeter(torch.get_num_threads() if self.job.cell.device_kind == "cpu" else 1)
@@ -303,11 +335,17 @@ class _Run:
                 if (end - begin) % cycle == 0:
                     cost["step_seconds"].append(elapsed / (end - begin))
                 cost["distill_seconds"] = total
+                check_losses(losses, f"{self.job.cell.method}.step()", method.task.device)
                 progress(end, self._checked(losses, end))
+                if corrected := estimate.corrected(end, total):
+                    progress.say(corrected)
                 if any(begin < step <= end for step in wanted) and end < steps:
                     # On disk, so that they are no part of the memory that is being measured.
                     file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
-                    torch.save(vars(method.synthetic()), file)
+                    synthetic = method.synthetic()
+                    with contextlib.suppress(NotFinite):  # that point has no values
+                        self._check_synthetic(synthetic, f"after step {end}", benchmark)
+                    torch.save(vars(synthetic), file)
                     snapshots[end] = (total, file)
             cost["joules_per_step"] = energy.per_step(steps, total)
         finally:
@@ -318,6 +356,33 @@ class _Run:
         if limit is not None and self.job.cell.device_kind == "cpu" and resident is not None and resident > limit:
             raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
         return snapshots
+
+    def _check_synthetic(self, synthetic: object, when: str, benchmark: Benchmark, *, initial: bool = False) -> None:
+        """Raises UserError for a set that is not what the cell asks for, as `check_synthetic` does."""
+        task, cell = benchmark.task, self.job.cell
+        where = f"{cell.method} {when}" if self.given else f"{cell.method}.synthetic() {when}"
+        check_synthetic(
+            synthetic,
+            where,
+            classes=task.num_classes,
+            ipc=cell.ipc,
+            image=task.images.shape[1:],
+            dtype=task.dtype,
+            device=task.device,
+            initial=initial,
+        )
+
+    def _check_trainable(self, synthetic: Synthetic, when: str, benchmark: Benchmark, recipe: Recipe) -> None:
+        """Raises Diverged for a set that is not finite, and for a learned step size below 0 that ``recipe`` would use.
+
+        Raises UserError for a set that is not what the cell asks for.
+        """
+        try:
+            self._check_synthetic(synthetic, when, benchmark)
+        except NotFinite as error:
+            raise Diverged(str(error)) from error
+        if recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
+            raise Diverged(f"the learned step size is {float(synthetic.lr.mean()):.3g} {when}")
 
     def _checked(self, losses: Mapping[str, Tensor], step: int) -> str:
         """The first loss in words; that it is not finite ends the cell, unless only its cost is asked for.
@@ -334,7 +399,6 @@ class _Run:
 
     def _evaluate(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol, clock: Clock) -> None:
         accuracy, cost, cell = self.found["accuracy"], self.found["cost"], self.job.cell
-        _check_trainable(synthetic, protocol.recipe)
         begin = clock.read()
         cost["networks_at_once"] = self.job.networks_at_once or networks_at_once(
             synthetic,
@@ -362,7 +426,7 @@ class _Run:
             file.seek(0)
             synthetic = Synthetic(**torch.load(file, map_location=benchmark.task.device))
             try:
-                _check_trainable(synthetic, protocol.recipe)
+                self._check_trainable(synthetic, f"after step {step}", benchmark, protocol.recipe)
                 values, _ = self._values(synthetic, benchmark, protocol)
             except Diverged:
                 values = []
@@ -392,6 +456,31 @@ class _Run:
             )
         finally:
             progress.close()
+
+
+class _Estimate:
+    """How long ``steps`` steps take, as last said."""
+
+    def __init__(self, steps: int, seconds: float) -> None:
+        """``seconds``: all steps together, by those of the warm-up."""
+        self._steps, self._said = steps, seconds
+        self._look, self._before = LOOK_SECONDS, (0, 0.0)
+
+    def corrected(self, done: int, seconds: float) -> str | None:
+        """A line where what was said is wrong, after ``done`` steps in ``seconds``; now and then, else None.
+
+        The steps left are taken to be like those since the last look: early steps may well be slower.
+        """
+        if seconds < self._look or done == self._steps:
+            return None
+        before, at = self._before
+        now = seconds + (seconds - at) / (done - before) * (self._steps - done)
+        self._look, self._before = 2 * seconds, (done, seconds)
+        low, high = sorted((now, self._said))
+        if high - low < WRONG_SECONDS or high < WRONG_BY * low:
+            return None
+        self._said = now
+        return f"after {done} of {self._steps} steps: about {_duration(now)} for all of them"
 
 
 def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
@@ -446,16 +535,7 @@ def _check(losses: Mapping[str, Tensor], step: int) -> str:
     for name, value in values.items():
         if not abs(value) < float("inf"):
             raise Diverged(f"{name} is {value} at step {step}")
-    return next((f"{name} {value:.4g}" for name, value in values.items()), "")
-
-
-def _check_trainable(synthetic: Synthetic, recipe: Recipe) -> None:
-    """Raises Diverged for a set that is not finite, and for a learned step size below 0 that ``recipe`` would use."""
-    for name, tensor in (("images", synthetic.images), ("labels", synthetic.labels), ("step size", synthetic.lr)):
-        if tensor is not None and not bool(tensor.isfinite().all()):
-            raise Diverged(f"a value of the learned {name} is not finite after the last step")
-    if recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
-        raise Diverged(f"the learned step size is {float(synthetic.lr.mean()):.3g} after the last step")
+    return next((f"{printable(name)} {value:.4g}" for name, value in values.items()), "")
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -475,16 +555,19 @@ def _set_precision(*, tf32: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _load_libraries(device: torch.device) -> str:
-    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that.
-
-    Returns whose convolutions networks use where those fit.
-    """
+def _load_libraries(device: torch.device) -> None:
+    """Optimisers import for seconds the first time, and convolutions choose kernels: no method should pay for that."""
     images = torch.ones(1, 1, 8, 8, device=device)
     weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     torch.nn.functional.conv2d(images, weight).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.Adam([weight]).step()
-    return "winograd.c" if device.type == "cpu" and winograd.library() is not None else "torch"
+
+
+def _remove(*paths: Path) -> None:
+    """Remove what is there, as far as the folder lets us."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _versions(device: str) -> dict[str, Any]:
@@ -505,7 +588,7 @@ def _duration(seconds: float) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+    print(f"  {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _end_with_input() -> None:
@@ -524,8 +607,8 @@ def main() -> int:
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         run(job)
-    except OSError as error:  # the disk is full, the folder gone: what the record would have said
-        _say(f"{job.record_path} cannot be written: {error.strerror}")
+    except UserError as error:  # the disk is full, the folder gone
+        _say(str(error))
         return 1
     return 0
 

@@ -3,35 +3,141 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import math
+import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO
 
-from benchmarks.errors import UserError, nearest
+from benchmarks.errors import UserError, nearest, printable
+from harness.startup import INTERRUPTED, interruptible
+
+CLOSED_PIPE = 141
+"""Exit status where nobody reads our output any more (``… | head -1``): that of a program ended by SIGPIPE."""
+
+NEGATIVE = re.compile(r"-(\.?\d|inf\b|nan\b)", re.IGNORECASE)
+"""Begins a value, and not a flag, although it has a dash."""
+LARGEST = 2**63 - 1
+"""Of whole numbers: no more fit into a tensor."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError for what it does not understand."""
+    """Raises UserError for what it does not understand, and for a flag that is given twice, by whichever name."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        message = message.removeprefix("argument ").replace("ignored explicit argument", "takes no value, but has")
+        raise UserError(message.replace("expected one argument", "no value is given"))
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        self._negative_number_matcher = NEGATIVE  # "-5GiB" is a value, too, that can be told to be wrong
+        self._check_repeated(arguments)
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            guess = nearest(flag, self._option_string_actions)
-            raise UserError(f"unknown argument {flag!r}" + (f": did you mean {guess}?" if guess else "; see --help"))
+            # They are too many to be listed, and a wild guess is worse than none.
+            guess = nearest(flag.lstrip("-"), (known.lstrip("-") for known in self._option_string_actions), 0.6)
+            raise UserError(f"unknown argument {flag!r}" + (f": did you mean --{guess}?" if guess else "; see --help"))
         return known
+
+    def _check_repeated(self, arguments: Sequence[str]) -> None:
+        flags = [argument.partition("=")[0] for argument in arguments]
+        seen = Counter(flag for flag in flags if flag in self._option_string_actions)
+        names: dict[argparse.Action, str] = {}
+        for flag, count in seen.items():
+            other = names.setdefault(self._option_string_actions[flag], flag)
+            if count > 1:
+                raise UserError(f"{flag} is given twice: leave one of them out")
+            if other != flag:
+                raise UserError(f"{other} and {flag} mean the same: leave one of them out")
+
+
+def whole(text: str) -> int:
+    """A whole number on the command line."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}") from None
+    if abs(number) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is too large")
+    return number
+
+
+def finite(text: str) -> float:
+    """A finite number on the command line."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a finite number, not {text!r}")
+    return number
+
+
+def file_path(text: str) -> Path:
+    """A file or folder on the command line; ``~`` is the user's home, also where no shell replaced it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"there is no such user: {text!r}") from None
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """What ``work`` returns; after a line on standard error 2 for a UserError and 130 for Ctrl-C."""
+    """The status that ``work`` returns.
+
+    After a line on standard error 2 for a UserError or a file that cannot be read or written, and 130 for Ctrl-C;
+    without a line 141 where the reader of our output is gone.
+    """
     try:
-        return work()
+        with interruptible():
+            try:
+                status = work()
+            except SystemExit as ended:  # argparse, after --help
+                status = int(ended.code or 0)
+            _flush()
+            return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        _silence(sys.stderr)
+        return CLOSED_PIPE
+    except OSError as error:
+        try:
+            _flush()
+        except OSError:  # it was standard output that could not be written
+            _silence(sys.stdout)
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _failed(f"{place}{error.strerror or error}")
+
+
+def end(status: int) -> NoReturn:
+    """End the process, without a search through all of torch for garbage, which takes half a second."""
+    gc.freeze()
+    sys.exit(status)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it is where the process was started without
+        sys.stdout.flush()
+
+
+def _failed(message: str) -> int:
+    with contextlib.suppress(OSError):
+        print(f"error: {printable(message)}", file=sys.stderr)
+    return 2
+
+
+def _silence(stream: TextIO | None) -> None:
+    """Lead what is still to be written to nowhere: Python would try again at exit, and complain."""
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -28,8 +28,8 @@ KRR_RIDGE = 1e-6
 TRIAL_WARMUP, TRIAL_STEPS = 2, 5
 """Steps before the clock is read, and steps that are timed, to choose how many networks train at a time."""
 ONE_AT_A_TIME = ("cpu",)
-"""Devices that one network fills: the kernels of ``benchmarks.winograd`` take one at a time, and even by torch's
-operators three together took longer on two cores, but with ten images (``benchmarks/speed`` compares)."""
+"""Devices that one network fills: on two cores three networks together took longer than one after the other, except
+with ten images (``benchmarks/speed`` compares)."""
 TRIED_FROM = 200
 """Steps of a network from which the trial is a small part of the work."""
 

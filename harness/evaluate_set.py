@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import shlex
 import sys
@@ -20,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
-from benchmarks.errors import UserError, choose
+from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
-from harness.command_line import Parser, exit_status
-from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, plan
+from harness.command_line import Parser, end, exit_status, file_path, finite, whole
+from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, check_image_size, plan
 from harness.launch import restart_with_environment
 
 if TYPE_CHECKING:
     from benchmarks.datasets import Benchmark
+    from harness.artifact import Artifact
     from harness.importers import Imported
     from methods.base import Synthetic
 
@@ -36,10 +36,10 @@ DEFAULT_PROTOCOL, DEFAULT_BUDGET = "common", "quick"
 # torch is imported where it is used: --help must not wait for it.
 
 
-def _parser() -> Parser:
+def _parser(program: str) -> Parser:
     parser = Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} FILE [FILE …] --dataset NAME --preprocess NAME --name NAME [options]",
+        prog=program,
+        usage=f"{program} FILE [FILE …] --dataset NAME --preprocess NAME --name NAME [options]",
         description="Evaluate a distilled set that is there already: of DC, DSA or DM (.pt), of MTT (images_best.pt\n"
         "labels_best.pt), of FRePo or KIP (.npz), or of this suite (.safetensors; evaluated as it\n"
         "was before, but for what is given here).",
@@ -52,12 +52,12 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("-h", "--help", action="store_true", help="this text")
-    add("files", type=Path, nargs="*", metavar="FILE", help="one set: a file, or its images, labels and step size")
+    add("files", type=file_path, nargs="*", metavar="FILE", help="one set: a file, or its images, labels and step size")
     add("--name", metavar="NAME", help="what the set is called in the tables")
     add("--dataset", metavar="NAME", help="what it was distilled from")
     add("--preprocess", metavar="NAME", help="the space its images lie in; a foreign file does not say")
-    add("--experiment", type=int, metavar="N", help="which one of a file of DC, DSA or DM with several (0)")
-    add("--lr", type=float, metavar="X", help="the step size that was learned with it, if no file has it")
+    add("--experiment", type=whole, metavar="N", help="which one of a file of DC, DSA or DM with several (0)")
+    add("--lr", type=finite, metavar="X", help="the step size that was learned with it, if no file has it")
     add("--label-space", metavar="NAME", help="of soft labels: probability, centred or logits (as their values say)")
     add(
         "--class-order",
@@ -67,49 +67,54 @@ def _parser() -> Parser:
     )
     add("--protocol", metavar="NAME", help=f"how networks are trained on it ({DEFAULT_PROTOCOL})")
     add("--network", metavar="NAME", help="which networks (the protocol's)")
-    add("--width", type=int, metavar="N", help=f"channels of their first block (by budget; {WIDTH} as published)")
-    add("--depth", type=int, metavar="N", help="their blocks (by image size)")
+    add("--width", type=whole, metavar="N", help=f"channels of their first block (by budget; {WIDTH} as published)")
+    add("--depth", type=whole, metavar="N", help="their blocks (by image size)")
     add(
         "--budget",
         metavar="NAME",
         help=f"{', '.join(BUDGETS)}: width, networks and steps, and the table ({DEFAULT_BUDGET})",
     )
-    add("--networks-evaluated", type=int, metavar="N", help="networks trained on the set (by budget)")
-    add("--evaluate-steps", type=int, metavar="N", help="at most so many steps to train each of them (by budget)")
-    add("--networks-at-once", type=int, metavar="N", help="train N of them at a time (as is fastest; 1 on a CPU)")
-    add("--seed", type=int, metavar="N", help="of the networks and of the order and augmentation they see (0)")
+    add("--networks-evaluated", type=whole, metavar="N", help="networks trained on the set (by budget)")
+    add("--evaluate-steps", type=whole, metavar="N", help="at most so many steps to train each of them (by budget)")
+    add("--networks-at-once", type=whole, metavar="N", help="train N of them at a time (as is fastest; 1 on a CPU)")
+    add("--seed", type=whole, metavar="N", help="of the networks and of the order and augmentation they see (0)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
     add("--tf32", action="store_true", help="let a GPU round products to TF32")
-    add("--data-root", type=Path, metavar="DIR", help="where the data sets lie (FREPO_BENCH_DATA or a cache folder)")
-    add("--image-size", type=int, metavar="N", help="resize real images to N×N")
+    add(
+        "--data-root",
+        type=file_path,
+        metavar="DIR",
+        help="where data sets lie (FREPO_BENCH_DATA or a cache folder)",
+    )
+    add("--image-size", type=whole, metavar="N", help="resize real images to N×N")
     add("--download", action="store_true", help="fetch the data set if it is missing")
-    add("--cache", type=Path, metavar="DIR", help="for preprocessed data (FREPO_BENCH_CACHE)")
-    add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
+    add("--cache", type=file_path, metavar="DIR", help="for preprocessed data (FREPO_BENCH_CACHE)")
+    add("--output", type=file_path, default=DEFAULT_OUTPUT, metavar="DIR", help=f"records and sets ({DEFAULT_OUTPUT})")
     add("--force", action="store_true", help="evaluate again what has a result")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    if arguments is None:
-        restart_with_environment()
-        arguments = sys.argv[1:]
-    return exit_status(lambda: _main(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program))
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str], program: str = PROGRAM) -> argparse.Namespace:
     """The options. Raises UserError for what is wrong without a look into the files or the data."""
-    given = _parser().parse(arguments)
+    given = _parser(program).parse(arguments)
     if given.help:
         return given
     if not given.files:
-        raise UserError(f"no file is given; for instance: {PROGRAM} images_best.pt labels_best.pt --dataset cifar10")
+        raise UserError(f"no file is given; for instance: {program} images_best.pt labels_best.pt --dataset cifar10")
     _check_names(given)
     if given.budget == "cost":
         raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
     if given.name is not None and (given.name in methods.names() or not given.name.strip()):
         raise UserError(f"--name {given.name!r} is a method of this suite or empty: name the set, as in mtt_released")
-    if given.lr is not None and not 0 < given.lr < math.inf:
+    if given.name is not None and given.name != printable(given.name):
+        raise UserError(f"--name {given.name!r} cannot be printed: take letters and digits")
+    if given.lr is not None and not given.lr > 0:
         raise UserError(f"--lr must be a positive number, not {given.lr:g}")
     return given
 
@@ -127,11 +132,12 @@ def _check_names(given: argparse.Namespace) -> None:
             choose(kind, name, known)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    given = parse(arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    given = parse(arguments, program)
     if given.help:
-        _parser().print_help()
+        _parser(program).print_help()
         return 0
+    restart_with_environment()
     from harness import cell, importers
     from harness.run import carry_out
 
@@ -139,7 +145,7 @@ def _main(arguments: Sequence[str]) -> int:
     if found.own is not None:
         _fill_in(given, found.own.cell, found.own.preprocess.name)
     _complete(given)
-    job, synthetic, provenance = prepare(given, found, command=shlex.join([*PROGRAM.split(), *arguments]))
+    job, synthetic, provenance = prepare(given, found, command=shlex.join([*program.split(), *arguments]))
     for line in _notes(job, found, synthetic, provenance):
         print(line, file=sys.stderr)
 
@@ -196,6 +202,7 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
         command=command,
     )
     check(request)
+    check_image_size(given.dataset, given.image_size)
     root = given.data_root or default_root()
     raw = load_raw(
         given.dataset,
@@ -218,7 +225,7 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
         order=order.classes,
         most=len(raw.train_images),
     )
-    ipc = len(synthetic.images) // len(raw.class_names)
+    ipc = _checked_ipc(synthetic, given.files[0], found.own, len(raw.class_names), raw.train_images.shape[1:])
     (job,) = plan(dataclasses.replace(request, ipcs=(ipc,)))
     made_from = None if found.own is None else found.own.cell.get("data_fingerprint")
     if made_from not in (None, job.cell.data_fingerprint):
@@ -240,6 +247,20 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
         job.cell, method=given.name, protocol=protocol.name, norm=protocol.test_norm, preprocess=given.preprocess
     )
     return dataclasses.replace(job, cell=evaluated, config=json.loads(json.dumps(config))), synthetic, provenance
+
+
+def _checked_ipc(synthetic: Synthetic, file: Path, own: Artifact | None, classes: int, image: Sequence[int]) -> int:
+    """Images per class: what a set of this suite says, else as many as there are. Raises UserError as
+    `check_synthetic` does."""
+    import torch
+
+    from methods.checks import check_synthetic
+
+    said = None if own is None else own.cell.get("ipc")
+    ipc = said if isinstance(said, int) and said > 0 else max(1, len(synthetic.images) // classes)
+    where, cpu = str(file), torch.device("cpu")
+    check_synthetic(synthetic, where, classes=classes, ipc=ipc, image=image, dtype=torch.float32, device=cpu)
+    return ipc
 
 
 def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str) -> None:
@@ -317,4 +338,4 @@ def _on(device: str, synthetic: Synthetic) -> Synthetic:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

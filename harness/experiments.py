@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import DATASETS, NETWORKS
-from benchmarks.errors import UserError, choose
+from benchmarks.errors import UserError, choose, printable
+from harness.limits import show_bytes, total_bytes
+from harness.options import flag_of, parse, typed
 from harness.record import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ BUDGETS = {
 }
 WIDTH = 128
 """The published width of either network."""
+MOST_POINTS = 1000
+"""Of a curve."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +292,8 @@ def check(request: Request) -> None:
     for name in request.datasets:
         if not name.startswith("folder:"):
             choose("data set", name, [*DATASETS, "folder:PATH"])
+        elif not name.removeprefix("folder:").strip():
+            raise UserError("--dataset folder: has no path: write folder:PATH")
     if request.network is not None:
         choose("network", request.network, [*NETWORKS, "native"])
     choose("budget", request.budget, BUDGETS)
@@ -305,6 +311,8 @@ def check(request: Request) -> None:
     ):
         _at_least(1, flag, () if value is None else (value,))
     _at_least(0, "--curve-points", (request.curve_points,))
+    if request.curve_points > MOST_POINTS:
+        raise UserError(f"--curve-points must be at most {MOST_POINTS}, not {request.curve_points}")
     if request.seconds is not None and not 0 < request.seconds < float("inf"):
         raise UserError(f"--seconds must be a positive number, not {request.seconds:g}")
     if request.seconds is not None and request.steps is not None:
@@ -323,9 +331,11 @@ def check(request: Request) -> None:
                 raise UserError(f"--budget cost evaluates nothing and times steps alone: leave {flag} out")
     if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
         raise UserError(f"--device must be cpu, cuda or cuda:N, not {request.device!r}")
-    for name in request.options:
+    for name, tokens in request.options.items():
+        fields = typed(name, tokens)
         if name not in request.methods:
-            raise UserError(f"--{name}.… is given, but {name} is not among --methods {','.join(request.methods)}")
+            flags = ", ".join(flag_of(name, field) for field in fields)
+            raise UserError(f"{flags}: {name} is not among the methods, {', '.join(request.methods)}")
 
 
 def plan(request: Request) -> list[Job]:
@@ -336,29 +346,27 @@ def plan(request: Request) -> list[Job]:
     that do not exist or do not fit, a budget without published settings, and a device that is not there.
     """
     check(request)
-    if not request.forecast:
-        _writable(request.output, "--output")
-        if request.cache is not None:
-            _writable(request.cache, "--cache")
     import methods
-    from benchmarks import winograd
     from benchmarks.folders import default_cache, default_root
 
     device = find_device(request.device, there=not request.forecast)
     if request.tf32 and not device.startswith("cuda"):
         raise UserError("--tf32 needs a CUDA device")
-    if device == "cpu" and not request.forecast:
-        winograd.library()  # compiled here for all cells, if it is to be; a compiler that fails is told of at once
     cache = request.cache or default_cache()
-    if not request.forecast:
-        _writable(cache, "cache folder")
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
-    # Before the data: a mistyped hyper-parameter should not wait for a download.
+    left_out = unpublished(request)
+    # Before the data and folders: a mistyped hyper-parameter should neither wait for a download nor leave a trace.
     resolved = {
-        (dataset, ipc): resolve(classes, dataset, ipc, request.budget, request.options)
+        (dataset, ipc): resolve(
+            {name: method for name, method in classes.items() if (name, dataset, ipc) not in left_out},
+            *(dataset, ipc, request.budget, request.options),
+        )
         for dataset, ipc in itertools.product(request.datasets, request.ipcs)
     }
+    if not request.forecast:
+        _writable(request.output, "--output")
+        _writable(cache, "cache folder" if request.cache is None else "--cache")
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
     jobs: dict[str, Job] = {}
     for source in request.datasets:
@@ -366,6 +374,8 @@ def plan(request: Request) -> list[Job]:
         for ipc, width, seed, name in itertools.product(
             request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
         ):
+            if name not in resolved[source, ipc]:
+                continue
             config, steps = resolved[source, ipc][name]
             job = Job(
                 cell=_cell(request, classes[name], name, raw, ipc, width, seed, steps, device),
@@ -390,14 +400,12 @@ def resolve(
 
     Raises UserError for ``paper`` without a published setting, and for options that do not exist or do not fit.
     """
-    from harness.options import parse
-
     defaults, steps = {}, {}
     for name, method in classes.items():
         if budget == "cost" and not method.iterative:
             raise UserError(f"{name} has no steps that --budget cost could time: leave it out")
         published = method.PAPER.get((dataset, ipc))
-        if budget == "paper" and method.iterative and (published is None or "steps" not in published):
+        if budget == "paper" and not has_published(method, dataset, ipc):
             known: dict[str, list[str]] = {}
             for other, number in method.PAPER:
                 known.setdefault(other, []).append(str(number))
@@ -413,6 +421,26 @@ def resolve(
         defaults[name] = dataclasses.replace(method.Config(), **changes)
     configs = parse(defaults, options)
     return {name: (configs[name], steps[name]) for name in classes}
+
+
+def has_published(method: type[Method], dataset: str, ipc: int) -> bool:
+    """Whether ``--budget paper`` has settings for ``method``; one without steps needs none."""
+    return not method.iterative or "steps" in method.PAPER.get((dataset, ipc), {})
+
+
+def unpublished(request: Request) -> list[tuple[str, str, int]]:
+    """(method, data set, ipc) that a forecast of ``--budget paper`` leaves out; none where nothing is left."""
+    import methods
+
+    if not request.forecast or request.budget != "paper":
+        return []
+    asked = [
+        (name, dataset, ipc)
+        for name, dataset, ipc in itertools.product(request.methods, request.datasets, request.ipcs)
+        if methods.get(name).iterative
+    ]
+    missing = [each for each in asked if not has_published(methods.get(each[0]), *each[1:])]
+    return missing if len(missing) < len(asked) else []
 
 
 def prepare_is_reduced(method: type[Method], cell: Cell, config: Mapping[str, Any]) -> bool:
@@ -470,6 +498,8 @@ def _cell(
         depth=request.depth,
         norm=protocol.distill_norm,
     )
+    if not request.forecast:
+        _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
     smallest, count = _smallest_class(raw)
     if ipc > count:
         raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
@@ -505,10 +535,12 @@ def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
 
     if request.forecast and source in PUBLISHED:
         return stand_in(source, request.image_size)
+    check_image_size(source, request.image_size)
     raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
     if source.startswith("folder:"):
+        name = Path(source.removeprefix("folder:")).resolve().name
         # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
-        raw = dataclasses.replace(raw, name=f"folder:{Path(source.removeprefix('folder:')).resolve().name}")
+        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}")
     if raw.left_out:
         _tell(raw.left_out)
     return raw
@@ -520,6 +552,16 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def check_image_size(source: str, size: int | None) -> None:
+    """Raises UserError where the images of ``source``, resized to ``size``, are larger than the machine's memory."""
+    from benchmarks.datasets import PUBLISHED
+
+    if size is not None:
+        shape = PUBLISHED.get(source)
+        pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
+        _fits(pixels, "cpu", f"--image-size {size}: the images alone")
+
+
 def tuples(value: Any) -> Any:
     """JSON has no tuples; frozen configurations have no lists."""
     return tuple(tuples(item) for item in value) if isinstance(value, list) else value
@@ -529,6 +571,13 @@ def _smallest_class(raw: RawData) -> tuple[str, int]:
     counts = raw.train_labels.bincount(minlength=len(raw.class_names))
     index = int(counts.argmin())
     return raw.class_names[index], int(counts[index])
+
+
+def _fits(needed: int, device: str, what: str) -> None:
+    """Raises UserError where ``needed`` bytes are more than the machine has: that is a slip, and no measurement."""
+    room = total_bytes(device)
+    if room is not None and needed > room:
+        raise UserError(f"{what} would take {show_bytes(needed)}, and there are {show_bytes(room)}")
 
 
 def _at_least(minimum: int, flag: str, values: Sequence[int]) -> None:

@@ -20,13 +20,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import scaling
-from harness.command_line import exit_status
+from harness.command_line import end, exit_status
 from harness.files import replacing
 from harness.record import Record, summarise
-from harness.report import METERS, NONE, Group, grouped, measured_on, quartiles, read_folder, threads, variants
+from harness.report import (
+    METERS,
+    NONE,
+    OURS,
+    Group,
+    accuracy_words,
+    grouped,
+    measured_on,
+    parted,
+    quartiles,
+    read_folder,
+    variants,
+)
 from harness.scaling import AGAINST, sweeps
 
 if TYPE_CHECKING:
@@ -53,7 +65,10 @@ FORMATS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": 
 
 @dataclass(frozen=True)
 class Series:
-    """The line of a method; ``low`` and ``high`` are the ends of its error bars, ``marks`` (x, status) of failures."""
+    """The line of a method; ``low`` and ``high`` are the ends of its error bars, ``marks`` (x, status) of failures.
+
+    ``expected``: (x, y) where the line would be if the ratio to ``OURS`` were that of the operations.
+    """
 
     method: str
     label: str
@@ -62,6 +77,7 @@ class Series:
     low: tuple[float, ...]
     high: tuple[float, ...]
     marks: tuple[tuple[float, str], ...] = ()
+    expected: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,8 @@ class Level:
     method: str
     label: str
     mean: float
-    std: float
+    std: float | None
+    """None: of a single network."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +160,25 @@ def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]]
         # A cell that was killed before it could count has the parameters that its neighbours have.
         return AGAINST[against](group) or parameters.get(_place(group))
 
+    bases = [sweep for sweep in shown if sweep[0].cell["method"] == OURS]
+    ours = {g.cell["width"]: g for g in bases[0] if g.ok} if len(bases) == 1 else {}
+
+    def expected(group: Group) -> float | None:
+        """The seconds of an iteration if they were to those of ``OURS`` as the operations are."""
+        own = ours.get(group.cell["width"])
+        if own is None or not own.step_seconds or group.cell["method"] == OURS:
+            return None
+        operations, base = group.most("flops_per_step"), own.most("flops_per_step")
+        return statistics.median(own.step_seconds) * operations / base if operations and base else None
+
     def line(label: str, sweep: Sequence[Group], against: str, value: _Value) -> Series:
         points = [(x, y) for g in sweep if g.ok and (x := size(against, g)) and (y := value(g))]
         marks = [(x, g.records[0]["status"]) for g in sweep if not g.ok and (x := size(against, g))]
         middle, low, high = (tuple(y[i] for _, y in points) for i in range(3))
         x_values = tuple(x for x, _ in points)
-        return Series(sweep[0].cell["method"], label, x_values, middle, low, high, tuple(marks))
+        in_proportion = [(size(against, g), expected(g)) for g in sweep if value is _seconds]
+        by_operations = tuple((x, seconds) for x, seconds in in_proportion if x and seconds)
+        return Series(sweep[0].cell["method"], label, x_values, middle, low, high, tuple(marks), by_operations)
 
     def panel(against: str, title: str, value: _Value) -> Panel:
         widths = tuple(sorted({int(group.cell["width"]) for group in groups})) if against == "width" else ()
@@ -158,9 +188,7 @@ def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]]
     quantities: list[tuple[str, _Value]] = [("seconds per iteration", _seconds)]
     if meter is not None:
         quantities.append((METERS[meter][1], lambda group: _mebibytes(group.peak(meter))))
-    quantities.append(
-        ("peak of live tensors (MiB)", lambda group: _mebibytes(max(group.costs("peak_live_bytes"), default=None)))
-    )
+    quantities.append(("peak of live tensors (MiB)", lambda group: _mebibytes(group.most("peak_live_bytes"))))
     measured = [(title, value) for title, value in quantities if any(value(group) for group in groups if group.ok)]
     rows = tuple(tuple(panel(against, *quantity) for quantity in measured or quantities[:1]) for against in AGAINST)
     # Where every cell was killed before it could count, nobody knows the parameters.
@@ -171,6 +199,8 @@ def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]]
         *measured_on(groups),
         "Seconds: median and quartiles of one update of the synthetic images",
     ]
+    if any(line.expected for line in rows[0][0].series):
+        footer.append(f"Bars: the seconds of {OURS} times the ratio of the operations of an iteration")
     if statuses := sorted({group.records[0]["status"] for group in groups if not group.ok}):
         footer.append(f"✗: no measurement ({'; '.join(': '.join(STATUSES[status]) for status in statuses)})")
     budget = [] if first["budget"] == "cost" else [first["budget"]]
@@ -209,7 +239,7 @@ def _accuracies(groups: Sequence[Group]) -> Iterator[_Found]:
 def _accuracy(key: tuple[Any, ...], network: str, curves: Sequence[Group], others: Sequence[Group]) -> _Found:
     labels = _labels([*curves, *others])
     levels = tuple(
-        Level(group.cell["method"], label, 100 * mean, 100 * (std or 0.0))
+        Level(group.cell["method"], label, 100 * mean, None if std is None else 100 * std)
         for group, label in zip(others, labels[len(curves) :], strict=True)
         if group.ok and group.cell["steps"] is None
         for mean, std in [summarise(group.values)]
@@ -243,7 +273,7 @@ def _accuracy(key: tuple[Any, ...], network: str, curves: Sequence[Group], other
     footer = [
         f"{_task(first)}, {_network_words(network)}, width {first['width']}",
         *measured_on([*curves, *others]),
-        "Mean ± standard deviation over evaluated networks and seeds, of the set as it stood then",
+        f"Accuracy: of the set as it stood then, {accuracy_words([*curves, *others])}",
     ]
     failed = [f"{group.cell['method']} ({group.records[0]['status']})" for group in (*curves, *others) if not group.ok]
     if failed:
@@ -258,11 +288,13 @@ def _comparable(groups: Sequence[Group], names: Sequence[str]) -> Iterator[tuple
     shared = ("dataset", "data_fingerprint", "ipc", "depth", "image_size", "dtype", "tf32", "memory_limit_bytes")
 
     def key(group: Group) -> tuple[Any, ...]:
-        return *group.table, threads(group.records[0]), *(group.cell.get(name) for name in (*shared, *names))
+        return *group.table, *(group.cell.get(name) for name in (*shared, *names))
 
-    for found in dict.fromkeys(map(key, groups)):
-        for network, same in _by_network([group for group in groups if key(group) == found]):
-            yield (*found, network), network, same
+    for asked in dict.fromkeys(map(key, groups)):
+        for part in parted((group for group in groups if key(group) == asked), lambda group: group.circumstances):
+            circumstances = tuple(sorted(part[0].circumstances.items()))
+            for network, same in _by_network(part):
+                yield (*asked, circumstances, network), network, same
 
 
 def _by_network(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
@@ -303,6 +335,8 @@ PANEL_INCHES, LINE_INCHES, LEGEND_INCHES = 1.6, 0.1, 0.24
 """Heights of a row of panels, of a line of the footer, and of a row of the legend."""
 FOOTER_CHARACTERS = 165
 """In a line of the footer."""
+LEGEND_CHARACTERS, HANDLE_CHARACTERS = 115, 9
+"""In a row of the legend, and of these what the line before a label takes."""
 DOTS_PER_INCH = 300
 ORDER = ("frepo", "mtt", "dsa", "dm", "bptt", "dc", "kip", "herding", "random_real")
 """Of the legend; a method looks the same in every figure. Others come after them."""
@@ -312,7 +346,11 @@ MARKERS = "osD^vP*<>"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.2)), (0, (7, 1.5, 1, 1.5, 1, 1.5)))
 """So that lines and points can be told apart without colour: as many markers as go round apart from the dashes."""
 
-
+BAR: Mapping[str, Any] = {"marker": "_", "markersize": 8, "linestyle": "none"}
+BARS = "in proportion to operations"
+"""How that is drawn, and what the legend calls it."""
+MARGIN = 0.08
+"""Between the outermost points and the axes, as a fraction of what the points span."""
 TICKS = {"major.width": 0.6, "major.size": 3.0, "minor.width": 0.4, "minor.size": 1.5, "major.pad": 2.0}
 
 
@@ -352,6 +390,7 @@ def look() -> dict[Any, Any]:
         "axes.linewidth": 0.6,
         "axes.labelpad": 2.0,
         "axes.grid": True,
+        "axes.ymargin": MARGIN,
         "grid.linewidth": 0.4,
         "grid.color": "0.9",
         "pdf.fonttype": 42,  # text that can be searched
@@ -363,31 +402,35 @@ def draw(drawing: Drawing) -> Figure:
     """The figure, not yet on disk; to be called, and saved, under the settings of ``look``."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
 
-    footer = textwrap.wrap(" ".join(f"{text}." for text in drawing.footer), FOOTER_CHARACTERS)
-    legend_inches, footer_inches = LEGEND_INCHES, LINE_INCHES * len(footer) + 0.05
+    footer = textwrap.wrap(_drawn(" ".join(f"{text}." for text in drawing.footer)), FOOTER_CHARACTERS)
+    styles = _styles(drawing)
+    bars = any(line.expected for row in drawing.rows for panel in row for line in panel.series)
+    labels = [*styles, *([BARS] if bars else [])]
+    legend_rows = math.ceil(sum(len(label) + HANDLE_CHARACTERS for label in labels) / LEGEND_CHARACTERS)
+    legend_inches, footer_inches = LEGEND_INCHES * legend_rows, LINE_INCHES * len(footer) + 0.05
     height = PANEL_INCHES * len(drawing.rows) + legend_inches + footer_inches
     below = (legend_inches + footer_inches) / height
     layout = ConstrainedLayoutEngine(rect=(0, below, 1, 1 - below), w_pad=0.05, h_pad=0.04)
     figure = Figure(figsize=(WIDTH_INCHES, height), layout=layout)
     shared = len({panel.y_label for row in drawing.rows for panel in row}) == 1
     grid = figure.subplots(len(drawing.rows), len(drawing.rows[0]), squeeze=False, sharey=shared)
-    styles = _styles(drawing)
     for row, panels in zip(grid, drawing.rows, strict=True):
         for axes, panel in zip(row, panels, strict=True):
             _draw_panel(axes, panel, styles)
             if shared:
                 axes.label_outer()
-    handles: dict[str, Any] = {}
+    handles: dict[str, Any] = {BARS: Line2D([], [], color="0.35", **BAR)}
     for axes in grid.flat:
         handles |= {label: _plain(handle) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    labels = sorted(handles, key=lambda label: list(styles).index(label))
+    labels = [label for label in labels if label in handles]
     figure.legend(
         [handles[label] for label in labels],
-        labels,
+        [_drawn(label) for label in labels],
         loc="lower center",
         bbox_to_anchor=(0.5, footer_inches / height),
-        ncols=len(labels),
+        ncols=math.ceil(len(labels) / legend_rows),
         frameon=False,
         handlelength=3.2,
         borderaxespad=0,
@@ -399,6 +442,11 @@ def draw(drawing: Drawing) -> Figure:
     for axes in figure.axes:
         axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
     return figure
+
+
+def _drawn(text: str) -> str:
+    """``text`` as matplotlib draws it as it is: without control characters, and without formulas."""
+    return printable(text).replace("$", r"\$")
 
 
 def _plain(handle: Any) -> Any:
@@ -438,7 +486,8 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
 
     for level in panel.levels:
         style = {name: value for name, value in styles[level.label].items() if name != "marker"}
-        axes.axhspan(level.mean - level.std, level.mean + level.std, color=style["color"], alpha=0.15, linewidth=0)
+        if level.std is not None:
+            axes.axhspan(level.mean - level.std, level.mean + level.std, color=style["color"], alpha=0.15, linewidth=0)
         axes.axhline(level.mean, label=level.label, **style)
     axes.set_xscale("log", base=2 if panel.ticks else 10)
     if panel.log_y:
@@ -448,10 +497,12 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
             [y - low for y, low in zip(series.y, series.low, strict=True)],
             [high - y for y, high in zip(series.y, series.high, strict=True)],
         ]
+        if series.expected:
+            axes.plot(*zip(*series.expected, strict=True), color=styles[series.label]["color"], **BAR)
         axes.errorbar(
             series.x,
             series.y,
-            yerr=errors,
+            yerr=errors if any(map(any, errors)) else None,
             label=series.label,
             markersize=4,
             markeredgecolor="white",
@@ -464,7 +515,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
     # Marks count as points here; a single one stands in the middle.
     found = [x for series in panel.series for x in (*series.x, *(x for x, _ in series.marks))]
     span = max(found) / min(found)
-    margin = max(span**0.06, 2 / span**0.5)
+    margin = max(span**MARGIN, 2 / span**0.5)
     axes.set_xlim(min(found) / margin, max(found) * margin)
     _draw_marks(axes, panel, styles)
     if panel.ticks:
@@ -538,14 +589,14 @@ def _draw_marks(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
             )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """``python -m harness.figures FOLDER``: exponents and figures from the records. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments))
+    return exit_status(lambda: _main(arguments, program))
 
 
-def _main(arguments: Sequence[str]) -> int:
-    folder, records, whole = read_folder(PROGRAM, "Draw the figures of a folder, and fit exponents.", arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    folder, records, whole = read_folder(program, "Draw the figures of a folder, and fit exponents.", arguments)
     written = [*scaling.write(records, folder), *write(records, folder)]
     if not written:
         raise UserError(f"nothing in {folder} to draw: no curves, and no iterations at several widths")
@@ -554,4 +605,4 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

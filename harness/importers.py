@@ -135,23 +135,25 @@ def fitted(
     order: Sequence[int] | None = None,
     most: int | None = None,
 ) -> Synthetic:
-    """``found`` as a set for a data set of these classes and (channels, height, width); float32, on the CPU.
+    """``found`` as a set for a data set of these classes and (channels, height, width), on the CPU; float32.
 
     ``label_space`` says what labels (n, num_classes) are, one of ``LABEL_SPACES``; None: what the format or else the
     numbers say. ``order``: (num_classes,), label number → class of the data set; None: the same. ``most``: images that
     a set may have; None: any number.
 
     Images are brought into class-major order by their largest labels. Learned labels may have the largest value
-    anywhere: where the classes that they name are not equally large, the images stay in the classes of the file.
+    anywhere: where the classes that they name are not equally large, the images stay in the classes of the file. A set
+    of this suite stays as it is, but for the ``order``.
 
     Raises UserError where images, labels and data set do not fit each other, where labels are not of their space, where
     a class has more images than another, and where a number is not finite.
     """
     classes = len(class_names)
-    _check_shapes(found.images, found.labels, found.lr, classes, shape, most)
+    _check_shapes(found.images, found.labels, classes, shape, most)
     images, labels = found.arrays() if found.arrays else (found.images, found.labels)
     rounding = torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0.0
-    images, labels = images.float(), labels.long() if labels.ndim == 1 else labels.float()
+    if found.own is None:  # whatever integers or floats a file has
+        images, labels = images.float(), labels.long() if labels.ndim == 1 else labels.float()
     for name, tensor in (("images", images), ("labels", labels), ("step size", found.lr)):
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise UserError(f"a value of the {name} is not finite")
@@ -166,22 +168,21 @@ def fitted(
         )
 
     to_class = torch.arange(classes) if order is None else torch.tensor(order)
+    if found.own is not None:
+        rows = _in_our_order(len(labels), to_class)
+        labels = labels[:, to_class.argsort()] if labels.ndim == 2 else labels
+        return Synthetic(images[rows], labels[rows], found.own.label_space, found.lr)
+    space: LabelSpace = "probability"
     if labels.ndim == 1:
-        labels, space = F.one_hot(to_class[labels], classes).float(), "probability"
+        labels = F.one_hot(to_class[labels], classes).float()
     else:
+        labels, space = _in_space(labels, label_space, found.source, max(TOLERANCE, rounding))
         labels = labels[:, to_class.argsort()]
-        if found.own is not None:
-            space = found.own.label_space
-        else:
-            labels, space = _in_space(labels, label_space, found.source, max(TOLERANCE, rounding))
-    sort = found.own is None  # a set of this suite is class-major, whatever its labels have learned
-    rows = _class_major(labels, to_class, class_names, sort=sort, hard=sort and found.labels.ndim == 1)
-    return Synthetic(images[rows], labels[rows], cast(LabelSpace, space), found.lr)
+    rows = _class_major(labels, to_class, class_names, hard=found.labels.ndim == 1)
+    return Synthetic(images[rows], labels[rows], space, found.lr)
 
 
-def _check_shapes(
-    images: Tensor, labels: Tensor, lr: Tensor | None, classes: int, shape: Sequence[int], most: int | None
-) -> None:
+def _check_shapes(images: Tensor, labels: Tensor, classes: int, shape: Sequence[int], most: int | None) -> None:
     """Raises UserError by shapes and dtypes alone, before numbers are read or copied."""
     if not images.is_floating_point():
         raise UserError(f"the images are {_name(images.dtype)}; a distilled set has floating point, preprocessed ones")
@@ -199,24 +200,28 @@ def _check_shapes(
         raise UserError(f"the labels are for {labels.shape[1]} classes, and the data set has {classes}")
 
 
-def _class_major(labels: Tensor, to_class: Tensor, class_names: Sequence[str], *, sort: bool, hard: bool) -> Tensor:
-    """The rows of ``labels``, (n, num_classes), class by class.
+def _class_major(labels: Tensor, to_class: Tensor, class_names: Sequence[str], *, hard: bool) -> Tensor:
+    """The rows of ``labels``, (n, num_classes), class by class: by their largest labels, if these name all as often.
 
-    ``sort``: by their largest labels, where these name every class as often; else the classes of the file are brought
-    into our order. Raises UserError where a class has more than another, which only ``hard`` labels tell for sure.
+    Raises UserError where they do not and are ``hard``, or n is no multiple of the classes.
     """
-    classes = len(class_names)
     named = labels.argmax(1)
-    counts = named.bincount(minlength=classes)
-    if sort and int(counts.min()) == int(counts.max()):
+    counts = named.bincount(minlength=len(class_names))
+    if int(counts.min()) == int(counts.max()):
         return named.argsort(stable=True)
-    if hard or len(labels) % classes:
+    if hard or len(labels) % len(class_names):
         few, many = int(counts.argmin()), int(counts.argmax())
         raise UserError(
             f"class {class_names[few]!r} has {int(counts[few])} images and {class_names[many]!r} {int(counts[many])}: "
             "every class must have the same number"
         )
-    return torch.arange(len(labels)).view(classes, -1)[to_class.argsort()].flatten()
+    return _in_our_order(len(labels), to_class)
+
+
+def _in_our_order(count: int, to_class: Tensor) -> Tensor:
+    """The rows of a class-major file so that its classes come in our order; as they are where classes are not equal."""
+    rows = torch.arange(count)
+    return rows if count % len(to_class) else rows.view(len(to_class), -1)[to_class.argsort()].flatten()
 
 
 def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -> tuple[Tensor, LabelSpace]:

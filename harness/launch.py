@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
-from harness import record
+from harness import record, startup
 from harness.experiments import Job
 from harness.limits import show_seconds
 from harness.record import Record, Status
+from harness.startup import ROOT
 
-COMMAND = (sys.executable, "-m", "harness.cell")
+COMMAND = (sys.executable, "-P", "-m", "harness.cell")
+"""-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "1000",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -87,13 +89,22 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def environment() -> dict[str, str]:
-    """The variables that a process which measures starts with."""
-    return {**ENVIRONMENT, **os.environ}
+    """Variables of a process that measures: ``ENVIRONMENT``, and ours.
+
+    It imports our packages from where we did, also where that is the working directory, and nothing else from there.
+    """
+    paths = [] if os.path.basename(ROOT) in ("site-packages", "dist-packages") else [ROOT]
+    paths += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    python = {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+    return {**ENVIRONMENT, **os.environ, **python}
 
 
 def restart_with_environment() -> None:
-    """Begin this process anew with ``environment``, unless it has that: libraries read it when they are loaded."""
-    if not ENVIRONMENT.keys() <= os.environ.keys():
+    """Begin this program anew with ``environment``, unless it has that: libraries read it when they are loaded.
+
+    Does nothing in a process that is not a program of ours, such as a notebook.
+    """
+    if startup.begun and not ENVIRONMENT.keys() <= os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, environment())
 
 

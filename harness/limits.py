@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -72,16 +74,36 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
 
-    def over(*_: object) -> NoReturn:
-        raise TimeIsUp(f"the time limit of {show_seconds(seconds)} has passed")
+    error = TimeIsUp(f"the time limit of {show_seconds(seconds)} has passed")
+    with _raised_by(signal.SIGALRM, error, lambda: signal.getitimer(signal.ITIMER_REAL)[0] == 0):  # it has run down
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+@contextlib.contextmanager
+def _raised_by(number: signal.Signals, error: BaseException, ours: Callable[[], bool]) -> Iterator[None]:
+    """Raises ``error`` in the main thread at signal ``number``, where that is ``ours``.
+
+    A signal that somebody else sent does what it did before: a limit must not be said to be passed because of it.
+    """
+
+    def arrived(_: int, frame: FrameType | None) -> None:
+        if ours():
+            raise error
+        if callable(before):
+            before(number, frame)
+        elif before != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(number, arrived)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(number, before)
 
 
 @contextlib.contextmanager
@@ -112,42 +134,52 @@ def _watch_resident(limit: int) -> Iterator[None]:
     from harness.measure.memory import PERIOD, host_bytes, release
 
     release()
-    level, over = host_bytes("VmRSS"), threading.Event()
+    level, over, full = host_bytes("VmRSS"), threading.Event(), threading.Event()
     if level is None:  # a system that does not say
         yield
         return
 
-    def full(*_: object) -> NoReturn:
-        raise MemoryIsFull(f"more than the memory limit of {show_bytes(limit)}")
-
     def watch() -> None:
         while not over.wait(PERIOD):
             if (host_bytes("VmRSS") or 0) - level > limit:
+                full.set()
                 _thread.interrupt_main(signal.SIGUSR1)
                 return
 
-    before = signal.signal(signal.SIGUSR1, full)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        signal.signal(signal.SIGUSR1, before)
+    error = MemoryIsFull(f"more than the memory limit of {show_bytes(limit)}")
+    with _raised_by(signal.SIGUSR1, error, full.is_set):
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def available_bytes(device: str) -> int | None:
     """Memory that is free: of the machine for ``cpu``, else of the GPU; None where there is none, or nobody says."""
+    return _memory(device)[0]
+
+
+def total_bytes(device: str) -> int | None:
+    """Memory that there is, free or not; as `available_bytes`."""
+    return _memory(device)[1]
+
+
+def _memory(device: str) -> tuple[int | None, int | None]:
+    """What is free, and what there is."""
     if device == "cpu":
+        sizes = {}
         with contextlib.suppress(OSError):
             for line in Path("/proc/meminfo").read_text().splitlines():
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        return None
+                name, _, value = line.partition(":")
+                sizes[name] = int(value.split()[0]) * 1024
+        return sizes.get("MemAvailable"), sizes.get("MemTotal")
     import torch
 
     index = int(device.partition(":")[2] or 0)
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-        return None
-    return int(torch.cuda.mem_get_info(index)[0])
+        return None, None
+    free, total = torch.cuda.mem_get_info(index)
+    return int(free), int(total)

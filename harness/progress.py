@@ -16,7 +16,7 @@ class Progress:
 
     def __init__(self, what: str, total: int | None) -> None:
         self._what, self._total = what, total
-        self._started = self._shown = time.monotonic()
+        self._shown, self._shown_done = time.monotonic(), 0
         self._bar = tqdm(total=total, desc=f"  {what}", leave=False, disable=not sys.stderr.isatty())
 
     def __call__(self, done: int, note: str = "") -> None:
@@ -29,11 +29,17 @@ class Progress:
         now = time.monotonic()
         if now - self._shown < PERIOD or done == self._total:
             return
-        self._shown = now
         left = ""
         if self._total is not None:
-            left = f" of {self._total}, about {(now - self._started) / done * (self._total - done):.0f} s left"
+            # By the pace since the last line: what came before may have been slower.
+            pace = (now - self._shown) / max(1, done - self._shown_done)
+            left = f" of {self._total}, about {pace * (self._total - done):.0f} s left"
+        self._shown, self._shown_done = now, done
         print(f"  {self._what}: {done}{left}", file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """Print ``line`` above the bar."""
+        tqdm.write(f"  {line}", file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()

@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,8 +22,8 @@ from benchmarks.errors import UserError
 from harness.files import replacing
 
 SCHEMA = 1
-PROTOCOL_VERSION = "1"
-"""Raised when the meaning of a number changes: another evaluation recipe, another way to measure."""
+PROTOCOL_VERSION = "2"
+"""Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
@@ -39,6 +39,10 @@ ENVIRONMENT = (
 """Beginnings of the environment variables that can move a number: threads, kernels, allocators."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
 """Results: a cell that has one of these is not run again. ``error`` is."""
+
+
+class NewerVersion(UserError):
+    """A record that a later version of the suite wrote."""
 
 
 class CurvePoint(TypedDict):
@@ -123,6 +127,13 @@ class Cost(TypedDict):
     """Of the network that is evaluated; the norm may differ."""
 
 
+class Artifact(TypedDict):
+    """The file of a distilled set, and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: str
+
+
 class Record(TypedDict):
     schema: int
     protocol_version: str
@@ -135,6 +146,8 @@ class Record(TypedDict):
     message: str | None
     accuracy: Accuracy
     cost: Cost
+    artifact: Artifact | None
+    """The distilled set beside the record; null where there is none, and in records of before it was written down."""
     provenance: dict[str, Any]
 
 
@@ -180,6 +193,7 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
             "parameters": None,
             "parameters_evaluated": None,
         },
+        "artifact": None,
         "provenance": dict(provenance),
     }
 
@@ -192,23 +206,53 @@ def summarise(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def write(record: Record, path: Path) -> None:
     """Write ``path`` in one go: whoever reads it finds the whole record or none."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # A file name that is no UTF-8 has lone surrogates: in JSON they are escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def load(path: Path) -> Record:
     """Read and check a record.
 
-    Raises UserError naming the file where it is not a whole record of this schema.
+    Raises UserError naming the file: NewerVersion where its schema or protocol is one of a later version, else where it
+    is not a whole record.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"damaged record {path}: {error}") from error
+    if newer := _newer(found):
+        raise NewerVersion(
+            f"{path} was written by a newer version of this suite ({newer}): update the suite, or take another folder"
+        )
     _complete(found)
     if problem := _problem(found):
         raise UserError(f"damaged record {path}: {problem}")
     return cast(Record, found)
+
+
+def refuse_newer(folder: Path) -> None:
+    """Raises NewerVersion where a record in ``folder`` is of a later version: tables made here would lack its row."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            load(path)
+        except NewerVersion:
+            raise
+        except UserError:
+            continue
+
+
+def _newer(found: Any) -> str | None:
+    """What is of a later version in ``found``, in words."""
+    if not isinstance(found, dict):
+        return None
+    schema, protocol = found.get("schema"), found.get("protocol_version")
+    if isinstance(schema, int) and schema > SCHEMA:
+        return f"schema {schema}, and this one reads {SCHEMA}"
+    if isinstance(protocol, str) and protocol.isdecimal() and int(protocol) > int(PROTOCOL_VERSION):
+        return f"protocol {protocol}, and this one has {PROTOCOL_VERSION}"
+    return None
 
 
 def load_all(folder: Path) -> tuple[list[Record], list[str]]:
@@ -229,6 +273,7 @@ def _complete(found: Any) -> None:
     """
     if isinstance(found, dict):
         found.setdefault("resolved", found.get("config"))
+        found.setdefault("artifact", None)
     cost = found.get("cost") if isinstance(found, dict) else None
     memory = cost.get("memory") if isinstance(cost, dict) else None
     for part, names in ((cost, LATER_COSTS), (memory, LATER_MEMORY)):
@@ -280,19 +325,74 @@ def _problem(found: Any) -> str | None:
     ):
         if not (isinstance(values, list) and all(_is_number(value) for value in values)):
             return f"{name} is not a list of numbers"
+    artifact = found["artifact"]
+    if artifact is not None and not (
+        isinstance(artifact, dict) and all(isinstance(artifact.get(key), str) for key in ("name", "sha256"))
+    ):
+        return "'artifact' has no name and sha256"
     if found["status"] == "ok" and not accuracy["values"] and found["cell"]["budget"] != "cost":
         return "status ok without accuracies"
+    return _out_of_range(found)
+
+
+LARGEST = 1e300
+"""Numbers are smaller, so that sums of them are finite."""
+DEEPEST = 100
+"""Levels of nesting in a record."""
+
+
+def _out_of_range(found: Mapping[str, Any]) -> str | None:
+    """What has a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
+    if not _is_shallow(found):
+        return f"nested more than {DEEPEST} levels deep"
+    texts = {f"cell.{name}": found["cell"][name] for name in ("method", "dataset", "budget", "protocol")}
+    texts |= {"protocol_version": found["protocol_version"], "message": found["message"] or ""}
+    texts["provenance.device"] = found["provenance"].get("device") or ""
+    if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+        return f"{wrong[0]} is not a text"
+    accuracy, cost, curve = found["accuracy"], found["cost"], found["accuracy"]["curve"]
+    if not isinstance(curve, list) or not all(
+        isinstance(point, dict)
+        and isinstance(point.get("values"), list)
+        and all(map(_is_number, (point.get("step"), point.get("seconds"), *point["values"])))
+        for point in curve
+    ):
+        return "accuracy.curve is not a list of points"
+    ranges = [
+        *((f"accuracy.{name}", accuracy[name], 1.0) for name in ("values", "krr_values", "mean", "std")),
+        *(("accuracy.curve", point["values"], 1.0) for point in curve),
+        *(("accuracy.curve", [point["step"], point["seconds"]], math.inf) for point in curve),
+        *((f"cell.{name}", found["cell"][name], math.inf) for name in ("ipc", "seed")),
+        *((f"cost.{name}", value, math.inf) for name, value in cost.items()),
+        *((f"cost.memory.{name}", value, math.inf) for name, value in cost["memory"].items()),
+    ]
+    for name, value, largest in ranges:
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if _is_number(number)]
+        if any(not 0 <= number <= largest for number in numbers):
+            return f"{name} is out of range"
     return None
 
 
+def _is_shallow(value: object) -> bool:
+    """Whether whoever walks through ``value`` comes to its end before Python's stack does."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for item in level if isinstance(item, (dict, list)) for part in _parts(item)]
+    return not level
+
+
+def _parts(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def provenance(
     command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """What a number was measured with; ``driver``, ``cuda``, threads and kernels are for the caller to fill in."""
+    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
     return {
         **_commit(),
         "command": command,
@@ -300,7 +400,6 @@ def provenance(
         "device": device,
         "threads": None,
         "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
-        "convolutions": None,
         "driver": None,
         "cuda": None,
         "torch": _version("torch"),

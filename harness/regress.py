@@ -4,8 +4,12 @@
 
 A folder or a single record each. Compared are cells that agree in everything that determines them but the seed, and
 were measured on the same device with as many threads under the same version of the protocol. A difference counts where
-it exceeds the bound of its kind (`Bounds`); times and accuracies must differ significantly as well. Exit status: 0
-nothing is worse, 1 something is worse or missing, 2 there is nothing to compare.
+it exceeds the bound of its kind (`Bounds`); times and accuracies must differ significantly as well. Accuracies of too
+few networks to have a spread have a bound of their own.
+
+Exit status: 0 everything that BASELINE measured was compared and nothing is worse; 1 something is worse or missing; 2
+there is nothing to compare; 3 nothing is worse, but something that BASELINE measured was not compared, and the output
+says which.
 
 Windows that follow each other share what else the machine did meanwhile, and a whole run may be slow: neither is a
 change of the code. So of every run no more than ``BLOCKS`` medians are tested, and the median of every run of one side
@@ -29,8 +33,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.errors import UserError
+from harness.command_line import Parser, end, exit_status, file_path, finite
 from harness.files import replacing
 from harness.record import Record, load, load_all
+
+PROGRAM = "python -m harness.regress"
 
 if TYPE_CHECKING:
     from harness.report import Group
@@ -51,14 +58,13 @@ COUNTERS = {
 RANKS = {"ok": 2, "oom": 1, "timeout": 1, "diverged": 1, "error": 0}
 """Status → how good it is."""
 FEWEST_NETWORKS = 3
-"""Accuracies of fewer networks are not compared: their spread says nothing."""
+"""Of fewer networks the spread of the accuracies says nothing."""
 BLOCKS = 20
 """Neighbouring windows of a run are taken together until so many are left, as they are not independent."""
 LONGER = 2
 """Windows that differ in length by more than this factor are not compared: long ones average what short ones show."""
 SHOWN = ("method", "dataset", "ipc", "network", "width", "budget")
 """What names a cell, where no other cell has the same."""
-VERSIONS = ("torch", "convolutions", "python", "driver", "cuda", "platform")
 NONE = "–"
 
 
@@ -81,6 +87,9 @@ class Bounds:
     accuracy: float = _bound(0.01, "change of the mean test accuracy, in fractions of 1")
     deviations: float = _bound(4.0, "the same in pooled standard deviations, unless Welch's test of the seeds decides")
     one_seed: float = _bound(5.0, "so many times the bound on accuracies, where a side has only one seed")
+    without_spread: float = _bound(
+        0.10, f"change of the mean test accuracy, where a side has fewer than {FEWEST_NETWORKS} networks"
+    )
 
     def __post_init__(self) -> None:
         """Raises UserError for a bound below 0."""
@@ -100,6 +109,8 @@ class Finding:
     after: str = NONE
     change: str = NONE
     """How much; or why it was not compared."""
+    lost: bool = False
+    """Whether BASELINE has measured something here that was not compared."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,16 @@ class Comparison:
     @property
     def failed(self) -> bool:
         return any(finding.verdict in DECISIVE for finding in self.findings)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something that BASELINE measured was not compared."""
+        return any(finding.lost for finding in self.findings)
+
+    @property
+    def status(self) -> int:
+        """The exit status of the command."""
+        return 1 if self.failed else 3 if self.incomplete else 0
 
 
 def compare(baseline: Sequence[Record], new: Sequence[Record], bounds: Bounds | None = None) -> Comparison:
@@ -147,7 +168,9 @@ def compare(baseline: Sequence[Record], new: Sequence[Record], bounds: Bounds | 
             "(method, data, network, protocol, budget and all hyper-parameters must agree)"
         )
     names = _names({**before, **after})
-    findings = [Finding("missing", names[key], "cell") for key in before if key not in after]
+    elsewhere = {key: group for key, group in sides["BASELINE"].items() if _measured_on(group) not in common}
+    findings = [_not_compared(name, "cell", "NEW has nothing measured there") for name in _names(elsewhere).values()]
+    findings += [Finding("missing", names[key], "cell") for key in before if key not in after]
     findings += [Finding("new", names[key], "cell") for key in after if key not in before]
     for key in both:
         findings += _compare_cell(names[key], before[key], after[key], bounds)
@@ -167,9 +190,8 @@ def _cells(records: Iterable[Record]) -> dict[str, Group]:
     for record in records:
         alone = Group((record,))
         # A setting that is null is the same as one that an older version did not have.
-        settings = {name: value for name, value in alone.settings.items() if value is not None}
-        settings["data_fingerprint"] = record["cell"].get("data_fingerprint")
-        together.setdefault(json.dumps([_measured_on(alone), settings], sort_keys=True), []).append(record)
+        request = {name: value for name, value in alone.request.items() if value is not None}
+        together.setdefault(json.dumps([_measured_on(alone), request], sort_keys=True), []).append(record)
     return {key: Group(tuple(sorted(together[key], key=lambda r: r["cell"]["seed"]))) for key in sorted(together)}
 
 
@@ -185,7 +207,7 @@ def _measured_on(group: Group) -> str:
 
 def _names(cells: Mapping[str, Group]) -> dict[str, str]:
     """Identity → what tables show of a cell, and where two look the same, the settings in which they differ."""
-    settings = {key: {**group.settings, "on": _measured_on(group)} for key, group in cells.items()}
+    settings = {key: {**group.request, "on": _measured_on(group)} for key, group in cells.items()}
     plain = {
         key: " ".join(f"{'ipc ' if name == 'ipc' else ''}{group.cell.get(name)}" for name in SHOWN)
         for key, group in cells.items()
@@ -205,12 +227,16 @@ def _seeds(name: str, before: Group, after: Group) -> list[str]:
 
 def _circumstances(before: Sequence[Group], after: Sequence[Group]) -> list[str]:
     """What else differed between the two, and other work on the device."""
+    from harness.report import IMMATERIAL
+
     notes = []
     records = [[r for group in side for r in group.records] for side in (before, after)]
-    for name in ("commit", *VERSIONS):
+    names = dict.fromkeys(["commit", *(name for side in records for r in side for name in r["provenance"])])
+    for name in names.keys() - IMMATERIAL.keys():
         old, new = (_listed(str(r["provenance"].get(name))[:60] for r in side) for side in records)
         if old != new:
             notes.append(f"{name}: {old} → {new}.")
+    notes.sort()
     for side, found in zip(("BASELINE", "NEW"), records, strict=True):
         busy = Counter(r["cost"]["memory"]["busy"] for r in found if r["cost"]["memory"]["busy"])
         notes += [f"Other work on the device in {count} of {side}: {words}." for words, count in busy.items()]
@@ -222,6 +248,9 @@ def _circumstances(before: Sequence[Group], after: Sequence[Group]) -> list[str]
 
 def _compare_cell(name: str, before: Group, after: Group, bounds: Bounds) -> list[Finding]:
     """A finding for the status, and one for every number where both sides have seeds that ended well."""
+    for side, group in (("BASELINE", before), ("NEW", after)):
+        if differing := _mixed(group):
+            return [_not_compared(name, "cell", f"the records of {side} differ in {differing}")]
     ranks = [statistics.fmean(RANKS[r["status"]] for r in group.records) for group in (before, after)]
     verdict = _verdict(-ranks[0], -ranks[1], lambda rank: rank)
     findings = [Finding(verdict, name, "status", _statuses(before), _statuses(after))]
@@ -236,6 +265,16 @@ def _compare_cell(name: str, before: Group, after: Group, bounds: Bounds) -> lis
     return findings
 
 
+def _mixed(group: Group) -> str:
+    """What the records of one side were measured with where that differs among them: they are not one number."""
+    from harness.report import Group, parted
+
+    parts = parted((Group((r,)) for r in group.records), lambda alone: alone.circumstances)
+    kinds = [part[0].circumstances for part in parts]
+    names = sorted({name for kind in kinds for name in kind})
+    return ", ".join(name for name in names if any(kind.get(name) != kinds[0].get(name) for kind in kinds))
+
+
 def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     quantity = "seconds per step"
     old, new = before.step_seconds, after.step_seconds
@@ -243,15 +282,14 @@ def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
         return _unmeasured(name, quantity, old, new)
     lengths = sorted({int(length) for group in (before, after) for length in group.costs("steps_per_sample")})
     if lengths and lengths[-1] > LONGER * lengths[0]:
-        reason = f"windows of {lengths[0]} to {lengths[-1]} steps"
-        return Finding("not compared", name, quantity, change=reason)
+        return _not_compared(name, quantity, f"windows of {lengths[0]} to {lengths[-1]} steps")
     runs = [
         [r["cost"]["step_seconds"] for r in group.counted if r["cost"]["step_seconds"]] for group in (before, after)
     ]
     tested = [[median for run in side for median in blocks(run)] for side in runs]
     counts = [len(side) for side in tested]
     if 2 / math.comb(sum(counts), counts[0]) > bounds.p_value:  # the smallest p that the test can give
-        return Finding("not compared", name, quantity, change=f"too few samples for p < {bounds.p_value:g}")
+        return _not_compared(name, quantity, f"too few samples for p < {bounds.p_value:g}")
     from scipy.stats import mannwhitneyu
 
     p = float(mannwhitneyu(*tested).pvalue)
@@ -289,7 +327,7 @@ def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     meter = next((meter for meter in old if meter in new), None)
     if meter is None:
         reason = f"different meters: {', '.join(old)} in BASELINE, {', '.join(new)} in NEW"
-        return Finding("not compared", name, quantity, change=reason)
+        return _not_compared(name, quantity, reason)
     a, b = old[meter], new[meter]
     verdict = _verdict(a, b, lambda number: number * (1 + bounds.memory) + bounds.memory_bytes)
     return Finding(verdict, name, f"{quantity} ({meter})", _mebibytes(a), _mebibytes(b), _percent(a, b))
@@ -312,14 +350,17 @@ def _accuracy(
     The second is a multiple of the standard deviation of a network's accuracy, over networks and seeds. At three seeds
     chance alone exceeds it in 3 of 1000 comparisons. It asks too much of many seeds: there Welch's test decides, of the
     means of the seeds, since the networks of one seed share a distilled set and are not independent. Of one seed the
-    networks say nothing of how another run of it would have ended, so its fall must be larger.
+    networks say nothing of how another run of it would have ended, so its fall must be larger. Where a side has too few
+    networks for a spread, the mean must fall by more than a bound for that case alone.
     """
     old, new = ([value for seed in side for value in seed] for side in (before, after))
     if not old or not new:
         return _unmeasured(name, quantity, old, new)
-    if min(len(old), len(new)) < FEWEST_NETWORKS:
-        return Finding("not compared", name, quantity, change=f"fewer than {FEWEST_NETWORKS} networks")
     a, b = statistics.fmean(old), statistics.fmean(new)
+    if min(len(old), len(new)) < FEWEST_NETWORKS:
+        verdict = _verdict(-a, -b, lambda loss: loss + bounds.without_spread)
+        change = f"{100 * (b - a):+.1f} points, fewer than {FEWEST_NETWORKS} networks"
+        return Finding(verdict, name, quantity, f"{100 * a:.1f} %", f"{100 * b:.1f} %", change)
     spreads = statistics.stdev(old), statistics.stdev(new)
     pooled = math.sqrt((spreads[0] ** 2 + spreads[1] ** 2) / 2)
     p = _welch([statistics.fmean(seed) for seed in before], [statistics.fmean(seed) for seed in after])
@@ -353,7 +394,11 @@ def _verdict(old: float, new: float, limit: Callable[[float], float]) -> Verdict
 
 def _unmeasured(name: str, quantity: str, old: Any, new: Any) -> Finding:
     where = "either" if not old and not new else "NEW" if old else "BASELINE"
-    return Finding("not compared", name, quantity, change=f"not measured in {where}")
+    return _not_compared(name, quantity, f"not measured in {where}", lost=bool(old))
+
+
+def _not_compared(name: str, quantity: str, reason: str, *, lost: bool = True) -> Finding:
+    return Finding("not compared", name, quantity, change=reason, lost=lost)
 
 
 def _statuses(group: Group) -> str:
@@ -378,25 +423,36 @@ def _listed(values: Iterable[str], separator: str = ", ") -> str:
 
 def markdown(found: Comparison) -> str:
     """What a reviewer must see first, then what changed, then what did not, folded."""
-    parts = [f"### Compared with the baseline: {', '.join(f'{len(found.of(v))} {v}' for v in (*CHANGED, UNCHANGED))}"]
+    from harness.report import literal
+
+    counts = [f"{len(found.of(verdict))} {verdict}" for verdict in (*CHANGED, UNCHANGED)]
+    lost = [finding for finding in found.findings if finding.lost]
+    if lost:
+        counts.append(f"{len(lost)} not compared")
+    parts = [f"### Compared with the baseline: {', '.join(counts)}"]
     if changed := [finding for verdict in CHANGED for finding in found.of(verdict)]:
         parts.append(_table(changed))
     if same := found.of(UNCHANGED):
         parts.append(f"<details><summary>{len(same)} {UNCHANGED}</summary>\n\n{_table(same)}\n\n</details>")
-    reasons = Counter(f"{f.quantity}: {f.change}" for f in found.of("not compared"))
+    reasons: dict[str, list[Finding]] = {}
+    for finding in found.of("not compared"):
+        reasons.setdefault(f"{finding.quantity}: {finding.change}", []).append(finding)
     if reasons:
-        lines = [f"- {reason} ({count} cell{'s' if count > 1 else ''})" for reason, count in reasons.items()]
+        lines = [
+            f"- {literal(reason)} ({len(same)} cell{'s' if len(same) > 1 else ''})"
+            + (f": {'; '.join(literal(finding.cell) for finding in same)}" if same[0].lost else "")
+            for reason, same in reasons.items()
+        ]
         parts.append("Not compared:\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, "Notes:", "\n".join(f"- {note}" for note in found.notes)]) + "\n"
+    return "\n\n".join([*parts, "Notes:", "\n".join(f"- {literal(note)}" for note in found.notes)]) + "\n"
 
 
 def _table(findings: Sequence[Finding]) -> str:
     from tabulate import tabulate
 
-    rows = [
-        [text.replace("|", "\\|") for text in (f"**{f.verdict}**" if f.verdict in DECISIVE else f.verdict, *_texts(f))]
-        for f in findings
-    ]
+    from harness.report import literal
+
+    rows = [[f"**{f.verdict}**" if f.verdict in DECISIVE else f.verdict, *map(literal, _texts(f))] for f in findings]
     headers = ["verdict", "cell", "what", "baseline", "new", "change"]
     align = ["left", "left", "left", "right", "right", "right"]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
@@ -424,32 +480,36 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """``python -m harness.regress BASELINE NEW``: print the comparison as Markdown. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.regress",
-        description="Compare two sets of records: exit status 1 if anything is worse or missing.",
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program))
+
+
+def _main(arguments: Sequence[str], program: str) -> int:
+    parser = Parser(
+        prog=program,
+        description="Compare two sets of records. Exit status 0: all that BASELINE measured was compared and nothing "
+        "is worse; 1: something is worse or missing; 2: nothing could be compared; 3: nothing is worse, but something "
+        "was not compared.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("baseline", type=Path, metavar="BASELINE", help="folder of records, or one record")
-    parser.add_argument("new", type=Path, metavar="NEW", help="the same, measured later")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the Markdown there as well")
+    parser.add_argument("baseline", type=file_path, metavar="BASELINE", help="folder of records, or one record")
+    parser.add_argument("new", type=file_path, metavar="NEW", help="the same, measured later")
+    parser.add_argument("--output", type=file_path, metavar="FILE", help="write the Markdown there as well")
     for each in fields(Bounds):
         parser.add_argument(
-            _flag(each.name), type=float, default=each.default, metavar="NUMBER", help=each.metadata["help"]
+            _flag(each.name), type=finite, default=each.default, metavar="NUMBER", help=each.metadata["help"]
         )
-    given = parser.parse_args(arguments)
-    try:
-        bounds = Bounds(**{each.name: getattr(given, each.name) for each in fields(Bounds)})
-        found = compare(_read(given.baseline), _read(given.new), bounds)
-        text = markdown(found)
-        print(text, end="")
-        if given.output is not None:
-            _write(text, given.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 1 if found.failed else 0
+    given = parser.parse(arguments)
+    bounds = Bounds(**{each.name: getattr(given, each.name) for each in fields(Bounds)})
+    found = compare(_read(given.baseline), _read(given.new), bounds)
+    text = markdown(found)
+    print(text, end="")
+    if given.output is not None:
+        _write(text, given.output)
+    return found.status
 
 
 def _write(text: str, path: Path) -> None:
@@ -461,4 +521,4 @@ def _write(text: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

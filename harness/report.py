@@ -1,7 +1,8 @@
 """Records → tables: on screen, ``table.md``, ``table.tex``, ``table.csv``.
 
-A row is a group of records that differ in nothing but the seed. A table holds one device, one budget and one kind of
-protocol; what was measured by different meters, and what was measured and what a paper reports, stand in columns apart.
+A row is a group of records that differ in nothing but the seed: the same was asked for, and it was measured with the
+same. A table holds one device, one budget and one kind of protocol; what was measured by different meters, and what was
+measured and what a paper reports, stand in columns apart.
 
     python -m harness.report results/local
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import sys
 import textwrap
@@ -23,8 +25,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from benchmarks.errors import UserError
-from harness.command_line import Parser, exit_status
+from benchmarks.errors import UserError, printable
+from harness.command_line import Parser, end, exit_status, file_path
 from harness.experiments import BUDGETS, DEFAULT_OUTPUT
 from harness.files import write_texts
 from harness.record import Record, load_all, summarise
@@ -36,9 +38,31 @@ METERS = {
     "host_rss": ("host_rss_bytes", "peak host RSS above baseline (MiB)"),
 }
 """Meter → the number of the record it gives, and the column that shows it."""
+LISTED = ("python", "torchvision", "frepo_bench", "platform", "commit", "dirty")
+"""Fields of the provenance in which the records of a row may differ; the caption lists all that there were."""
+IMMATERIAL = {
+    "command": "how the cell was asked for: what it asked for is in the cell and the configuration",
+    "started": "when it began",
+    "data_fingerprint": "the cell has it",
+    "files": "their SHA-256 are in the configuration, and a note names them",
+    "class_order": "the configuration has another order than ours",
+    "doubts": "they follow from the set and the data, and a note has them",
+    "device": "tables hold one",
+}
+"""Fields of the provenance that do not tell rows apart, and why. Every other field does, an unknown one as well."""
 NONE = "–"
 OURS = "frepo"
 """The method that ratios are taken to."""
+EVALUATION = (
+    *("protocol", "network", "width", "depth", "image_size", "preprocess", "dtype", "tf32"),
+    *("evaluate_steps", "networks_evaluated"),
+)
+"""Fields of a cell in which sets must agree, their task apart, for their accuracies to be those of the same test."""
+OWN = (
+    *("method", "norm", "preprocess", "protocol", "steps", "seconds_include_prepare"),
+    *("networks_evaluated", "evaluate_steps", "curve_points"),
+)
+"""Fields of a cell in which methods may differ whose costs are compared: a method's own, and the evaluation's."""
 CLAIM = (
     "Claimed by Zhou et al., NeurIPS 2022, for their GPU and cifar100 at ipc 1: frepo needs a hundredth of the time of "
     "mtt, the second best, and a tenth of the memory"
@@ -67,16 +91,37 @@ class Group:
         return self.records[0]["cell"]
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that determined the result and its seconds but device and seed, flat."""
+    def request(self) -> dict[str, Any]:
+        """Everything that was asked for but the seed, flat."""
         flat = {**{f"config.{k}": v for k, v in self.records[0]["config"].items()}, **self.cell}
-        flat["data_fingerprint"] = str(flat.get("data_fingerprint"))[:8]
-        flat["threads"] = threads(self.records[0])
         if flat.get("seconds") is not None:
-            flat.pop("steps", None)  # found from the time, anew for every seed
+            flat.pop("steps", None)  # follows from the time, anew for every seed
         flat.pop("time_limit_seconds", None)  # only where it struck, which is a status and no setting
         flat.pop("seed")
         return flat
+
+    @property
+    def circumstances(self) -> dict[str, Any]:
+        """What of the provenance tells rows apart, flat and without nulls: threads, torch, driver, environment, …"""
+        return {name: value for r in self.records for name, value in _circumstances(r).items()}
+
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """``circumstances``, the headline meter, and whether less was prepared than the method needs."""
+        parts = [(r["cost"]["memory"]["meter"], r["cost"]["prepare"]) for r in self.records]
+        meter, prepare = (next(filter(None, values), None) for values in zip(*parts, strict=True))
+        known = {"meter": meter, "prepare": prepare}
+        return self.circumstances | {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that tells the rows of a table apart, flat."""
+        return self.circumstances | self.request
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any number of a clock or a test in it."""
+        return any(r["status"] == "ok" or r["cost"]["step_seconds"] or r["accuracy"]["values"] for r in self.records)
 
     @property
     def table(self) -> tuple[str, str, str, str]:
@@ -86,8 +131,13 @@ class Group:
 
     @property
     def contest(self) -> tuple[Any, ...]:
-        """What groups must share for one of them to be the best."""
+        """The task: data and number of images per class."""
         return self.cell["dataset"], self.cell.get("data_fingerprint"), self.cell["ipc"]
+
+    @property
+    def evaluation(self) -> tuple[Any, ...]:
+        """What groups share that were evaluated alike. The norm of the evaluated network is the protocol's."""
+        return self.contest, *(self.cell.get(name) for name in EVALUATION)
 
     @property
     def counted(self) -> tuple[Record, ...]:
@@ -136,6 +186,10 @@ class Group:
         numbers: list[Any] = [dict(r["cost"])[name] for r in self.counted]
         return [number for number in numbers if number is not None]
 
+    def most(self, name: str) -> float | None:
+        """The largest of ``costs``; None where no record has the number."""
+        return max(self.costs(name), default=None)
+
     def peak(self, meter: str) -> int | None:
         """The largest peak in bytes over the seeds, of those records whose headline meter is ``meter``."""
         memories = [dict(r["cost"]["memory"]) for r in self.counted]
@@ -156,13 +210,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; ``bold`` holds the (row, column) of the best."""
+    """Cells of text, made printable; ``bold`` holds the (row, column) of the best."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[tuple[int, int]]
     notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", printable(self.caption))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
 
 def write(records: Sequence[Record], folder: Path) -> None:
@@ -177,7 +236,7 @@ def write(records: Sequence[Record], folder: Path) -> None:
     contents = {
         "table.md": "\n\n".join(markdown(table) for table in tables) + "\n",
         "table.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
-        "table.csv": pd.DataFrame({**raw(group), **_raw_ratios(group, groups)} for group in groups).to_csv(index=False),
+        "table.csv": csv({**raw(group), **_raw_ratios(group, groups)} for group in groups),
     }
     write_texts(contents, folder, "the tables")
 
@@ -194,12 +253,45 @@ def tabulate_all(groups: Sequence[Group]) -> list[Table]:
 
 def grouped(records: Iterable[Record]) -> list[Group]:
     """Records that differ in nothing but the seed, together; sorted for a table."""
-    together: dict[str, list[Record]] = {}
+    together: dict[str, list[Group]] = {}
     for record in records:
         group = Group((record,))
-        together.setdefault(json.dumps([group.table, group.settings], sort_keys=True), []).append(record)
-    groups = [Group(tuple(sorted(same, key=lambda r: r["cell"]["seed"]))) for same in together.values()]
+        together.setdefault(json.dumps([group.table, group.request], sort_keys=True), []).append(group)
+    groups = [
+        Group(tuple(sorted((record for group in part for record in group.records), key=lambda r: r["cell"]["seed"])))
+        for same in together.values()
+        for part in parted(same, lambda group: group.measured_with)
+    ]
     return sorted(groups, key=_order)
+
+
+def parted(groups: Iterable[Group], known: Callable[[Group], Mapping[str, Any]]) -> list[list[Group]]:
+    """``groups`` by what is ``known`` of their measurement.
+
+    The record of a cell that was killed knows little of it and has no number: it joins those that it does not
+    contradict, where these are of one kind.
+    """
+    groups = list(groups)
+    places = {id(group): place for place, group in enumerate(groups)}
+    parts: dict[str, list[Group]] = {}
+    for group in sorted(groups, key=lambda group: (not group.measured, -len(known(group)))):
+        mine = known(group)
+        fitting = [
+            part
+            for part in parts.values()
+            if not group.measured and all(known(part[0]).get(name) == value for name, value in mine.items())
+        ]
+        own = parts.setdefault(json.dumps(mine, sort_keys=True), []) if len(fitting) != 1 else fitting[0]
+        own.append(group)
+    return [sorted(part, key=lambda group: places[id(group)]) for part in parts.values()]
+
+
+def _circumstances(record: Record) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record["provenance"].items():
+        if name not in LISTED and name not in IMMATERIAL:
+            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if value is not None}
 
 
 def _order(group: Group) -> tuple[Any, ...]:
@@ -217,11 +309,6 @@ def _order(group: Group) -> tuple[Any, ...]:
 def device(record: Record) -> str:
     """What the record was measured on."""
     return record["provenance"].get("device") or record["cell"].get("device_kind") or "unknown device"
-
-
-def threads(record: Record) -> int | None:
-    """CPU threads that its seconds depend on; None for a GPU, and where nobody noted them."""
-    return record["provenance"].get("threads") if record["cell"].get("device_kind") == "cpu" else None
 
 
 # --- one group, in numbers and in words -------------------------------------------------------------------------------
@@ -267,12 +354,10 @@ def raw(group: Group) -> dict[str, Any]:
         },
         "headline_meter": " ".join(sorted(group.meters)) or None,
         "prepare": "reduced" if _reduced(group) else None,
-        **{name: max(group.costs(name), default=None) for name in COUNTERS},
+        **{name: group.most(name) for name in COUNTERS},
         "parameters": next(iter(group.costs("parameters")), None),
         "parameters_evaluated": next(iter(group.costs("parameters_evaluated")), None),
-        "torch": _versions(group.records, "torch"),
-        "python": _versions(group.records, "python"),
-        "commit": _versions(group.records, "commit"),
+        **{name: _listed(r["provenance"].get(name) for r in group.records) for name in LISTED},
         "reported_accuracy": reported.get("accuracy"),
         "reported_std": reported.get("std"),
         "reported_source": sources()[reported["source"]] if reported else None,
@@ -300,6 +385,8 @@ class Ratios:
 
     seconds: float | None = None
     """Of the median of an iteration."""
+    operations: float | None = None
+    """Of the operations of an iteration, which take no clock to count."""
     memory: float | None = None
     """Of the peaks, as ``meter`` has both."""
     meter: str | None = None
@@ -312,9 +399,12 @@ class Ratios:
 def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
     """To the one group of ``OURS`` among ``groups`` on the same device, data, network and width.
 
-    None where there is no such group or more than one, and where one of the two did not end well.
+    None where there is no such group, where there are several by the same meter, and where one of the two did not end
+    well.
     """
     same = [g for g in groups if g.cell["method"] == OURS and g.ok and _setting(g) == _setting(group)]
+    if len(same) > 1:
+        same = [g for g in same if g.meters == group.meters]
     if len(same) != 1 or not group.ok:
         return Ratios()
     (ours,) = same
@@ -325,17 +415,18 @@ def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
     meter = next((meter for meter in METERS if meter in group.meters & ours.meters), None)
     return Ratios(
         seconds=ratio(_median(group.step_seconds), _median(ours.step_seconds)),
+        operations=ratio(group.most("flops_per_step"), ours.most("flops_per_step")),
         memory=ratio(group.peak(meter), ours.peak(meter)) if meter else None,
         meter=meter,
         allocated=ratio(group.allocated, ours.allocated),
-        live=ratio(max(group.costs("peak_live_bytes"), default=None), max(ours.costs("peak_live_bytes"), default=None)),
+        live=ratio(group.most("peak_live_bytes"), ours.most("peak_live_bytes")),
     )
 
 
 def _setting(group: Group) -> tuple[Any, ...]:
     """What groups share whose costs are compared: everything but the method and what is the method's own."""
-    names = ("network", "width", "depth", "image_size", "dtype", "tf32", "seconds", "memory_limit_bytes")
-    return group.table, group.contest, threads(group.records[0]), *(group.cell.get(name) for name in names)
+    shared = {k: v for k, v in group.settings.items() if k not in OWN and not k.startswith("config.") and v is not None}
+    return group.table, group.contest, json.dumps(shared, sort_keys=True)
 
 
 def _raw_ratios(group: Group, groups: Sequence[Group]) -> dict[str, float | None]:
@@ -343,6 +434,7 @@ def _raw_ratios(group: Group, groups: Sequence[Group]) -> dict[str, float | None
     found = Ratios() if group.evaluated else ratios(group, groups)
     return {
         f"step_seconds_over_{OURS}": found.seconds,
+        f"flops_per_step_over_{OURS}": found.operations,
         f"peak_memory_over_{OURS}": found.memory,
         f"peak_allocated_over_{OURS}": found.allocated,
         f"peak_live_bytes_over_{OURS}": found.live,
@@ -447,6 +539,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
     if evaluated:
         columns["reported by papers, not measured here (%)"] = [_reported_text(group, numbering) for group in groups]
     filled = {title: cells for title, cells in columns.items() if set(cells) - {NONE}}
+    best = _best(groups)
     notes = [*claims(groups), *(f"[{number}] {sources()[source]}." for source, number in numbering.items())]
     if any(entry["rerun"] for group in groups for entry in reported_for(group) if evaluated):
         first = numbering["frepo-table1"]
@@ -460,17 +553,21 @@ def tabulated(groups: Sequence[Group]) -> Table:
         if r["status"] != "ok" or r["message"] is not None
     ]
     notes += [
-        f"Other work on the GPU: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
-        f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {r['cost']['memory']['busy']}."
+        f"{title}: {r['cell']['method']} on {r['cell']['dataset']}, ipc {r['cell']['ipc']}, "
+        f"width {r['cell'].get('width')}, seed {r['cell']['seed']}: {words}."
+        for title, name in (
+            ("Other work on the device", "busy"),
+            ("No peak by NVML, or not of all the time", "missing"),
+        )
         for group in groups
         for r in group.records
-        if r["cost"]["memory"]["busy"]
+        if (words := dict(r["cost"]["memory"])[name])
     ]
     return Table(
-        caption=_caption(groups, reported=bool(used)),
+        caption=_caption(groups, best, reported=bool(used)),
         columns=tuple(filled),
         rows=tuple(zip(*filled.values(), strict=True)),
-        bold=frozenset((i, list(filled).index(score)) for i in _best(groups)),
+        bold=frozenset((i, list(filled).index(score)) for i in best),
         notes=tuple(notes),
     )
 
@@ -479,9 +576,12 @@ def _origin(group: Group) -> str:
     """Where a set comes from that was only evaluated here."""
     files = [f"{f['name']} (SHA-256 {f['sha256'][:8]}…)" for f in group.records[0]["provenance"]["files"]]
     cell = group.cell
-    return (
-        f"{cell['method']} on {cell['dataset']}, ipc {cell['ipc']}: not distilled here but read from "
-        f"{', '.join(files)}; real images go through its own preprocessing, {cell['preprocess']}."
+    return " ".join(
+        [
+            f"{cell['method']} on {cell['dataset']}, ipc {cell['ipc']}: not distilled here but read from "
+            f"{', '.join(files)}; real images go through its own preprocessing, {cell['preprocess']}.",
+            *group.records[0]["provenance"].get("doubts", []),
+        ]
     )
 
 
@@ -500,7 +600,6 @@ def _costs(groups: Sequence[Group]) -> dict[str, list[str]]:
     found = [ratios(group, groups) for group in groups]
     seconds = [_number(group.step_seconds, statistics.median, ".3g") for group in groups]
     spreads = [quartiles(group.step_seconds) for group in groups]
-    live = [_number([v / 2**20 for v in group.costs("peak_live_bytes")], max, ",.0f") for group in groups]
     return {
         "s/iteration (median)": [
             (text if group.ok else "") + _marks(group) for group, text in zip(groups, seconds, strict=True)
@@ -513,6 +612,7 @@ def _costs(groups: Sequence[Group]) -> dict[str, list[str]]:
             _number(group.step_seconds, statistics.fmean, ".3g") if group.ok else NONE for group in groups
         ],
         f"s/iteration (median) ÷ {OURS}": [_times(ratio.seconds) for ratio in found],
+        f"operations ÷ {OURS}": [_times(ratio.operations) for ratio in found],
         **{
             title: [_mebibytes(group.peak(meter)) if group.ok else NONE for group in groups]
             for meter, (_, title) in METERS.items()
@@ -520,9 +620,11 @@ def _costs(groups: Sequence[Group]) -> dict[str, list[str]]:
         METERS["torch"][1]: [_mebibytes(group.allocated) if group.ok else NONE for group in groups],
         f"memory ÷ {OURS}": [_times(ratio.memory) for ratio in found],
         f"allocated ÷ {OURS}": [_times(ratio.allocated) for ratio in found],
-        "peak of live tensors (MiB)": [text if group.ok else NONE for group, text in zip(groups, live, strict=True)],
+        "peak of live tensors (MiB)": [
+            _mebibytes(group.most("peak_live_bytes")) if group.ok else NONE for group in groups
+        ],
         f"live tensors ÷ {OURS}": [_times(ratio.live) for ratio in found],
-        "GFLOP/iteration": [_short(max(group.costs("flops_per_step"), default=None), 1e9) for group in groups],
+        "GFLOP/iteration": [_short(group.most("flops_per_step"), 1e9) for group in groups],
         "J/iteration": [_number(group.costs("joules_per_step"), statistics.fmean, ".3g") for group in groups],
     }
 
@@ -537,7 +639,7 @@ def _marks(group: Group) -> str:
 
 def _short(number: float | None, unit: float = 1.0) -> str:
     """Three digits, or all before the point."""
-    return NONE if number is None else f"{number / unit:{'.3g' if number < 1000 * unit else ',.0f'}}"
+    return NONE if number is None else f"{number / unit:{'.3g' if number < 999.5 * unit else ',.0f'}}"
 
 
 def _times(ratio: float | None) -> str:
@@ -561,7 +663,7 @@ def time_to(curve: Sequence[CurvePoint], target: float) -> tuple[float, bool] | 
     for point in curve:
         mean = statistics.fmean(point.values)
         if mean >= target:
-            if before is None:
+            if before is None or not before[1]:
                 return point.seconds, True
             low, start = before
             share = (target - low) / (mean - low)
@@ -596,11 +698,11 @@ def _iterations(groups: Sequence[Group]) -> list[str]:
         cell, found = group.cell, ratios(group, groups)
         if cell["method"] == OURS or found.seconds is None:
             continue
+        operations = "" if found.operations is None else f" ({_times(found.operations)} the operations)"
         memory = "" if found.memory is None else f" and {_memory(found)}"
         where = f"{cell['dataset']}, ipc {cell['ipc']}, {cell['network']}, width {cell['width']}"
-        largest[cell["method"], *group.contest, cell["network"]] = (
-            f"{where}: an iteration of {cell['method']} takes {_times(found.seconds)} the time{memory} of {OURS}'s."
-        )
+        takes = f"takes {_times(found.seconds)} the time{operations}{memory} of {OURS}'s"
+        largest[cell["method"], *group.contest, cell["network"]] = f"{where}: an iteration of {cell['method']} {takes}."
     return list(largest.values())
 
 
@@ -609,17 +711,13 @@ def _memory(found: Ratios) -> str:
     return f"{_times(found.memory)} the memory ({METERS[found.meter][1].removesuffix(' (MiB)')})"
 
 
-_EVALUATED = ("width", "depth", "image_size", "dtype", "tf32", "evaluate_steps")
-"""What sets must share, their contest apart, for their accuracies to be those of the same test."""
-
-
 def _accuracies(ours: Group, groups: Sequence[Group]) -> list[str]:
-    """A line for every rival that was evaluated in the same way: the times to equal accuracy, and the memory."""
+    """A line for every rival that was measured and evaluated alike: the times to equal accuracy, and the memory."""
     lines = []
     for group in groups:
         cell = group.cell
         rival = cell["method"] != OURS and group.ok and min(len(group.curve), len(ours.curve)) > 1
-        if not rival or group.contest != ours.contest or any(cell.get(n) != ours.cell.get(n) for n in _EVALUATED):
+        if not rival or (group.evaluation, group.circumstances) != (ours.evaluation, ours.circumstances):
             continue
         found = ratios(group, [ours])
         parts = [_equal_accuracy(ours, group, ended) for ended in (group, ours)]
@@ -631,9 +729,12 @@ def _accuracies(ours: Group, groups: Sequence[Group]) -> list[str]:
 
 
 def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
-    """The times that both need for the accuracy that ``ended`` has in the end; in brackets with the preparation."""
+    """The times that both need for the accuracy that ``ended`` has in the end; in brackets with the preparation.
+
+    Behind the ratio of the times that of the operations of as many steps, where they were counted.
+    """
     target = statistics.fmean(ended.curve[-1].values)
-    texts, times, bounds = [], [], []
+    texts, times, operations, bounds = [], [], [], []
     for group in (ours, rival):
         found, name = time_to(group.curve, target), group.cell["method"]
         seconds, bound = found or (group.curve[-1].seconds, False)
@@ -644,40 +745,59 @@ def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
             continue
         texts.append(f"{name} {'at most ' if bound else ''}{text}")
         times.append((seconds, whole))
+        operations.append(seconds * _operations_per_second(group))
         bounds.append(bound)
     shown = f"to {target:.1%}, where {ended.cell['method']} ended: {', '.join(texts)}"
     if len(times) < 2 or all(bounds):
         return shown
     kind = "at least " if bounds[0] else "at most " if bounds[1] else ""
     apart, whole_ratio = (_times(theirs / own) for own, theirs in zip(*times, strict=True))
-    return f"{shown}, that is {kind}{apart} ({whole_ratio})"
+    counted = f", with {kind}{_times(operations[1] / operations[0])} the operations" if all(operations) else ""
+    return f"{shown}, that is {kind}{apart} ({whole_ratio}){counted}"
+
+
+def _operations_per_second(group: Group) -> float:
+    """Of distilling; 0 where they were not counted."""
+    end = group.curve[-1]
+    return (group.most("flops_per_step") or 0.0) * end.step / end.seconds if end.seconds else 0.0
 
 
 def _best(groups: Sequence[Group]) -> set[int]:
-    """The indices of the groups with the highest mean accuracy among at least two of the same contest."""
+    """The indices of the groups with the highest mean accuracy among at least two that were evaluated alike."""
     means = {i: statistics.fmean(group.values) for i, group in enumerate(groups) if group.ok and group.evaluated}
     best = set()
     for i, mean in means.items():
-        rivals = [means[j] for j in means if groups[j].contest == groups[i].contest]
+        rivals = [means[j] for j in means if groups[j].evaluation == groups[i].evaluation]
         if len(rivals) > 1 and mean == max(rivals):
             best.add(i)
     return best
 
 
 def variants(groups: Sequence[Group]) -> list[str]:
-    """For groups that would look the same, the settings in which they differ."""
+    """For groups that would look the same, the settings in which they differ; for all, what they were measured with
+    where that differs."""
     shown = ("method", "dataset", "ipc", "network", "width", "steps")
     texts = []
     for group in groups:
-        twins = [g.settings for g in groups if all(g.cell.get(key) == group.cell.get(key) for key in shown)]
-        differing = [k for k, v in group.settings.items() if any(twin.get(k) != v for twin in twins)]
-        texts.append(", ".join(f"{k.removeprefix('config.')}={group.settings[k]}" for k in differing) or NONE)
+        twins = [g for g in groups if all(g.cell.get(key) == group.cell.get(key) for key in shown)]
+        own, others = group.circumstances, [g.circumstances for g in groups if g.measured]
+        known = group.measured_with | group.request
+        parts = [
+            f"{name.removeprefix('config.').removeprefix('environment.')}={_abbreviated(name, value)}"
+            for name, value in known.items()
+            if any((twin.measured_with | twin.request).get(name) != value for twin in twins)
+            or (name in own and any(other.get(name) != value for other in others))
+        ]
+        texts.append(", ".join(parts) or NONE)
     return texts
 
 
-def _caption(groups: Sequence[Group], *, reported: bool) -> str:
+def _abbreviated(name: str, value: Any) -> Any:
+    return str(value)[:8] if name == "data_fingerprint" else value
+
+
+def _caption(groups: Sequence[Group], best: set[int], *, reported: bool) -> str:
     cells = [group.cell for group in groups]
-    shortened = _listed(cell.get("evaluate_steps") for cell in cells)
     sentences = [
         *measured_on(groups),
         f"Networks: {_listed(cell.get('network') for cell in cells)}; width {_listed(c.get('width') for c in cells)}",
@@ -685,17 +805,19 @@ def _caption(groups: Sequence[Group], *, reported: bool) -> str:
     if not groups[0].evaluated:
         sentences.append(
             "Nothing was distilled to its end or evaluated. Seconds are those of one update of the synthetic images, "
-            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width"
+            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width. "
+            "Ratios of times are those of operations where every operation takes equally long"
         )
-        if any(map(_reduced, groups)):
-            sentences.append("prepare reduced: real experts, but fewer and shorter than the method needs")
+    else:
+        sentences += [
+            f"Accuracy: top-1 on the test set after the last step, {accuracy_words(groups)}",
+            f"Bold: the best of at least two rows that were {_ALIKE}"
+            if best
+            else f"No row is bold as the best: no two were {_ALIKE}",
+        ]
+    sentences += _times_words(groups)
+    if not groups[0].evaluated:
         return ". ".join(sentences) + "."
-    sentences.append(
-        "Accuracy: top-1 on the test set after the last step, mean ± sample standard deviation over "
-        "n = evaluated networks × seeds"
-        + (f"; evaluation shortened to at most {shortened} training steps" if shortened else "")
-        + "; the best for each data set and ipc in bold"
-    )
     contests = {group.contest: f"{group.cell['dataset']} at ipc {group.cell['ipc']}" for group in groups}
     with_random = {group.contest for group in groups if group.cell["method"] == "random_real"}
     if missing := [text for contest, text in contests.items() if contest not in with_random]:
@@ -705,34 +827,89 @@ def _caption(groups: Sequence[Group], *, reported: bool) -> str:
     return ". ".join(sentences) + "."
 
 
+_ALIKE = (
+    "evaluated alike, on the same data at the same ipc: recipe, network, width, preprocessing, training steps and "
+    "number of networks"
+)
+
+
+def accuracy_words(groups: Iterable[Group]) -> str:
+    """How many networks the accuracies are of, whether there is a deviation, and whether evaluation was shortened."""
+    groups = list(groups)
+    counts = {len(values) for g in groups for values in (g.values, *(p.values for p in g.curve)) if g.ok and values}
+    shortened = _listed(group.cell.get("evaluate_steps") for group in groups)
+    if counts == {1}:
+        words = "of n = 1 evaluated network, without a deviation"
+    else:
+        alone = ", no deviation where n is 1" if 1 in counts else ""
+        listed = f"n = {_listed(counts)} " if counts else ""
+        words = f"mean ± sample standard deviation over {listed}(evaluated networks × seeds){alone}"
+    return words + (f"; evaluation shortened to at most {shortened} training steps" if shortened else "")
+
+
+def _times_words(groups: Sequence[Group]) -> list[str]:
+    """What the seconds depend on beside the machine: a sentence each, without its stop."""
+    windows = _span(number for group in groups for number in group.costs("steps_per_sample"))
+    at_once = _listed(number for group in groups for number in group.costs("networks_at_once"))
+    sentences = {
+        f"Iterations in a sample of the seconds: {windows}": windows,
+        f"Networks evaluated at a time: {at_once}": at_once,
+        "prepare reduced: real experts, but fewer and shorter than the method needs": any(map(_reduced, groups)),
+        "prepare counts what lay in the cache with the seconds that it took when it was made": any(
+            any(group.costs("prepare_cached")) for group in groups
+        ),
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]
+
+
+def _span(numbers: Iterable[float]) -> str:
+    values = sorted(set(numbers))
+    return "–".join(f"{value:g}" for value in dict.fromkeys((values[0], values[-1]))) if values else ""
+
+
 def measured_on(groups: Sequence[Group]) -> list[str]:
     """Budget, protocol, and what the ``groups`` of one table were measured on: a sentence each, without its stop."""
     name, budget, kind, version = groups[0].table
     records = [record for group in groups for record in group.records]
-    threads = _listed(r["provenance"].get("threads") for r in records)
-    packages = ("torch", "python", "cuda", "driver")
-    versions = [f"{package} {found}" for package in packages if (found := _versions(records, package))]
+    known: dict[str, list[Any]] = {name: [] for name in ("torch", "python", "cuda", "driver")}
+    for record in records:
+        listed = {name: record["provenance"].get(name) for name in LISTED if name not in ("commit", "dirty")}
+        for key, value in {**listed, **_circumstances(record)}.items():
+            known[key] = [*known.get(key, []), value]
+    threads = _listed(known.pop("threads", []))
+    versions = [
+        f"{key.removeprefix('environment.')} {text}" for key, values in known.items() if (text := _listed(values))
+    ]
     natives = sorted({f"{group.cell['method']}: {group.cell['protocol']}" for group in groups})
     return [
         f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),
         f"Protocol {kind}, version {version}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
-        f"Measured on {name}" + (f", CPU threads: {threads}" if threads else "") + f"; {', '.join(versions)}",
+        f"Measured on {name}"
+        + (f", CPU threads: {threads}" if threads else "")
+        + f"; {', '.join([*versions, *_commits(records)])}",
     ]
 
 
+def _commits(records: Iterable[Record]) -> list[str]:
+    """The commits of the code, and which of them had changes that were not committed."""
+    known = {(str(r["provenance"].get("commit") or "unknown")[:8], bool(r["provenance"].get("dirty"))) for r in records}
+    texts = [commit + (" with uncommitted changes" if dirty else "") for commit, dirty in sorted(known)]
+    return [] if texts == ["unknown"] else [f"commit{'s' if len(texts) > 1 else ''} {', '.join(texts)}"]
+
+
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(v) for v in sorted({v for v in values if v is not None}))
+    """The different values, nulls apart: numbers in their order, then texts."""
+    texts = {str(value): value for value in values if value is not None}
+    numbers = [text for text, value in texts.items() if isinstance(value, (int, float))]
+    return ", ".join([*sorted(numbers, key=lambda text: texts[text]), *sorted(texts.keys() - set(numbers))])
 
 
-def _versions(records: Iterable[Record], package: str) -> str:
-    return _listed(r["provenance"].get(package) for r in records)
-
-
-def _mebibytes(number: int | None) -> str:
+def _mebibytes(number: float | None) -> str:
+    """Two digits, or all before the point."""
     if number is None:
         return NONE
     mebibytes = number / 2**20
-    return f"{mebibytes:,.0f}" if mebibytes >= 10 else f"{mebibytes:.2g}"
+    return f"{mebibytes:{'.2g' if mebibytes < 9.95 else ',.0f'}}"
 
 
 # --- renderings -------------------------------------------------------------------------------------------------------
@@ -742,15 +919,29 @@ _LEFT = {"method", "setting", "data set", "network"}
 
 def markdown(table: Table) -> str:
     """The caption, the table, and the notes, a paragraph each."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in _marked(table)]
-    return "\n\n".join([table.caption, _grid(table.columns, rows, "pipe"), *table.notes])
+    rows = [[literal(cell) for cell in row] for row in table.rows]
+    grid = _grid(table.columns, _marked(rows, table.bold), "pipe")
+    return "\n\n".join([literal(table.caption), grid, *map(literal, table.notes)])
+
+
+def literal(text: str) -> str:
+    """``text`` for Markdown, where it shows as it is, in a table as well."""
+    return re.sub(r"([\\`*|]|<(?=[a-zA-Z/!?]))", r"\\\1", printable(text))
+
+
+def csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line for each of ``rows``; line breaks and escape codes in a text show as in a string of Python."""
+    return pd.DataFrame({k: printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows).to_csv(
+        index=False
+    )
 
 
 def screen(table: Table) -> str:
     """The same for a terminal: narrow columns, wrapped text."""
     columns = ["\n".join(_narrow(column)) for column in table.columns]
     texts = [textwrap.fill(text, 100) for text in (table.caption, *table.notes)]
-    return "\n\n".join([texts[0], _grid(columns, _marked(table), "simple"), "\n".join(texts[1:])]).rstrip()
+    grid = _grid(columns, _marked(table.rows, table.bold), "simple")
+    return "\n\n".join([texts[0], grid, "\n".join(texts[1:])]).rstrip()
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
@@ -758,11 +949,8 @@ def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> s
     return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
 
 
-def _marked(table: Table) -> list[list[str]]:
-    return [
-        [f"**{cell}**" if (i, j) in table.bold else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
-    ]
+def _marked(rows: Sequence[Sequence[str]], bold: frozenset[tuple[int, int]]) -> list[list[str]]:
+    return [[f"**{cell}**" if (i, j) in bold else cell for j, cell in enumerate(row)] for i, row in enumerate(rows)]
 
 
 def _narrow(title: str) -> list[str]:
@@ -772,6 +960,7 @@ def _narrow(title: str) -> list[str]:
 TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"{{{character}}}" for character in "[*"},  # what a line break would take for its argument
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -819,14 +1008,14 @@ def _escape(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """``python -m harness.report FOLDER``: make the tables again from the records. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments))
+    return exit_status(lambda: _main(arguments, program))
 
 
-def _main(arguments: Sequence[str]) -> int:
-    folder, records, whole = read_folder(PROGRAM, "Make the tables of a folder again.", arguments)
+def _main(arguments: Sequence[str], program: str) -> int:
+    folder, records, whole = read_folder(program, "Make the tables of a folder again.", arguments)
     write(records, folder)
     print(show(records))
     return 0 if whole else 1
@@ -837,18 +1026,18 @@ def read_folder(program: str, description: str, arguments: Sequence[str]) -> tup
 
     Raises UserError for no folder, and for one that is not there.
     """
-    parser = Parser(prog=program, description=description)
-    parser.add_argument("folder", type=Path, nargs="?", help="where the records are")
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("folder", type=file_path, nargs="?", help="where the records are")
     folder: Path | None = parser.parse(arguments).folder
     if folder is None:
         raise UserError(f"no folder is given; for instance: {program} {DEFAULT_OUTPUT}")
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+        raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
     records, damaged = load_all(folder)
     for line in damaged:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     return folder, records, not damaged
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -16,11 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from harness.files import write_texts
 from harness.record import Record
-from harness.report import METERS, NONE, TEX_HEAD, Group, Table, grouped, latex, markdown, measured_on, variants
+from harness.report import (
+    METERS,
+    NONE,
+    TEX_HEAD,
+    Group,
+    Table,
+    csv,
+    grouped,
+    latex,
+    markdown,
+    measured_on,
+    parted,
+    variants,
+)
 
 LEVEL = 0.95
 """Of the confidence intervals."""
@@ -61,9 +72,13 @@ def sweeps(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     """Groups that differ in nothing but the width, together, in the order of the width."""
     together: dict[str, list[Group]] = {}
     for group in groups:
-        settings = {name: value for name, value in group.settings.items() if name != "width"}
-        together.setdefault(json.dumps([group.table, settings], sort_keys=True), []).append(group)
-    return [tuple(sorted(same, key=lambda group: group.cell["width"])) for same in together.values()]
+        request = {name: value for name, value in group.request.items() if name != "width"}
+        together.setdefault(json.dumps([group.table, request], sort_keys=True), []).append(group)
+    return [
+        tuple(sorted(part, key=lambda group: group.cell["width"]))
+        for same in together.values()
+        for part in parted(same, lambda group: group.measured_with)
+    ]
 
 
 def _peak(meter: str) -> Callable[[Group], float | None]:
@@ -73,12 +88,12 @@ def _peak(meter: str) -> Callable[[Group], float | None]:
 QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
     "s/iteration": lambda group: statistics.median(group.step_seconds) if group.step_seconds else None,
     **{title.removesuffix(" (MiB)"): _peak(meter) for meter, (_, title) in METERS.items()},
-    "peak of live tensors": lambda group: max(group.costs("peak_live_bytes"), default=None),
+    "peak of live tensors": lambda group: group.most("peak_live_bytes"),
 }
 """What grows: name → its value for one width; None where it was not measured."""
 AGAINST: Mapping[str, Callable[[Group], float | None]] = {
     "width": lambda group: float(group.cell["width"]),
-    "parameters": lambda group: max(group.costs("parameters"), default=None),
+    "parameters": lambda group: group.most("parameters"),
 }
 
 
@@ -111,7 +126,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     contents = {
         "scaling.md": "\n\n".join(markdown(table) for table in tables) + "\n",
         "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
-        "scaling.csv": pd.DataFrame([row for pair in found for row in _rows(*pair)]).to_csv(index=False),
+        "scaling.csv": csv(row for pair in found for row in _rows(*pair)),
     }
     write_texts(contents, folder, "the exponents")
     return [folder / name for name in contents]

@@ -29,15 +29,17 @@ def get(name: str) -> type[Method]:
     """The method class called ``name``.
 
     Raises UserError for an unknown name (with the list and the nearest match), for a method of another package that
-    cannot be imported or is not a Method, and for a file that holds none.
+    cannot be imported or is not a Method, for a file that holds none, and for what `check_class` refuses.
     """
     from methods.base import Method
+    from methods.checks import check_class
 
     choose("method", name, names())
     if name in _builtin():
         module = importlib.import_module(f"methods.{name}")
         for _, member in inspect.getmembers(module, inspect.isclass):
             if issubclass(member, Method) and member.__module__ == module.__name__:
+                check_class(member, f"method {name!r}")
                 return member
         raise UserError(f"methods/{name}.py holds no Method: name it _{name}.py if it is not meant to be one")
     point = _installed()[name]
@@ -48,12 +50,13 @@ def get(name: str) -> type[Method]:
         raise UserError(f"method {name!r} ({point.value}) cannot be loaded: {reason}") from error
     if not (inspect.isclass(found) and issubclass(found, Method)):
         raise UserError(f"method {name!r} ({point.value}) is not a subclass of methods.base.Method")
+    check_class(found, f"method {name!r} ({point.value})")
     return found
 
 
 def _builtin() -> set[str]:
     files = Path(__file__).parent.glob("[!_]*.py")
-    return {file.stem for file in files} - {"base"}
+    return {file.stem for file in files} - {"base", "checks"}
 
 
 def _installed() -> dict[str, EntryPoint]:

@@ -27,7 +27,8 @@ class Synthetic:
     images: Tensor
     """(num_classes * ipc, channels, height, width), class-major."""
     labels: Tensor
-    """(num_classes * ipc, num_classes)."""
+    """(num_classes * ipc, num_classes). Before the first step the largest of every row is that of its class, and rows
+    of centred labels sum to 0; labels that are learned may move from there."""
     label_space: LabelSpace
     """``probability``: one-hot or soft. ``centred``: regression targets one-hot − 1/C, as FRePo and KIP learn."""
     lr: Tensor | None = None
@@ -70,7 +71,7 @@ class Method(ABC):
     def step(self) -> dict[str, Tensor]:
         """Exactly one optimiser update of the synthetic images.
 
-        Returns named losses as detached 0-d tensors on the device: nothing here may synchronise.
+        Returns one or more named losses as detached 0-d tensors on the device: nothing here may synchronise.
         """
 
     @abstractmethod

@@ -6,20 +6,16 @@ that are themselves being trained on them; a pool holds such networks at differe
 Differences from the official code (JAX, github.com/yongchao97/FRePo, commit 9b98c65), none of which moves the method:
 - the Gram matrix and the solve are always in float64 (``methods/_krr.py``); there in float32;
 - predictions go through the weights f_sᵀ K⁻¹ Y_s, not through K_ts K⁻¹ Y_s: the same by associativity;
-- on a CPU the features of the real batch are computed in chunks: the same numbers, faster;
-- on request a step is two CUDA graphs (``methods/_accelerator.py``), or the features of the real batch are bfloat16;
 - the random numbers are torch's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +25,6 @@ from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
 from benchmarks.training import half_squared_error
-from methods._accelerator import Graphs
 from methods._krr import krr_loss
 from methods.base import Method, Synthetic
 
@@ -66,20 +61,10 @@ class FRePoConfig:
     """Learn the labels as well as the images."""
     scale_label: bool = True
     """Divide the initial labels by sqrt(C / 10) for C classes."""
-    cuda_graph: bool | None = None
-    """Replay the two halves of a step as CUDA graphs: the same numbers within rounding; elsewhere than on CUDA nothing
-    changes. None: no, as long as it has not been measured on a GPU (``python -m benchmarks.speed.gpu``)."""
-    real_features_dtype: Literal["bfloat16"] | None = None
-    """Of the network on the real batch, where images are float32: features are off by 3e-3, regression and everything
-    else stays as it is. None: that of the images."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        if self.real_features_dtype not in (None, "bfloat16"):
-            raise UserError(f"frepo: real_features_dtype is {self.real_features_dtype}; it must be bfloat16 or None")
         for name, value in asdict(self).items():
-            if value is None or isinstance(value, str):
-                continue
             zero_allowed = isinstance(value, bool) or name in ("lr", "lr_online", "max_online_updates")
             if not (value >= 0 if zero_allowed else value > 0):
                 raise UserError(f"frepo: {name} is {value}; it must be {'at least' if zero_allowed else 'above'} 0")
@@ -110,23 +95,6 @@ def real_features(network: Network, images: Tensor) -> Tensor:
     return torch.cat([network.features(chunk) for chunk in torch.split(images, size)])
 
 
-@contextlib.contextmanager
-def constant(network: Network) -> Iterator[None]:
-    """What is computed here is not differentiable in the parameters: their gradients would only be thrown away."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
-
-
-def rounded_to(dtype: str | None, device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Where float32 layers compute in ``dtype``; weights are cast anew each time, as a captured function must."""
-    if dtype is None or not torch.amp.is_autocast_available(device_type):
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, getattr(torch, dtype), cache_enabled=False)
-
-
 def label_loss(labels: Tensor) -> Tensor:
     """Mean over rows of −min(largest − second largest entry, 1/C), 0-d: keeps the learned labels (n, C) apart."""
     top = labels.topk(2, dim=1).values
@@ -142,18 +110,17 @@ def meta_losses(
     *,
     ridge: float,
     flip: bool,
-    real_dtype: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Kernel loss (equation 2) and label loss of the synthetic set, 0-d, differentiable in ``images`` and ``labels``.
 
     The features are those of the network in evaluation mode: its running statistics, not those of a batch.
     """
     network.eval()
-    with rounded_to(real_dtype, real_images.device.type):
-        feat_real = real_features(network, real_images).to(images.dtype)
+    feat_real = real_features(network, real_images)
     seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
-    with constant(network):
-        feat_syn = network.features(seen_images)
+    network.requires_grad_(False)  # constants here: their gradients would only be thrown away
+    feat_syn = network.features(seen_images)
+    network.requires_grad_(True)
     return krr_loss(feat_real, real_targets, feat_syn, seen_labels, ridge), label_loss(labels)
 
 
@@ -169,9 +136,7 @@ def trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lamb(
-    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, update: int | Tensor, lr: float | Tensor
-) -> None:
+def lamb(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, update: int, lr: float) -> None:
     """Update 0, 1, … of LAMB (You et al., ICLR 2020) without weight decay, in place; ``first``, ``second``: moments."""
     first.lerp_(gradient, 1 - BETAS[0])
     second.lerp_(gradient.square(), 1 - BETAS[1])
@@ -180,9 +145,9 @@ def lamb(
     parameter.sub_(lr * trust_ratio(parameter, direction) * direction)
 
 
-def adam(network: Network, lr: float, *, capturable: bool = False) -> torch.optim.Optimizer:
+def adam(network: Network, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a network of the pool, its own counter at 0."""
-    return torch.optim.Adam(network.parameters(), lr=lr, fused=True, capturable=capturable)
+    return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
 
 
 def online_update(network: Network, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
@@ -212,42 +177,6 @@ class Member:
     network: Network
     optimiser: torch.optim.Optimizer
     counter: int
-
-    def tensors(self) -> list[Tensor]:
-        """All that a step reads or changes, moments of the optimiser included where it has made none yet."""
-        parameters, state = list(self.network.parameters()), self.optimiser.state
-        for w in parameters:
-            if not state[w]:
-                moments = {"exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
-                state[w] = {"step": torch.zeros((), device=w.device), **moments}
-        return [*parameters, *self.network.buffers(), *(tensor for w in parameters for tensor in state[w].values())]
-
-
-def distil(
-    member: Member,
-    real_images: Tensor,
-    real_targets: Tensor,
-    update: int | Tensor,
-    lr: float | Tensor,
-    *,
-    images: Tensor,
-    labels: Tensor,
-    moments: Sequence[tuple[Tensor, Tensor]],
-    **options: Any,
-) -> dict[str, Tensor]:
-    """Lines 4 and 5: one update, in place, of what requires a gradient; ``options`` are those of ``meta_losses``."""
-    kernel, label = meta_losses(member.network, images, labels, real_images, real_targets, **options)
-    loss = kernel + label
-    learned = [w for w in (images, labels) if w.requires_grad]
-    gradients = torch.autograd.grad(loss, learned)
-    for parameter, gradient, (first, second) in zip(learned, gradients, moments, strict=True):
-        lamb(parameter, gradient, first, second, update, lr)
-    return {"loss": loss.detach(), "kernel_loss": kernel.detach(), "label_loss": label.detach()}
-
-
-def train(member: Member, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Line 6."""
-    return {"online_loss": online_update(member.network, member.optimiser, images, labels)}
 
 
 class FRePo(Method):
@@ -297,25 +226,6 @@ class FRePo(Method):
         self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in learned]
         self.updates = 0
         self.pool = [self._member(counter) for counter in initial_counters(config.pool_size, config.max_online_updates)]
-        self.distil: Callable[..., dict[str, Tensor]] = functools.partial(
-            distil,
-            images=self.images,
-            labels=self.labels,
-            moments=self.moments,
-            ridge=config.ridge,
-            flip=config.use_flip and task.flip,
-            real_dtype=config.real_features_dtype,
-        )
-        self.train: Callable[..., dict[str, Tensor]] = train
-        if config.cuda_graph and task.device.type == "cuda":
-            self.capture()
-
-    def capture(self) -> None:
-        """From here on lines 4 and 5 are a graph, and line 6 another. One network serves the whole pool as ``work``."""
-        network = self.task.network(torch.Generator())
-        work = Member(network, adam(network, self.config.lr_online, capturable=True), 0)
-        graphs = Graphs(work, Member.tensors)
-        self.distil, self.train = graphs.capture(self.distil), graphs.capture(self.train)
 
     def step(self) -> dict[str, Tensor]:
         """Lines 2 to 7. ``online_loss`` is missing where the network was replaced instead of trained."""
@@ -326,14 +236,29 @@ class FRePo(Method):
         # 3: sample a target batch
         real_images, real_labels = task.sample(config.batch_size)
         real_targets = centred_one_hot(real_labels, task.num_classes, task.dtype)
-        # 4, 5: compute the meta-training loss, equation 2, and update the distilled data
+        # 4: compute the meta-training loss, equation 2
+        kernel, label = meta_losses(
+            member.network,
+            self.images,
+            self.labels,
+            real_images,
+            real_targets,
+            ridge=config.ridge,
+            flip=config.use_flip and task.flip,
+        )
+        loss = kernel + label
+        losses = {"loss": loss.detach(), "kernel_loss": kernel.detach(), "label_loss": label.detach()}
+        # 5: update the distilled data
         lr = cosine_lr(config.lr, self.updates, self.total_steps)
-        losses = self.distil(member, real_images, real_targets, self.updates, lr)
+        learned = [self.images, self.labels] if config.learn_label else [self.images]
+        gradients = torch.autograd.grad(loss, learned)
+        for parameter, gradient, (first, second) in zip(learned, gradients, self.moments, strict=True):
+            lamb(parameter, gradient, first, second, self.updates, lr)
         self.updates += 1
         # 6, 7: train the model on the distilled data for one step, or reinitialise it after more than K
         member.counter = next_counter(member.counter, config.max_online_updates)
         if member.counter:
-            losses |= self.train(member, *self._online_batch())
+            losses["online_loss"] = online_update(member.network, member.optimiser, *self._online_batch())
         else:
             self.pool[index] = self._member(0)
         return losses

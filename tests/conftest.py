@@ -1,16 +1,14 @@
-"""What holds for every test: one thread, and no folder but a temporary one for data and caches.
-
-What was compiled is kept from test to test.
-"""
+"""What holds for every test: one thread, and no folder but a temporary one for data and caches."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from harness import launch
 
-os.environ.update(launch.environment())  # before torch is imported: the tests as well must end on a busy machine
+os.environ.update(
+    {**launch.ENVIRONMENT, **os.environ}
+)  # before torch is imported: the tests as well must end on a busy machine
 
 import pytest
 import torch
@@ -18,17 +16,10 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(autouse=True)
-def _own_folders(compiled: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's data, nor reads or fills the user's cache; child processes inherit this."""
     folder = tmp_path_factory.mktemp("user")
-    (folder / "cache").mkdir()
-    (folder / "cache" / "compiled").symlink_to(compiled)
     monkeypatch.setenv("FREPO_BENCH_DATA", str(folder / "data"))
     monkeypatch.setenv("FREPO_BENCH_CACHE", str(folder / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

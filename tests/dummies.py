@@ -60,7 +60,8 @@ class Dummy(Method):
         return {"loss": torch.tensor(float("nan") if fail == "nan" and self.done >= 3 else 1.0)}
 
     def synthetic(self) -> Synthetic:
-        images = self.images * float("inf") if self.config.fail == "late" else self.images.clone()
+        late = self.config.fail == "late" and self.done > 0
+        images = self.images * float("inf") if late else self.images.clone()
         return Synthetic(images, self.labels.clone(), "probability")
 
     def state_dict(self) -> dict[str, Any]:

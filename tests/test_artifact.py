@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import Tensor
 
 from benchmarks.datasets import Benchmark, load_raw
@@ -88,18 +88,64 @@ def test_natural_images_are_the_real_ones(tmp_path: Path) -> None:
     with Image.open(tmp_path / "set.png") as picture:
         pixels = torch.from_numpy(np.array(picture))
     scale, gap = 8, 2
-    assert pixels.shape == (10 * (8 * scale + gap) + gap, 10 * (8 * scale + gap) + gap)
-    corner = pixels[gap : gap + 8 * scale : scale, gap : gap + 8 * scale : scale]
+    side = 10 * (8 * scale + gap)
+    left = pixels.shape[1] - side  # the names of the classes
+    assert pixels.shape[0] == side + gap and 3 * gap < left < 20
+    corner = pixels[gap : gap + 8 * scale : scale, left : left + 8 * scale : scale]
     assert torch.equal(corner, (natural[0, 0] * 255).round().to(torch.uint8))
     assert (pixels[:gap] == 255).all() and (pixels[:, -gap:] == 255).all()
 
 
-def test_a_picture_has_a_row_for_every_class() -> None:
-    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(6, 3, 32, 32)
-    wide = artifact.picture(red, ipc=3)
-    assert (wide.size, wide.mode) == ((3 * 66 + 2, 2 * 66 + 2), "RGB")
-    assert wide.getpixel((2, 2)) == (255, 0, 0)
-    assert artifact.picture(red, ipc=1).size == (3 * 66 + 2, 2 * 66 + 2)  # one per class: in reading order
+RED = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(6, 3, 32, 32)
+
+
+def test_a_picture_has_a_row_for_every_class_and_its_name_before_it() -> None:
+    wide = artifact.picture(RED, ["cat", ""])
+    left = wide.width - 3 * 66
+    assert (wide.height, wide.mode) == (2 * 66 + 2, "RGB") and left > 15
+    assert wide.getpixel((left, 2)) == (255, 0, 0)
+    labels = np.array(wide.convert("L"))[:, : left - 1]
+    assert (labels[2:66] < 100).any() and (labels[68:] == 255).all(), (
+        "a name beside the first row, none beside the second"
+    )
+
+
+def test_with_an_image_per_class_the_names_stand_below() -> None:
+    square = artifact.picture(RED, ["cat", "dog", "horse", "", "frog", "ship"])  # in reading order
+    assert square.size == (3 * 66 + 2, 2 * (66 + artifact.LINE) + 2)
+    pixels = np.array(square.convert("L"))
+    below = pixels[68 : 66 + artifact.LINE]
+    assert all((below[:, x : x + 64] < 100).any() for x in (2, 68, 134))
+    assert (pixels[149:, 2:66] == 255).all() and (pixels[149:, 68:132] < 100).any()
+    assert square.getpixel((2, 2)) == square.getpixel((65, 83)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("sweet_pepper", "sweet_pepper"),
+        ("Füchse, café", "Fuchse, cafe"),
+        ("猫", "class 7"),
+        ("Жук (bug)", "class 7"),
+        ("a\nb\x1b[1m", r"a\nb\x1b[1m"),
+        ("not UTF-8 \udcff", r"not UTF-8 \udcff"),
+        ("n02105641 Old English sheepdog, bobtail", "n02105641 Old English sheep…"),
+    ],
+)
+def test_a_label_is_readable_and_fits(name: str, shown: str) -> None:
+    font = ImageFont.load_default(artifact.FONT_SIZE)
+    label = artifact._label(7, name, font, artifact.LABEL_WIDTH)
+    assert label == shown and font.getlength(label) <= artifact.LABEL_WIDTH
+    assert artifact._label(7, name, font, 1) == ""
+
+
+def test_a_hundred_classes_have_a_hundred_names() -> None:
+    names = [f"class number {i}" for i in range(100)]
+    pixels = np.array(artifact.picture(torch.zeros(100, 1, 8, 8), names))
+    assert pixels.shape == (10 * (66 + artifact.LINE) + 2, 10 * 66 + 2)
+    for i in range(100):
+        top, left = 2 + i // 10 * (66 + artifact.LINE) + 64, 2 + i % 10 * 66
+        assert (pixels[top : top + artifact.LINE, left : left + 64] < 100).any()
 
 
 def test_the_same_set_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -291,6 +337,15 @@ def test_a_damaged_file_is_one_line(kind: str, tmp_path: Path) -> None:
         artifact.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_set_of_a_newer_version_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "SCHEMA", artifact.SCHEMA + 4)
+        saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
+    with pytest.raises(UserError, match=rf"written by a newer version of this suite \(schema {artifact.SCHEMA + 4}\)"):
+        artifact.load(tmp_path / "set.safetensors")
 
 
 OWN_LOOP = """

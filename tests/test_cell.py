@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ import torch
 
 from benchmarks import preprocess
 from benchmarks.datasets import load_raw
+from benchmarks.errors import UserError
 from benchmarks.folders import default_cache
-from harness import artifact, cell, launch, record
+from harness import artifact, cell, launch, progress, record
 from harness.cell import curve_steps, run, windows
 from harness.experiments import Cell, Job, Request, plan
 from harness.measure import memory
@@ -138,11 +142,172 @@ def test_failures_are_one_line_in_the_record(
         assert "Traceback" in made.log_path.read_text() and "and more" in made.log_path.read_text()
 
 
+def returns(patch: pytest.MonkeyPatch, name: str, change: Callable[[Any, Dummy], Any]) -> None:
+    """Lets the dummy's function ``name`` return what ``change`` makes of it."""
+    real = getattr(Dummy, name)
+    patch.setattr(Dummy, name, lambda method: change(real(method), method))
+
+
+def late(change: Callable[[Synthetic], Any]) -> Callable[[Synthetic, Dummy], Any]:
+    """``change``, once the fourth step is done."""
+    return lambda synthetic, method: change(synthetic) if method.done == 4 else synthetic
+
+
+def replaced(**changes: Any) -> Callable[[Synthetic], Synthetic]:
+    return lambda synthetic: dataclasses.replace(
+        synthetic, **{name: change(getattr(synthetic, name)) for name, change in changes.items()}
+    )
+
+
+WRONG_SETS = {
+    "nothing": (lambda synthetic: None, "nothing; expected a Synthetic"),
+    "many": (
+        replaced(images=lambda t: t.repeat(50, 1, 1, 1), labels=lambda t: t.repeat(50, 1)),
+        "images are float32 (500, 1, 8, 8) on cpu; expected detached float32 (10, 1, 8, 8) on cpu, for 10 classes at "
+        "ipc 1",
+    ),
+    "few": (replaced(images=lambda t: t[:3], labels=lambda t: t[:3]), "images are float32 (3, 1, 8, 8) on cpu; exp"),
+    "shape": (replaced(images=lambda t: t[:, :, 1:]), "images are float32 (10, 1, 7, 8) on cpu; expected"),
+    "dtype": (replaced(images=lambda t: t.double()), "images are float64 (10, 1, 8, 8) on cpu; expected"),
+    "device": (replaced(images=lambda t: t.to("meta")), "images are float32 (10, 1, 8, 8) on meta; expected"),
+    "array": (replaced(images=lambda t: t.numpy()), "images are of type ndarray; expected"),
+    "graph": (
+        replaced(images=lambda t: t.requires_grad_()),
+        "(10, 1, 8, 8) on cpu, part of a graph; expected detached",
+    ),
+    "indices": (
+        replaced(labels=lambda t: t.argmax(1)),
+        "labels are int64 (10,) on cpu; expected detached float32 (10,",
+    ),
+    "labels": (replaced(labels=lambda t: t[:-1]), "labels are float32 (9, 10) on cpu; expected"),
+    "space": (replaced(label_space=lambda s: "logits"), "label_space is 'logits'; expected probability or centred"),
+    "logits": (
+        replaced(labels=lambda t: 3 * t - 1),
+        "probability labels from -1 to 2 with sums from -7 to -7; expected values from 0 to 1 with sums of 1",
+    ),
+    "negative": (replaced(labels=lambda t: 2 * t - 0.1), "probability labels from -0.1 to 1.9 with sums from 1 to 1;"),
+    "flat": (
+        replaced(labels=torch.zeros_like, label_space=lambda s: "centred"),
+        "the same for every class; expected labels that tell classes apart",
+    ),
+    "order": (
+        replaced(labels=lambda t: t.roll(1, 0)),
+        "the labels of image 0 name class 9; expected class 0, for sets",
+    ),
+    "lr": (lambda synthetic: dataclasses.replace(synthetic, lr=0.1), "lr is of type float; expected detached float32"),
+    "lr-shape": (lambda s: dataclasses.replace(s, lr=torch.ones(2, 2)), "lr is float32 (2, 2) on cpu; expected"),
+}
+
+
+@pytest.mark.parametrize("at", ["before the first step", "after step 4"])
+@pytest.mark.parametrize("fault", WRONG_SETS)
+def test_a_set_that_is_not_what_was_asked_for_is_one_line(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, fault: str, at: str
+) -> None:
+    change, words = WRONG_SETS[fault]
+    first = at == "before the first step"
+    if first and fault == "flat":
+        pytest.skip("labels that are to be learned may begin so")
+    returns(monkeypatch, "synthetic", (lambda synthetic, _: change(synthetic)) if first else late(change))
+    found = run(made := job(tmp_path, steps=4))
+    assert found["status"] == "error" and not made.log_path.exists() and not made.artifact_path.exists()
+    assert str(found["message"]).startswith(f"dummy.synthetic() {at}: ") and words in str(found["message"])
+
+
+def test_a_set_is_checked_after_a_cost_cell_and_on_the_way_of_a_curve(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returns(monkeypatch, "synthetic", late(lambda synthetic: None))
+    for changes, step in (({"budget": "cost", "networks_evaluated": 0, "steps": 4}, 4), ({"curve_points": 3}, 4)):
+        found = run(job(tmp_path, **{"steps": 8, **changes}))
+        assert found["status"] == "error" and f"dummy.synthetic() after step {step}: nothing" in str(found["message"])
+
+
+def test_learned_labels_may_move_and_a_set_that_is_not_finite_from_the_start_is_no_result(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft = torch.linspace(0, 1, 100).view(10, 10).softmax(1).flip(1)
+    returns(monkeypatch, "synthetic", late(replaced(labels=lambda t: soft)))
+    assert run(job(tmp_path, steps=4))["status"] == "ok"
+    centred = replaced(labels=lambda t: soft - 0.2, label_space=lambda s: "centred")
+    returns(monkeypatch, "synthetic", late(centred))
+    assert run(job(tmp_path, steps=4))["status"] == "ok"
+    returns(monkeypatch, "synthetic", lambda synthetic, _: replaced(images=lambda t: t / 0)(synthetic))
+    found = run(job(tmp_path, steps=4))
+    assert found["status"] == "error" and "before the first step: a value of the images is not fin" in found["message"]
+
+
+@pytest.mark.parametrize("at", [1, 6], ids=["first", "late"])
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (None, "nothing; expected a dictionary of losses"),
+        ({}, "of type dict; expected a dictionary of losses"),
+        (torch.ones(()), "float32 () on cpu; expected a dictionary of losses"),
+        ({"loss": 1.0}, "'loss' is of type float; expected names of detached 0-d floating point tensors on cpu"),
+        ({"loss": torch.ones(2)}, "'loss' is float32 (2,) on cpu; expected"),
+        ({"loss": torch.ones((), dtype=torch.int64)}, "'loss' is int64 () on cpu; expected"),
+        ({"loss": torch.ones((), requires_grad=True)}, "'loss' is float32 () on cpu, part of a graph; expected"),
+        ({"loss": torch.ones((), device="meta")}, "'loss' is float32 () on meta; expected"),
+        ({3: torch.ones(())}, "3 is float32 () on cpu; expected names"),
+    ],
+)
+def test_losses_that_are_none_are_one_line(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, losses: object, words: str, at: int
+) -> None:
+    monkeypatch.setattr(cell, "WARMUP_CYCLES", 1)
+    returns(monkeypatch, "step", lambda sound, method: losses if method.done >= at else sound)
+    found = run(made := job(tmp_path, steps=8))
+    assert found["status"] == "error" and str(found["message"]).startswith(f"dummy.step(): {words}")
+    assert not made.log_path.exists()
+
+
+@pytest.mark.parametrize("cycle", [0, 2.0, None])
+def test_a_cycle_that_is_no_number_of_steps_is_one_line(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, cycle: object
+) -> None:
+    monkeypatch.setattr(Dummy, "steps_per_cycle", cycle)
+    message = run(job(tmp_path))["message"]
+    assert message == f"dummy.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("a\nb\x1b[31m"), r"a\nb\x1b[31m"),
+        (RuntimeError("red \x1b[31m\rtext\nmore"), r"RuntimeError: red \x1b[31m (traceback in "),
+    ],
+    ids=["user", "other"],
+)
+def test_messages_are_printable(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(method: Dummy) -> None:
+        raise error
+
+    monkeypatch.setattr(Dummy, "step", fail)
+    found = run(made := job(tmp_path))
+    assert str(found["message"]).startswith(message) and str(found["message"]).isprintable()
+    assert record.load(made.record_path)["message"] == found["message"]
+
+
+def test_what_a_cell_says_is_printable(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def uncounted(*_: object) -> None:
+        raise RuntimeError("\x1b[31mno\ncounters")
+
+    monkeypatch.setattr(cell, "count", uncounted)
+    assert run(job(tmp_path))["status"] == "ok"
+    assert r"are not counted: RuntimeError: \x1b[31mno\ncounters" in capsys.readouterr().err
+
+
 def learn_step_size(patch: pytest.MonkeyPatch, rates: dict[int, float]) -> None:
     """Lets the dummy learn the step sizes ``rates``: steps done → step size."""
 
     def synthetic(method: Dummy) -> Synthetic:
-        return Synthetic(method.images.clone(), method.labels.clone(), "probability", torch.tensor(rates[method.done]))
+        rate = torch.tensor(rates.get(method.done, 0.01))
+        return Synthetic(method.images.clone(), method.labels.clone(), "probability", rate)
 
     patch.setattr(Dummy, "synthetic", synthetic)
 
@@ -328,8 +493,8 @@ def test_what_the_first_cycle_takes_longer_is_a_number_of_its_own(
     cost = run(job(tmp_path, steps=4), lambda: time[0])["cost"]
     assert cost["compile_seconds"] == compiling
     assert cost["step_seconds"] == [1.0, 1.0] and cost["distill_seconds"] == 4.0
-    # The first cycle, and as that was slow no further steps but a cycle that was timed.
-    assert cost["warmup_seconds"] == first + 1 + 2
+    # The first cycle, and as that was slow no further steps but the three cycles that are timed at least.
+    assert cost["warmup_seconds"] == first + 1 + 3 * 2
 
 
 @pytest.mark.parametrize(("told", "expected"), [(None, 1), (2, 2), (7, 7)])
@@ -340,6 +505,83 @@ def test_the_record_tells_how_many_networks_were_trained_at_a_time(
     found = run(made)
     assert found["status"] == "ok" and found["cost"]["networks_at_once"] == expected
     assert len(found["accuracy"]["values"]) == 3 and record.load(made.record_path) == found
+
+
+def test_the_record_has_the_digest_of_its_set(tmp_path: Path, dummy: type[Dummy]) -> None:
+    found = run(made := job(tmp_path))
+    digest = hashlib.sha256(made.artifact_path.read_bytes()).hexdigest()
+    assert found["artifact"] == {"name": made.artifact_path.name, "sha256": digest}
+    assert run(job(tmp_path, config={"fail": "nan"}))["artifact"] is None
+    assert artifact.lost(made.artifact_path, 1, digest) is None and artifact.lost(made.artifact_path, 1, None) is None
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_loses_no_number(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cell, "evaluate", lambda *_, **__: ([0.25, 0.5], []))
+    made = job(tmp_path)
+    made.log_path.mkdir()  # nor can the log be written
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "save", full_disk)
+        found = run(made)
+    assert found["status"] == "error" and found["message"] == "OSError: [Errno 28] No space left on device"
+    assert record.load(made.record_path)["accuracy"]["values"] == [0.25, 0.5]
+    monkeypatch.setattr(record, "write", full_disk)
+    with pytest.raises(UserError) as caught:
+        run(made)
+    assert str(caught.value) == (
+        f"{made.record_path} cannot be written: No space left on device; the test accuracies were 0.2500, 0.5000"
+    )
+
+
+def durations(patch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> Callable[[], float]:
+    """Lets the n-th step of the dummy's life take ``seconds(n)``; gives the clock."""
+    time, step = [0.0], Dummy.step
+
+    def timed(method: Dummy) -> dict[str, torch.Tensor]:
+        time[0] += seconds(method.done)
+        return step(method)
+
+    patch.setattr(Dummy, "step", timed)
+    return lambda: time[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "corrected"),
+    [
+        (lambda n: 1.0, "about 3 min", []),
+        # A cold machine: all steps of the warm-up are slow, and so are the first that count.
+        (lambda n: 3.0 if n < 8 else 1.0, "about 10 min", ["after 32 of 200 steps: about 4 min"]),
+        # Networks are trained afresh now and then, and the warm-up saw none of that.
+        (
+            lambda n: 1.0 if n % 20 < 18 else 11.0,
+            "about 3 min",
+            ["after 20 of 200 steps: about 10 min", "after 40 of 200 steps: about 7 min"],
+        ),
+        (
+            lambda n: 1.0 + n / 50,
+            "about 4 min",
+            ["after 36 of 200 steps: about 5 min", "after 102 of 200 steps: about 8 min"],
+        ),
+        (lambda n: 0.1 if n < 14 else 0.01, "about 20 s", []),  # wrong, and over before anybody cares
+    ],
+    ids=["even", "slow at first", "slow now and then", "slower and slower", "short"],
+)
+def test_an_estimate_is_corrected_by_the_steps_that_were_taken(
+    tmp_path: Path,
+    dummy: type[Dummy],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seconds: Callable[[int], float],
+    first: str,
+    corrected: list[str],
+) -> None:
+    assert run(job(tmp_path, steps=200), durations(monkeypatch, seconds))["status"] == "ok"
+    said, *later = [line.strip() for line in capsys.readouterr().err.splitlines() if " steps" in line]
+    assert said.startswith("200 steps at ") and f", {first}, then 1 network" in said
+    assert later == [f"{line} for all of them" for line in corrected]
 
 
 def test_networks_at_a_time_are_chosen_once_and_hold_for_the_curve(
@@ -362,6 +604,21 @@ def test_networks_at_a_time_are_chosen_once_and_hold_for_the_curve(
     found = run(job(tmp_path, steps=8, curve_points=3, networks_evaluated=2))
     assert found["status"] == "ok" and found["cost"]["networks_at_once"] == 2
     assert chosen == [{"networks": 2, "max_steps": 3}] and taken == [2, 2, 2]
+
+
+def test_time_left_is_by_the_pace_of_late(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten slow steps in ten minutes, then one in a second."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.Progress("distilling", 1000)
+    for time, done in ((600.0, 10), (630.0, 40), (660.0, 70), (720.0, 130)):
+        now[0] = time
+        shown(done)
+    assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [
+        "distilling: 10 of 1000, about 59400 s left",
+        "distilling: 70 of 1000, about 930 s left",
+        "distilling: 130 of 1000, about 870 s left",
+    ]
 
 
 def test_curves_are_of_the_steps_on_the_way(tmp_path: Path, dummy: type[Dummy]) -> None:
@@ -407,6 +664,8 @@ def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", "SIGHUP"),
         ("raise SystemExit(3)", "status 3"),
         ("pass", "damaged record"),
     ],
@@ -464,10 +723,15 @@ def test_every_cell_starts_with_the_same_environment_but_for_what_the_user_has_s
 
 
 def test_a_program_that_measures_begins_anew_with_the_environment_of_cells() -> None:
-    text = "import os; from harness.launch import *; restart_with_environment(); print(os.environ['GOMP_SPINCOUNT'])"
+    text = """import os; from harness import launch, startup
+startup.begun = {}
+launch.restart_with_environment()
+print(os.environ.get("GOMP_SPINCOUNT"))"""
     environment = {name: value for name, value in os.environ.items() if name not in launch.ENVIRONMENT}
-    ran = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout == launch.ENVIRONMENT["GOMP_SPINCOUNT"] + "\n"
+    for begun, value in ((True, launch.ENVIRONMENT["GOMP_SPINCOUNT"]), (False, None)):  # False: in a notebook
+        command = [sys.executable, "-c", text.format(begun)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout == f"{value}\n"
 
 
 def test_work_beside_a_cell_is_in_its_record(

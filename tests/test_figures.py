@@ -25,10 +25,10 @@ PROTOCOL_OF = {"frepo": "frepo", "mtt": "mtt"}
 def cost(method: str = "frepo", width: int = 32, status: Any = "ok", **changes: Any) -> Record:
     """A cost cell; the peak of its live tensors is half of its memory."""
     protocol = PROTOCOL_OF.get(method, "vico")
-    threads = changes.pop("threads", 1)
+    provenance = {"threads": changes.pop("threads", 1), **changes.pop("provenance", {})}
     settings = {"protocol": protocol, "budget": "cost", "seconds": 20.0, "peak": MIB * width, **changes}
     found = made((), status=status, method=method, width=width, **settings)
-    found["provenance"]["threads"] = threads
+    found["provenance"] |= provenance
     found["cost"]["step_seconds"] = [width * s for s in (0.1, 0.2, 0.3, 0.4, 0.5)] if status == "ok" else []
     found["cost"]["parameters"] = width**2
     found["cost"]["peak_live_bytes"] = MIB * width // 2
@@ -131,6 +131,50 @@ def test_a_curve_without_values_is_no_line_and_a_failed_method_is_named() -> Non
     assert drawing.footer[-1] == "Did not end well: mtt (diverged)"
 
 
+def test_bars_show_what_the_operations_let_expect() -> None:
+    """mtt has three times the operations of frepo, so three times its median of 0.3 s per unit of width."""
+    records = [cost(method, width) for method in ("frepo", "mtt", "dm") for width in (16, 32)]
+    for one in records:
+        share = {"frepo": 1, "mtt": 3, "dm": None}[one["cell"]["method"]]
+        one["cost"]["flops_per_step"] = share and 7e9 * share * one["cell"]["width"]
+    drawing = only(records)
+    for (against, quantity), panel in panels(drawing).items():
+        expected = {series.method: series.expected for series in panel.series}
+        heights = () if quantity != "seconds per iteration" else ((16, 0.9 * 16), (32, 0.9 * 32))
+        at = tuple((x if against == "width" else x**2, pytest.approx(y)) for x, y in heights)
+        assert expected == {"frepo": (), "mtt": at, "dm": ()}
+    assert "Bars: the seconds of frepo times the ratio of the operations of an iteration" in drawing.footer
+    for lacking in ("frepo", "mtt"):
+        without = [one for one in records if one["cell"]["method"] != lacking]
+        assert not any("Bars" in line for line in only(without).footer)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            (0.2,),
+            "of n = 1 evaluated network, without a deviation; evaluation shortened to at most 1000 training steps",
+        ),
+        ((0.2, 0.4, 0.6), "mean ± sample standard deviation over n = 3 (evaluated networks × seeds); evaluation short"),
+    ],
+    ids=["one", "three"],
+)
+def test_the_caption_of_accuracies_says_of_how_many_networks(values: tuple[float, ...], said: str) -> None:
+    records = [curve(), random_real()]
+    for one in records:
+        one["accuracy"]["values"] = list(values)
+        for point in one["accuracy"]["curve"]:
+            point["values"] = list(values)
+    drawing = only(records)
+    assert f"Accuracy: of the set as it stood then, {said}" in " ".join(drawing.footer)
+    assert [level.std is None for level in drawing.rows[0][0].levels] == [len(values) == 1]
+    bands = figures.draw(drawing).axes[0].containers
+    assert [container.has_yerr for container in bands] == [len(values) > 1]  # type: ignore[attr-defined]
+    whole = only([curve(evaluate_steps=None)])
+    assert "shortened to" not in " ".join(whole.footer)
+
+
 def test_settings_tell_lines_of_one_method_apart() -> None:
     records = [cost("mtt", width, config={"syn_steps": n}) for n in (10, 20) for width in (16, 32)]
     assert [series.label for series in only(records).rows[0][0].series] == ["mtt (syn_steps=10)", "mtt (syn_steps=20)"]
@@ -151,8 +195,12 @@ def test_settings_tell_lines_of_one_method_apart() -> None:
         {"data_fingerprint": "fedcba"},
         {"tf32": True},
         {"threads": 2},
+        {"provenance": {"environment": {"OMP_WAIT_POLICY": "passive"}}},
+        {"provenance": {"torch": "2.12.0"}},
+        {"provenance": {"driver": "580"}},
+        {"provenance": {"something": "new"}},
     ],
-    ids=lambda other: next(iter(other)),
+    ids=str,
 )
 def test_no_figure_mixes(other: dict[str, Any]) -> None:
     records = [cost("dm", width, **changes) for changes in ({}, {**other, "seed": 1}) for width in (16, 32)]
@@ -168,6 +216,15 @@ def test_seeds_of_two_meters_are_not_pooled() -> None:
     slow["cost"]["step_seconds"] = [50.0] * 3
     found = [panels(drawing)["width", "seconds per iteration"].series[0].y for drawing in drawings([cost(), slow])]
     assert found == [(0.3 * 32,), (50.0,)]
+
+
+def test_a_killed_cell_stands_with_those_that_it_does_not_contradict() -> None:
+    """Whoever writes the record of a killed process does not know all that the process would have noted."""
+    lost = cost("mtt", 64, "oom", meter=None, peak=None)
+    others = [cost(m, w, provenance={"environment": {"A": "1"}}) for m in ("frepo", "mtt") for w in (32, 64)][:3]
+    assert {s.method: s.marks for s in only([*others, lost]).rows[0][0].series} == {"frepo": (), "mtt": ((64, "oom"),)}
+    lost["provenance"]["threads"] = 2
+    assert len(drawings([*others, lost])) == 2
 
 
 def test_widths_never_share_a_figure_of_accuracies() -> None:
@@ -207,6 +264,53 @@ def test_marks_stand_above_all_lines() -> None:
         to_axes = axes.transData + axes.transAxes.inverted()
         top = max(to_axes.transform((1, y))[1] for line in axes.lines if line not in marks for y in line.get_ydata())
         assert top < heights[0] - 0.04
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [cost(method, width) for method in ("frepo", "mtt") for width in (4, 8, 512)],
+        [cost(width=32)],
+        [cost(width=32), cost(width=40)],
+        [curve(), curve("mtt"), random_real()],
+    ],
+    ids=["wide", "one", "narrow", "accuracy"],
+)
+def test_no_point_touches_an_axis(records: list[Record]) -> None:
+    """From the edge of every mark to the edge of the axes there are at least two points of an inch."""
+    for one in records:
+        one["cost"]["flops_per_step"] = 1e9 * {"frepo": 1}.get(one["cell"]["method"], 900)
+    with matplotlib.rc_context(figures.look()):
+        figure = figures.draw(only(records))
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        for line in (line for line in axes.lines if line.get_marker() not in ("None", None)):
+            room = (line.get_markersize() / 2 + 2) * figure.dpi / 72
+            for x, y in axes.transData.transform(line.get_xydata()):
+                assert box.x0 + room < x < box.x1 - room and box.y0 + room < y < box.y1 - room
+
+
+@pytest.mark.parametrize("methods", [figures.ORDER[:7], ("a_method_with_a_rather_long_name", *figures.ORDER[:5])])
+def test_the_legend_fits_however_many_methods_there_are(methods: tuple[str, ...]) -> None:
+    records = [cost(method) for method in methods]
+    for one in records:
+        one["cost"]["flops_per_step"] = 1e9
+    with matplotlib.rc_context(figures.look()):
+        figure = figures.draw(only(records))
+        (legend,) = figure.legends
+        box, lowest = legend.get_window_extent(), min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert [text.get_text() for text in legend.texts][-1] == figures.BARS
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= lowest
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    """No formula, no escape code, no line break of a name."""
+    drawing = only([cost(method, dataset="folder:$x_{$\x1b[31m\n", config={"a": 1}) for method in ("frepo", "$\\bad$")])
+    with matplotlib.rc_context(figures.look()):
+        figure = figures.draw(drawing)
+        FigureCanvasAgg(figure).draw()
+    assert r"folder:\$x_{\$\x1b[31m\n" in figure.texts[0].get_text()
+    assert r"\$\bad\$" in [text.get_text() for text in figure.legends[0].texts]
 
 
 @pytest.mark.parametrize("widths", [(16, 64), (16, 32, 64, 128, 256, 512)], ids=len)

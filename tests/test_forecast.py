@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from tests.counters import cells, changes, count_real
 from tests.dummies import Dummy, dummy
 
 __all__ = ["dummy"]  # a fixture
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_counters_of_every_method_are_those_committed() -> None:
@@ -174,6 +179,7 @@ def test_a_time_limit_leaves_what_was_measured(
 
         def stop() -> dict[str, Any]:
             if method.done == 2:
+                signal.setitimer(signal.ITIMER_REAL, 0)  # as it is when it has run down
                 signal.raise_signal(signal.SIGALRM)
             return step()
 
@@ -275,5 +281,40 @@ def test_a_gpu_is_limited_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_caught_on_the_way_does_not_swallow_a_limit() -> None:
     assert not issubclass(TimeIsUp, Exception) and not issubclass(MemoryIsFull, Exception)
-    with pytest.raises(TimeIsUp, match="the time limit of 1 h has passed"), time_limit(3600):
-        signal.raise_signal(signal.SIGALRM)
+    with pytest.raises(TimeIsUp, match=r"the time limit of 0\.001 s has passed"), time_limit(1e-3):
+        try:
+            while True:
+                pass
+        except Exception:
+            pytest.fail("the limit was swallowed")
+
+
+@pytest.mark.skipif(memory.host_bytes("VmRSS") is None, reason="the system does not tell the resident set")
+@pytest.mark.parametrize(
+    ("number", "limit"),
+    [
+        (signal.SIGALRM, lambda: time_limit(3600)),
+        (signal.SIGUSR1, lambda: memory_limit(2**50, torch.device("cpu"))),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_signal_that_somebody_else_sent_is_no_limit(
+    number: signal.Signals, limit: Callable[[], contextlib.AbstractContextManager[None]], quick: None
+) -> None:
+    """It does what it would do without a limit, which for a cell's process is to end it."""
+    arrived: list[int] = []
+    before = signal.signal(number, lambda sent, _: arrived.append(sent))
+    try:
+        with limit():
+            signal.raise_signal(number)
+        assert arrived == [number]
+        signal.signal(number, signal.SIG_IGN)
+        with limit():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    code = (
+        "import signal, torch\nfrom harness.limits import memory_limit, time_limit\n"
+        f"with time_limit(3600), memory_limit(2**50, torch.device('cpu')):\n    signal.raise_signal({int(number)})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == -number

@@ -64,32 +64,6 @@ def same(a: Any, b: Any) -> bool:
     return len(ours) == len(theirs) and all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("norm", ["batch", "none", "instance"])
-def test_real_features_in_bfloat16_are_rounded_and_nothing_else_is(norm: str) -> None:
-    task = make_task(norm=norm)
-    model = task.network(task.generator)
-    images, classes = task.draw_per_class()
-    labels = frepo.initial_labels(classes, task.num_classes, task.dtype)
-    targets = frepo.centred_one_hot(task.labels, task.num_classes, task.dtype)
-
-    def losses(real_dtype: str | None, real: Tensor, model: Network = model) -> tuple[Tensor, Tensor]:
-        dtype, y, t = real.dtype, labels.to(real.dtype), targets.to(real.dtype)
-        with torch.no_grad():
-            return frepo.meta_losses(model, images.to(dtype), y, real, t, ridge=1e-2, flip=True, real_dtype=real_dtype)
-
-    exact, rounded = losses(None, task.images), losses("bfloat16", task.images)
-    assert 1e-6 < abs(float(rounded[0] / exact[0]) - 1) < 0.05
-    assert rounded[0].dtype == torch.float32 and torch.equal(rounded[1], exact[1])
-    with frepo.rounded_to("bfloat16", "cpu"):
-        features = frepo.real_features(model, task.images)
-    assert features.dtype == torch.bfloat16
-    expected = frepo.real_features(model, task.images)
-    assert float((features - expected).norm() / expected.norm()) < 1e-2
-    double = make_task(norm=norm, dtype=torch.float64)
-    wide = double.network(double.generator)
-    assert torch.equal(losses("bfloat16", double.images, wide)[0], losses(None, double.images, wide)[0])
-
-
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("network", "norm"), [("convnet_doubling", "batch"), ("convnet", "instance")])
 def test_the_meta_gradient_is_that_of_finite_differences(network: str, norm: str, flip: bool) -> None:
@@ -261,14 +235,6 @@ def test_the_memory_format_changes_no_number() -> None:
     torch.testing.assert_close(fast.synthetic().images, plain.synthetic().images, rtol=1e-7, atol=1e-9)
 
 
-def test_options_for_a_gpu_change_nothing_on_a_cpu() -> None:
-    plain, graphed = make(), make(config={"cuda_graph": True})
-    for _ in range(3):
-        plain.step()
-        graphed.step()
-    assert same(plain.state_dict(), graphed.state_dict())
-
-
 def test_resuming_in_the_middle_is_bit_for_bit() -> None:
     config = {"pool_size": 2, "max_online_updates": 2}
     straight = make(12, config=config)
@@ -367,7 +333,6 @@ def test_published_settings() -> None:
         ("ridge", 0.0),
         ("lr", -1e-3),
         ("lr", float("nan")),
-        ("real_features_dtype", "float16"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from harness import artifact, cell, record, run
 from harness.evaluate_set import main
 from harness.importers import USED_BY, doubts, fitted, pixel_doubts, read
 from harness.measure import memory
+from methods.base import Synthetic
 from tests.test_artifact import digits, some_set
 
 NAMES = tuple("0123456789")
@@ -321,6 +323,18 @@ def test_label_numbers_of_another_order(kind: str, tmp_path: Path) -> None:
         assert synthetic.labels[rows].argmax(1).tolist() == named
 
 
+def test_a_set_of_this_suite_with_its_classes_in_another_order(tmp_path: Path) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    synthetic = some_set(benchmark)
+    reordered = replace(benchmark, class_names=tuple(NAMES[index] for index in ORDER))
+    path = tmp_path / "a.safetensors"
+    artifact.save(path, synthetic, reordered, network=benchmark.spec, cell={}, config={})
+    found = fitted(read([path]), NAMES, SHAPE, order=ORDER)
+    assert torch.equal(found.labels.argmax(1), torch.arange(10).repeat_interleave(10))
+    for number, own in enumerate(ORDER):
+        assert torch.equal(found.images[10 * own : 10 * (own + 1)], synthetic.images[10 * number : 10 * (number + 1)])
+
+
 # What is refused
 
 
@@ -582,6 +596,7 @@ def test_the_order_of_the_classes_and_doubts_are_told_and_recorded(
     (found,) = (one for one in record.load_all(published / "out")[0] if one["cell"]["method"] == "raw")
     assert len(told) == 1 and "pixels in [0, 1]" in told[0]
     assert found["provenance"]["doubts"] == [told[0].removeprefix("warning: ")]
+    assert told[0].removeprefix("warning: ") in (published / "out/table.md").read_text()
 
 
 def test_logits_are_another_cell(
@@ -663,6 +678,41 @@ def test_a_set_of_this_suite_that_knows_little_about_itself(tmp_path: Path, caps
         assert shown.startswith(f"error: {missing} is missing") and shown.count("\n") == 1
     fast = "--dataset digits --name by_hand --budget smoke --width 4 --evaluate-steps 2 --device cpu"
     assert main([*words, *fast.split()]) == 0
+
+
+@pytest.mark.parametrize(
+    ("claimed", "change", "said"),
+    [
+        (1, lambda s: s, "images are float32 (100, 1, 8, 8) on cpu; expected detached float32 (10, 1, 8, 8) on cpu"),
+        (None, lambda s: replace(s, images=s.images[:3], labels=s.labels[:3]), "images are float32 (3, 1, 8, 8) on cp"),
+        (
+            None,
+            lambda s: replace(s, images=s.images[:99], labels=s.labels[:99]),
+            "expected detached float32 (90, 1, 8,",
+        ),
+        (10, lambda s: replace(s, labels=s.labels.roll(1, 0)), "the labels of image 0 name class 9; expected class 0"),
+        (10, lambda s: replace(s, labels=torch.zeros_like(s.labels)), "the same for every class; expected labels"),
+        (10, lambda s: replace(s, label_space="probability"), "expected values from 0 to 1 with sums of 1"),
+        (10, lambda s: replace(s, images=s.images.double(), labels=s.labels.double()), "images are float64 (100, 1, 8"),
+    ],
+    ids=["ipc", "few", "odd", "order", "labels", "space", "dtype"],
+)
+def test_a_set_of_this_suite_that_is_not_whole_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    claimed: int | None,
+    change: Callable[[Synthetic], Synthetic],
+    said: str,
+) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    path = tmp_path / "a.safetensors"
+    cells = {} if claimed is None else {"ipc": claimed}
+    artifact.save(path, change(some_set(benchmark)), benchmark, network=benchmark.spec, cell=cells, config={})
+    words = "--dataset digits --name by_hand --budget smoke --width 4 --evaluate-steps 2 --device cpu"
+    assert main([str(path), *words.split(), "--output", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {path}: ") and shown.count("\n") == 1 and said in shown
+    assert not list((tmp_path / "out").glob("*.json"))
 
 
 @pytest.mark.parametrize(

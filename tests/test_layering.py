@@ -46,7 +46,7 @@ def allowed(place: Path, name: list[str]) -> bool:
         return name[0] != "methods"
     registry = place.name == "__init__.py"  # lists files and entry points; computes nothing
     if name[0] == "methods":
-        return name[1] == "base" or name[1].startswith("_")
+        return name[1] == "base" or name[1].startswith("_") or (registry and name[1] == "checks")
     return registry or name[0] not in FORBIDDEN_IN_METHODS
 
 

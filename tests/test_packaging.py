@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -96,6 +98,21 @@ def test_the_changelog_begins_with_this_version() -> None:
 def test_the_licence_is_mit() -> None:
     assert PROJECT["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_a_demo_that_was_stopped_goes_on_and_one_that_finished_starts_afresh(tmp_path: Path) -> None:
+    venv, demo = tmp_path / "venv", tmp_path / "demo"
+    (venv / "bin").mkdir(parents=True)
+    (venv / ".core").touch()  # newer than all that it is made from: nothing is installed
+    python = venv / "bin" / "python"
+    python.write_text('#!/bin/sh\nfor last; do :; done\nmkdir -p "$last"; echo ran >> "$last/log"; exit $STATUS\n')
+    python.chmod(0o755)
+    for status, runs in ((130, 1), (1, 2), (0, 3), (0, 1), (0, 1)):
+        asked = ["make", "--silent", "-C", str(ROOT), "demo", f"VENV={venv}", f"DEMO={demo}"]
+        ran = subprocess.run(asked, env={**os.environ, "STATUS": str(status)}, capture_output=True)
+        assert (ran.returncode == 0) == (status == 0), ran.stderr
+        assert (demo / "log").read_text() == "ran\n" * runs
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no executable bit")

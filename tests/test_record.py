@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import threading
@@ -37,7 +38,7 @@ def test_the_schema_has_the_documented_parts() -> None:
     made = example()
     assert set(made) == {
         "schema", "protocol_version", "cell", "config", "resolved", "status", "message",
-        "accuracy", "cost", "provenance"
+        "accuracy", "cost", "artifact", "provenance"
     }  # fmt: skip
     assert {"commit", "dirty", "command", "started", "device", "driver", "cuda", "torch", "python"} <= set(
         made["provenance"]
@@ -53,7 +54,8 @@ def test_the_schema_has_the_documented_parts() -> None:
         ("", "Expecting value"),
         ("{", "Expecting property name"),
         ("[]", "not a JSON object"),
-        ('{"schema": 7}', "schema 7"),
+        ('{"schema": 0}', "schema 0"),
+        ("[" * 100_000, "recursion"),
         ('{"schema": 1}', "is missing"),
         (json.dumps(example(status="fine")), "unknown status 'fine'"),
         (json.dumps(example(accuracy=None)), "'accuracy' is not an object"),
@@ -64,6 +66,7 @@ def test_the_schema_has_the_documented_parts() -> None:
         (json.dumps(example(cost={**example()["cost"], "memory": None})), "cost.memory is not an object"),
         (json.dumps(example(cost={**example()["cost"], "memory": {}})), "cost.memory.meter is missing"),
         (json.dumps(example(cost={**example()["cost"], "prepare_seconds": "1"})), "prepare_seconds is not a number"),
+        (json.dumps(example(artifact={"name": "a.safetensors"})), "no name and sha256"),
         (json.dumps(example(cell={**example()["cell"], "ipc": "1"})), "cell.ipc is not a whole number"),
         (json.dumps(example())[:-40], "damaged record"),
     ],
@@ -76,6 +79,103 @@ def test_damage_is_one_line_with_the_file(tmp_path: Path, content: str, problem:
     assert problem in str(caught.value) and "\n" not in str(caught.value)
     records, damaged = record.load_all(tmp_path)
     assert len(records) == 1 and damaged == [str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": record.SCHEMA + 6}, f"schema {record.SCHEMA + 6}"),
+        ({"protocol_version": str(int(record.PROTOCOL_VERSION) + 10)}, f"protocol {int(record.PROTOCOL_VERSION) + 10}"),
+    ],
+    ids=["schema", "protocol"],
+)
+def test_a_record_of_a_newer_version_is_not_damaged(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**example(), **changes}))
+    with pytest.raises(record.NewerVersion, match="was written by a newer version") as caught:
+        record.load(path)
+    assert said in str(caught.value) and str(path) in str(caught.value) and "damaged" not in str(caught.value)
+    with pytest.raises(record.NewerVersion, match=said):
+        record.refuse_newer(tmp_path)
+    assert record.load_all(tmp_path) == ([], [str(caught.value)])
+
+
+def test_records_of_this_version_and_damaged_ones_are_not_refused(tmp_path: Path) -> None:
+    record.write(example(), tmp_path / "r.json")
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "odd.json").write_text(json.dumps(example(protocol_version="of somebody else")))
+    record.refuse_newer(tmp_path)
+
+
+def test_a_record_of_before_the_artefact_was_written_down_is_read(tmp_path: Path) -> None:
+    old = {name: value for name, value in example().items() if name != "artifact"}
+    (tmp_path / "r.json").write_text(json.dumps(old))
+    assert record.load(tmp_path / "r.json")["artifact"] is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("accuracy.values", [7.5]),
+        ("accuracy.values", [-0.1]),
+        ("accuracy.krr_values", [7.5]),
+        ("accuracy.mean", 1.5),
+        ("accuracy.std", -0.1),
+        ("accuracy.curve", [{"step": 1, "seconds": 1.0, "values": [1.1]}]),
+        ("accuracy.curve", [{"step": 1, "seconds": -1.0, "values": [0.1]}]),
+        ("accuracy.curve", [{"step": 1, "seconds": 1.0}]),
+        ("accuracy.curve", [{"step": 1, "seconds": "1", "values": [0.1]}]),
+        ("accuracy.curve", [3]),
+        ("accuracy.curve", {}),
+        ("cost.step_seconds", [0.1, -0.1]),
+        ("cost.step_seconds", [10**400]),
+        ("cost.distill_seconds", -1.0),
+        ("cost.distill_seconds", float("inf")),
+        ("cost.flops_per_step", -1),
+        ("cost.memory.host_rss_bytes", -1),
+        ("cell.ipc", -1),
+        ("cell.method", 3),
+        ("cell.dataset", ["a"]),
+        ("protocol_version", 1),
+        ("provenance.device", 5),
+        ("message", {"a": 1}),
+    ],
+    ids=str,
+)
+def test_what_nothing_measured_can_be_is_damage(tmp_path: Path, place: str, value: Any) -> None:
+    made: Any = example()
+    *folders, name = place.split(".")
+    functools.reduce(dict.__getitem__, folders, made)[name] = value
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match="damaged record") as caught:
+        record.load(tmp_path / "r.json")
+    assert place in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [200, 900])
+def test_deep_nesting_is_damage(tmp_path: Path, depth: int) -> None:
+    """So deep that reading works, and that whoever works with it may run out of stack."""
+    deep = "[" * depth + "]" * depth
+    (tmp_path / "r.json").write_text(json.dumps(example()).replace('{"lr": 0.1}', f'{{"lr": {deep}}}'))
+    assert record.load_all(tmp_path) == (
+        [],
+        [f"damaged record {tmp_path / 'r.json'}: nested more than 100 levels deep"],
+    )
+
+
+def test_a_file_name_that_is_no_text_does_not_cost_the_record(tmp_path: Path) -> None:
+    made = example(message="no such file: \udcff – é")
+    record.write(made, tmp_path / "r.json")
+    assert record.load(tmp_path / "r.json") == made
+
+
+def test_the_ends_of_the_ranges_are_fine(tmp_path: Path) -> None:
+    made = example()
+    made["accuracy"] |= {"values": [0.0, 1.0], "krr_values": [1.0], "mean": 0.5, "std": 0.0}
+    made["accuracy"]["curve"] = [{"step": 1, "seconds": 0.0, "values": []}]
+    made["cost"] |= {"step_seconds": [0.0], "prepare_seconds": 0.0}
+    record.write(made, tmp_path / "r.json")
+    assert record.load(tmp_path / "r.json") == made
 
 
 def test_a_missing_record_and_bytes_that_are_no_text(tmp_path: Path) -> None:

@@ -17,9 +17,15 @@ from methods.base import Method
 Install = Callable[[str, str, str], None]
 
 METHOD = """
+from dataclasses import dataclass
 from methods.base import Method
 
+@dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+
 class Mine(Method):
+    Config = Config
     def step(self): ...
     def synthetic(self): ...
     def state_dict(self): ...
@@ -54,6 +60,7 @@ def refusal(name: str) -> str:
 def test_every_file_is_a_method() -> None:
     files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")}
     expected = sorted(stem for stem in files if not stem.startswith("_") and stem != "base")
+    expected.remove("checks")
     assert [name for name in methods.names() if name in expected] == expected
     for name in expected:
         cls = methods.get(name)
@@ -68,7 +75,7 @@ def test_an_unknown_name_gets_the_list_and_the_nearest_match() -> None:
     assert "did you mean" not in refusal("xyzzy")
 
 
-@pytest.mark.parametrize("name", ["base", "_unroll", "__init__", ""])
+@pytest.mark.parametrize("name", ["base", "checks", "_unroll", "__init__", ""])
 def test_what_is_not_a_method_is_unknown(name: str) -> None:
     assert "unknown method" in refusal(name)
 
@@ -95,8 +102,22 @@ def test_a_built_in_method_is_not_replaced(install: Install) -> None:
         ("", "has no attribute 'Mine'"),
         ("class Mine: ...", "not a subclass"),
         ("Mine = 3", "not a subclass"),
+        (METHOD.replace("    def step(self): ...\n", ""), "lacks step()"),
+        (METHOD.replace("    Config = Config\n", ""), "Config is nothing; expected a frozen dataclass"),
+        (METHOD.replace("@dataclass(frozen=True)\n", ""), "Config is the class Config; expected a frozen dataclass"),
+        (METHOD.replace("(frozen=True)", ""), "Config is the class Config; expected a frozen dataclass"),
+        (METHOD.replace("Config = Config", "Config = Config()"), "Config is of type Config; expected a frozen"),
+        (METHOD.replace("float = 0.1", "float"), "(TypeError: Config.__init__() missing 1 required"),
+        (METHOD.replace("float = 0.1", "object = print"), "Config() does not give numbers, text and lists"),
+        (METHOD + "    BUDGETS = {'quick': {'steps': 3, 'rats': 1}}", "BUDGETS['quick'] changes rats"),
+        (METHOD + "    PAPER = {('mnist', 1): {'rats': 1}}", "PAPER[('mnist', 1)] changes rats"),
+        (METHOD + "    PROTOCOL = 'mttt'", "unknown protocol 'mttt': did you mean 'mtt'?"),
     ],
-    ids=["import", "syntax", "multi-line", "attribute", "class", "number"],
+    ids=[
+        *("import", "syntax", "multi-line", "attribute", "class", "number"),
+        *("method", "no-config", "plain-config", "mutable-config", "config-object", "no-default", "no-json"),
+        *("budget", "paper", "protocol"),
+    ],
 )
 def test_an_installed_method_that_cannot_be_used(install: Install, source: str, reason: str) -> None:
     install("theirs", "package_of_theirs", source)

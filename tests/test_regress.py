@@ -283,10 +283,28 @@ def test_one_seed_must_fall_further() -> None:
     assert verdicts(compare([before], [after], Bounds(one_seed=3)))["test accuracy"] == "worse"
 
 
-def test_few_networks_are_not_compared() -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        ([0.95], [0.10], "worse"),
+        ([0.95, 0.95], [0.84, 0.84], "worse"),
+        ([0.95, 0.95, 0.95], [0.10], "worse"),
+        ([0.95], [0.86], "insignificant"),
+        ([0.95], [0.99], "insignificant"),
+        ([0.10], [0.95], "improved"),
+    ],
+)
+@pytest.mark.parametrize("values", ["values", "krr_values"])
+def test_accuracies_of_few_networks_have_a_bound_of_their_own(
+    values: Any, old: list[float], new: list[float], verdict: str
+) -> None:
     before, after = made(), made()
-    before["accuracy"]["values"], after["accuracy"]["values"] = [0.9, 0.9], [0.1, 0.1]
-    assert verdicts(compare([before], [after]))["test accuracy"] == "not compared"
+    before["accuracy"][values], after["accuracy"][values] = old, new
+    quantity = {"values": "test accuracy", "krr_values": "KRR accuracy"}[values]
+    found = compare([before], [after])
+    assert verdicts(found)[quantity] == verdict and found.status == (verdict == "worse")
+    assert verdicts(compare([before], [after], Bounds(without_spread=0.9)))[quantity] == "insignificant"
+    assert verdicts(compare([after], [before], Bounds(without_spread=0.0)))[quantity] in ("worse", "improved")
 
 
 def test_memory_may_move_a_little() -> None:
@@ -331,7 +349,7 @@ def test_other_hyper_parameters_are_other_cells_and_null_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("provenance", {"device": "A GPU"}), ("provenance", {"threads": 2}), (None, {"protocol_version": "2"})],
+    [("provenance", {"device": "A GPU"}), ("provenance", {"threads": 2}), (None, {"protocol_version": "1"})],
 )
 def test_other_devices_are_not_compared(part: str | None, change: dict[str, Any]) -> None:
     before, after = made(), made()
@@ -360,6 +378,81 @@ def test_other_meters_are_not_compared() -> None:
     after["cost"]["memory"] |= {"meter": "torch", "allocated_bytes": 900 * MIB}
     found = compare([made()], [after])
     assert verdicts(found)["peak memory"] == "not compared" and not found.failed
+
+
+def drop_seconds(found: Record) -> None:
+    found["cost"]["step_seconds"] = []
+
+
+def few_samples(found: Record) -> None:
+    found["cost"]["step_seconds"] = [0.01]
+
+
+def long_windows(found: Record) -> None:
+    found["cost"]["steps_per_sample"] = 50
+
+
+def other_meter(found: Record) -> None:
+    found["cost"]["memory"] |= {"meter": "torch", "allocated_bytes": 900 * MIB}
+
+
+def no_accuracy(found: Record) -> None:
+    found["accuracy"]["krr_values"] = []
+
+
+@pytest.mark.parametrize("change", [drop_seconds, few_samples, long_windows, other_meter, no_accuracy])
+def test_what_was_measured_and_not_compared_is_no_success(change: Any) -> None:
+    """It is printed with its cell, and an exit status of 0 does not hide it."""
+    before, after = made(), made()
+    before["cost"]["steps_per_sample"] = 10
+    change(after)
+    found = compare([before], [after])
+    assert found.status == 3 and not found.failed
+    shown = markdown(found)
+    assert ", 1 not compared\n" in shown and "(1 cell): frepo mnist ipc 1 convnet_doubling 32 quick\n" in shown
+    PLANTED["FLOPs per step"](after)
+    assert compare([before], [after]).status == 1, "worse is worse"
+
+
+@pytest.mark.parametrize("counter", ["peak_live_bytes", "joules_per_step"])
+def test_what_the_baseline_did_not_measure_can_not_be_lost(counter: Any) -> None:
+    before, after = made(), made()
+    before["cost"][counter], after["cost"][counter] = None, 5
+    assert compare([before], [after]).status == 0
+
+
+def test_a_cell_of_another_device_was_not_compared() -> None:
+    other = made(ipc=50)
+    other["provenance"]["device"] = "A GPU"
+    found = compare([made(), other], [made()])
+    assert found.status == 3 and "- cell: NEW has nothing measured there (1 cell): frepo mnist ipc 50" in markdown(
+        found
+    )
+    assert compare([made()], [made(), other]).status == 0, "nothing of BASELINE is lost"
+
+
+@pytest.mark.parametrize(
+    "change", [{"torch": "2.12.0"}, {"environment": {"OMP_WAIT_POLICY": "active"}}, {"something": "new"}], ids=str
+)
+def test_records_of_one_side_that_differ_are_not_pooled(change: dict[str, Any]) -> None:
+    sides = [[made(0), made(1)], [made(0), made(1)]]
+    sides[1][1]["provenance"] |= change
+    for one in sides[1]:
+        slower(one)
+    for old, new, side in ((*sides, "NEW"), (*sides[::-1], "BASELINE")):
+        found = compare(old, new)
+        assert verdicts(found) == {"cell": "not compared"} and found.status == 3
+        assert f"- cell: the records of {side} differ in {next(iter(change))}" in markdown(found)
+    for one in sides[1]:
+        one["provenance"] |= change
+    assert compare(*sides).status == 1, "between the two sides a difference is what is asked about"
+    assert any(note.startswith(next(iter(change))) for note in compare(*sides).notes)
+
+
+def test_names_reach_the_markdown_as_they_are() -> None:
+    name = "a|b\x1b[31m\n<i>"
+    shown = markdown(compare([made(dataset=name), made(ipc=10)], [made(ipc=10)]))
+    assert r"a\|b\\x1b[31m\\n\<i>" in shown and "\x1b" not in shown
 
 
 def test_other_work_on_the_device_is_said() -> None:
@@ -399,6 +492,9 @@ def test_the_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main([fast, slow]) == 1
     assert main([fast, slow, "--seconds", "0.5"]) == 0
     assert main([f"{fast}/0.json", f"{slow}/0.json"]) == 1
+    few = made()
+    few["cost"]["step_seconds"] = [0.01]
+    assert main([fast, saved(tmp_path / "few", few)]) == 3
     assert capsys.readouterr().err == ""
 
 
@@ -453,8 +549,7 @@ def test_a_cell_under_a_slower_clock_is_slower(
 
 
 def test_every_bound_is_a_flag_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     for each in dataclasses.fields(Bounds):
         assert f"--{each.name.replace('_', '-')} NUMBER" in shown

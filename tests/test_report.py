@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import re
 import shutil
 import statistics
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 
 from benchmarks.errors import UserError
 from harness import record, report
+from harness.experiments import Cell
 from harness.record import Record
 
 CELL = {
@@ -99,9 +103,9 @@ def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
     text = written(
         [
             made((0.90,)),
-            made((0.80,), method="random_real", protocol="vico"),
+            made((0.80,), method="random_real"),
             made((0.85,), ipc=10),
-            made((0.95,), ipc=10, method="random_real", protocol="vico"),
+            made((0.95,), ipc=10, method="random_real"),
             made((0.99,), dataset="digits"),
         ],
         tmp_path,
@@ -109,6 +113,50 @@ def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
     places = zip(column(text, "data set"), column(text, "ipc"), column(text, "accuracy (%)"), strict=True)
     bold = [place for place in places if place[2].startswith("**")]
     assert bold == [("mnist", "1", "**90.0**"), ("mnist", "10", "**95.0**")]  # no rival on digits
+    assert "Bold: the best of at least two rows that were evaluated alike, on the same data at the same ipc" in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"protocol": "vico"},
+        {"network": "convnet"},
+        {"width": 64},
+        {"depth": 2},
+        {"preprocess": "zca_frepo"},
+        {"evaluate_steps": 20},
+        {"networks_evaluated": 5},
+        {"image_size": 16},
+        {"dtype": "float64"},
+        {"tf32": True},
+        {"data_fingerprint": "fedcba"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_no_row_beats_another_that_was_evaluated_otherwise(other: dict[str, Any], tmp_path: Path) -> None:
+    records = [made((0.9,)), made((0.8,), method="mtt", **other)]
+    text = written(records, tmp_path)
+    assert "**" not in text and "No row is bold as the best: no two were evaluated alike" in text
+    assert r"\textbf" not in (tmp_path / "table.tex").read_text()
+    text = written([*records, made((0.7,), method="dm", **other)], tmp_path)
+    bold = [row for row in zip(column(text, "method"), column(text, "accuracy (%)"), strict=True) if "**" in row[1]]
+    assert bold == [("mtt", "**80.0**")]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (((0.5,),), "of n = 1 evaluated network, without a deviation"),
+        (((0.5, 0.6),), "mean ± sample standard deviation over n = 2 (evaluated networks × seeds)"),
+        (((0.5,), (0.5, 0.6)), "over n = 1, 2 (evaluated networks × seeds), no deviation where n is 1"),
+    ],
+    ids=["one", "two", "both"],
+)
+def test_a_deviation_is_promised_where_there_is_one(
+    values: tuple[tuple[float, ...], ...], said: str, tmp_path: Path
+) -> None:
+    records = [made(numbers, networks_evaluated=len(numbers)) for numbers in values]
+    assert said + ". " in written(records, tmp_path).splitlines()[0]
 
 
 def test_the_caption_says_what_was_measured_how_and_what_is_missing(tmp_path: Path) -> None:
@@ -135,6 +183,170 @@ def test_versions_of_the_protocol_stand_in_tables_apart(tmp_path: Path) -> None:
     old = made()
     old["protocol_version"] = "0"
     assert written([old, made(seed=1)], tmp_path).count("| method") == 2
+
+
+# What of a record tells rows apart
+
+MEASURED = {
+    *("accuracy.values", "accuracy.mean", "accuracy.std", "accuracy.krr_values", "accuracy.curve"),
+    *(f"cost.{part}_seconds" for part in ("prepare", "warmup", "compile", "distill", "evaluate", "step")),
+    *("cost.joules_per_step", "cost.flops_per_step", "cost.saved_bytes_per_step", "cost.peak_live_bytes"),
+    *("cost.forecast_bytes", "cost.parameters", "cost.parameters_evaluated", "cost.memory.period_seconds"),
+    *(f"cost.memory.{name}_bytes" for name in ("idle", "context", "allocated", "reserved", "device", "host_rss")),
+}
+MOVES_NOTHING = {
+    "schema": "the form of the file; another is not read",
+    "cell.seed": "what the records of a row differ in",
+    "cell.time_limit_seconds": "stands where the limit struck, and the note of the status says it",
+    "artifact": "the file of the set and its hash",
+    "resolved.lr": "follows from the configuration, the data and the code",
+    **{f"provenance.{name}": reason for name, reason in report.IMMATERIAL.items() if name != "device"},
+}
+"""The reasons why rows need not be told apart by these."""
+OTHER = {"status": "oom", "cost.memory.meter": "nvml", "cost.prepare": "reduced", "accuracy.curve": []}
+
+
+def whole_record(budget: str) -> Record:
+    """A record in which everything has a value that may have one."""
+    cell = {
+        **{field.name: 1 for field in dataclasses.fields(Cell)},
+        **{**CELL, "budget": budget, "time_limit_seconds": 60.0, "seconds": None, "seed": 0},
+    }
+    provenance = record.provenance("a command", device="A CPU", fingerprint="abc") | {
+        **{"commit": "abc", "dirty": False, "threads": 1, "cuda": "13.0", "driver": "580.1", "platform": "Linux"},
+        **{
+            "environment": {"OMP_WAIT_POLICY": "passive"},
+            "files": [{"name": "a", "sha256": "b"}],
+            "class_order": "sorted names of class folders",
+            "doubts": ["The images are odd."],
+            "convolutions": "torch",
+        },
+    }
+    found = record.new(cell, {"lr": 0.1}, provenance)
+    found["status"], found["message"], found["resolved"] = "ok", None, {"lr": 0.1}
+    found["accuracy"] |= {"values": [0.5, 0.7], "mean": 0.6, "std": 0.1, "krr_values": [0.4]}
+    cost: Any = found["cost"]
+    for part in (cost, cost["memory"]):
+        part |= {name: 2 for name, value in part.items() if value is None and name not in record.WORDS}
+    cost |= {"step_seconds": [0.5, 0.7], "prepare_cached": 0}
+    cost["memory"]["meter"] = "host_rss"
+    return found
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything in a record that is no object."""
+    for name, part in value.items():
+        if isinstance(part, dict) and part:
+            yield from leaves(part, f"{path}{name}.")
+        else:
+            yield path + name, part
+
+
+def uncovered(base: Record) -> list[str]:
+    """The paths in ``base`` that may differ between the records of a row without anyone being told."""
+
+    def told(records: list[Record]) -> tuple[int, list[tuple[str, tuple[str, ...]]]]:
+        groups = report.grouped(records)
+        return len(groups), [(table.caption, table.notes) for table in report.tabulate_all(groups)]
+
+    same = copy.deepcopy(base)
+    same["cell"]["seed"] = 1
+    paths = []
+    for path, value in leaves(base):
+        other: Any = copy.deepcopy(same)
+        *folders, name = path.split(".")
+        part = functools.reduce(dict.__getitem__, folders, other)
+        if path in OTHER:
+            part[name] = OTHER[path]
+        elif isinstance(value, (bool, type(None))):
+            part[name] = "another" if value is None else not value
+        else:
+            part[name] = value * 2 if isinstance(value, (str, list)) else value + 1
+        if told([base, other]) == told([base, same]) and path not in MEASURED | MOVES_NOTHING.keys():
+            paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("budget", ["quick", "cost"])
+def test_everything_that_can_move_a_number_tells_rows_apart_or_is_said(budget: str) -> None:
+    base = whole_record(budget)
+    assert uncovered(base) == []
+    assert MEASURED | MOVES_NOTHING.keys() <= dict(leaves(base)).keys(), "no field that is not there"
+
+
+@pytest.mark.parametrize(
+    ("part", "hidden"),
+    [("", True), ("cost", True), ("memory", True), ("accuracy", True), ("cell", False), ("provenance", False)],
+)
+def test_a_new_field_is_covered_or_found(part: str, hidden: bool) -> None:
+    """New fields of cell and provenance tell rows apart; others must be listed by hand."""
+    base: Any = whole_record("quick")
+    {"": base, "memory": base["cost"]["memory"]}.get(part, base.get(part))["brand_new"] = 3
+    path = {"": "", "memory": "cost.memory."}.get(part, f"{part}.") + "brand_new"
+    assert uncovered(base) == [path] * hidden
+
+
+def test_the_provenance_has_no_name_of_the_cell() -> None:
+    names = {*whole_record("quick")["provenance"]} - {"data_fingerprint"}
+    assert not names & {field.name for field in dataclasses.fields(Cell)}
+
+
+def test_seconds_of_other_convolutions_are_not_pooled(tmp_path: Path) -> None:
+    """Two seeds of a record of an earlier version, one with a kernel that there is no more."""
+    records = [cost(seconds=0.16), cost(seconds=0.33, seed=1)]
+    records[0]["provenance"]["convolutions"], records[1]["provenance"]["convolutions"] = "winograd.c", "torch"
+    text = written(records, tmp_path)
+    rows = zip(column(text, "setting"), column(text, "s/iteration (median)"), strict=True)
+    assert sorted(rows) == [("convolutions=torch", "0.33"), ("convolutions=winograd.c", "0.16")]
+
+
+def test_what_numbers_were_measured_with_is_in_the_setting_where_it_differs(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt")]
+    for one, policy in zip(records, ("passive", "active"), strict=True):
+        one["provenance"]["environment"] = {"OMP_WAIT_POLICY": policy}
+    text = written(records, tmp_path)
+    assert column(text, "setting") == ["OMP_WAIT_POLICY=passive", "OMP_WAIT_POLICY=active"]
+    assert "OMP_WAIT_POLICY active, passive" in text.splitlines()[0]
+    assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "–"], "no ratio to what was measured otherwise"
+
+
+def test_commits_are_listed_and_changes_that_were_not_committed(tmp_path: Path) -> None:
+    records = [made(), made(seed=1), made(seed=2)]
+    for one, commit, dirty in zip(
+        records, ("abcdef0123", "fedcba9876", "fedcba9876"), (False, False, True), strict=True
+    ):
+        one["provenance"] |= {"commit": commit, "dirty": dirty}
+    text = written(records, tmp_path)
+    assert column(text, "n") == ["2 × 3"]
+    assert "commits abcdef01, fedcba98, fedcba98 with uncommitted changes" in text.splitlines()[0]
+    assert "commit abcdef01." in written(records[:1], tmp_path).splitlines()[0]
+
+
+def test_a_killed_cell_is_a_mark_in_the_row_that_it_does_not_contradict(tmp_path: Path) -> None:
+    """The process that was killed noted nothing, so its record knows neither meter nor environment."""
+    killed = made((), status="oom", meter=None, peak=None, seed=2)
+    killed["cost"]["step_seconds"] = []
+    records = [made(), made(seed=1)]
+    for one in records:
+        one["provenance"]["environment"] = {"A": "1"}
+    for order in ([*records, killed], [killed, *records]):
+        assert column(written(order, tmp_path), "accuracy (%)") == ["91.0 ± 1.2 (oom 1 of 3)"]
+    records[1]["provenance"]["environment"] = {"A": "2"}
+    shown = column(written([*records, killed], tmp_path), "accuracy (%)")
+    assert sorted(text.strip("*") for text in shown) == ["91.0 ± 1.4", "91.0 ± 1.4", "oom"], (
+        "of two kinds it is of neither"
+    )
+
+
+@pytest.mark.parametrize("other", [{"meter": "nvml"}, {"device": "B"}], ids=lambda other: next(iter(other)))
+def test_two_meters_and_two_devices_never_share_a_row(other: dict[str, Any], tmp_path: Path) -> None:
+    records = [cost(seconds=0.1), cost(seconds=0.3, seed=1, peak=200 * MIB, **other)]
+    for one, joules in zip(records, (1.0, 9.0), strict=True):
+        one["cost"]["joules_per_step"] = joules
+    report.write(records, tmp_path)
+    table = pd.read_csv(tmp_path / "table.csv").sort_values("step_seconds_median")
+    assert list(table["step_seconds_median"]) == [0.1, 0.3] and list(table["joules_per_step"]) == [1.0, 9.0]
+    assert list(table["seeds"]) == [0, 1]
 
 
 def test_another_setting_is_another_row_that_says_so(tmp_path: Path) -> None:
@@ -176,6 +388,34 @@ def test_what_did_not_end_well_is_a_mark_and_a_note(status: str, tmp_path: Path)
     assert column(both, "n") == ["2 × 1"]
 
 
+@pytest.mark.parametrize("place", ["dataset", "message", "method", "config"])
+def test_no_control_character_reaches_a_table(place: str, tmp_path: Path) -> None:
+    nasty, shown = "a\n|b\x1b[31m\r\u202e\udcff\x00", r"a\n|b\x1b[31m\r\u202e\udcff\x00"
+    records = [made(), made()]
+    records[0]["config"] = {"x": nasty} if place == "config" else {}
+    records[0]["message"] = nasty if place == "message" else None
+    if place in ("dataset", "method"):
+        records[0]["cell"][place] = nasty
+    report.write(records, tmp_path)
+    texts = {ending: (tmp_path / f"table.{ending}").read_bytes().decode() for ending in ("md", "tex", "csv")}
+    texts["screen"] = report.show(records)
+    for text in texts.values():
+        assert all(character.isprintable() or character == "\n" for character in text)
+    if place == "message":
+        shown = shown.replace(r"\n", " ").replace(r"\r", " ")  # messages are put on one line
+    escaped = shown.replace("\\", "\\\\").replace("|", r"\|")
+    assert escaped in texts["md"]
+    if place != "message":
+        assert shown in texts["csv"] and len(pd.read_csv(tmp_path / "table.csv")) == 2
+        assert {len(row) for row in cells(texts["md"])} == {len(cells(texts["md"])[0])}
+
+
+def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
+    name = "a\\|b<i>`* < 2"
+    text = written([made(dataset=name)], tmp_path)
+    assert column(text, "data set") == [r"a\\\|b\<i>\`\* < 2"]
+
+
 def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
     report.write([made(dataset="folder:a_b&c%#"), made(method="random_real", protocol="vico")], tmp_path)
     tex = (tmp_path / "table.tex").read_text()
@@ -195,7 +435,13 @@ def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(tmp_path: Path) -> None:
     report.write(
-        [made(dataset="folder:a_b&c%#{}~^\\<é>"), made(method="mtt", status="oom"), made(device="Another")], tmp_path
+        [
+            made(dataset="folder:a_b&c%#{}~^\\<é>"),
+            made(method="[2pt]*"),
+            made(method="mtt", status="oom"),
+            made(device="Another"),
+        ],
+        tmp_path,
     )
     head = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
     (tmp_path / "whole.tex").write_text(head + r"\input{table.tex}\end{document}")
@@ -292,7 +538,7 @@ def test_seconds_on_more_threads_are_other_seconds(tmp_path: Path) -> None:
         one["provenance"]["threads"] = count
     text = written(records, tmp_path)
     rows = zip(column(text, "setting"), column(text, "s/iteration (median)"), strict=True)
-    assert list(rows) == [("threads=1", "0.1"), ("threads=2", "0.05"), ("–", "1.2")]
+    assert list(rows) == [("threads=1", "0.1"), ("threads=2", "0.05"), ("threads=1", "1.2")]
     assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "1.0×", "12.0×"]
 
 
@@ -300,6 +546,37 @@ def test_meters_are_never_divided_by_each_other(tmp_path: Path) -> None:
     text = written([cost(meter="nvml"), cost("mtt", 0.2)], tmp_path)
     assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "2.0×"]
     assert column(text, "memory ÷ frepo") == ["1.0×", "–"]
+
+
+def test_live_tensors_below_a_mebibyte_are_no_zero(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt")]
+    for one, live in zip(records, (3 * 2**10, 12 * 2**10), strict=True):
+        one["cost"]["peak_live_bytes"] = live
+    text = written(records, tmp_path)
+    assert column(text, "peak of live tensors (MiB)") == ["0.0029", "0.012"]
+    assert column(text, "live tensors ÷ frepo") == ["1.0×", "4.0×"]
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "shown"), [(0, "0"), (0.5, "0.5"), (9.94, "9.9"), (9.97, "10"), (99.6, "100"), (2000, "2,000")]
+)
+def test_mebibytes_have_two_digits_or_all_before_the_point(mebibytes: float, shown: str) -> None:
+    assert report._mebibytes(mebibytes * MIB) == shown
+
+
+def test_the_ratio_of_operations_stands_beside_that_of_times(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt", 1.2), cost("dm", 0.2)]
+    for one, operations in zip(records, (2e9, 20e9, None), strict=True):
+        one["cost"]["flops_per_step"] = operations
+    text = written(records, tmp_path)
+    header = cells(text)[0]
+    assert header.index("operations ÷ frepo") == header.index("s/iteration (median) ÷ frepo") + 1
+    rows = zip(column(text, "method"), column(text, "operations ÷ frepo"), strict=True)
+    assert dict(rows) == {"frepo": "1.0×", "mtt": "10.0×", "dm": "–"}
+    assert "an iteration of mtt takes 12.0× the time (10.0× the operations) and 1.0× the memory" in text
+    assert "an iteration of dm takes 2.0× the time and 1.0× the memory" in text
+    table = pd.read_csv(tmp_path / "table.csv").set_index("method")
+    assert table.loc["mtt", "flops_per_step_over_frepo"] == pytest.approx(10)
 
 
 def test_rare_expensive_steps_show_in_the_mean(tmp_path: Path) -> None:
@@ -311,10 +588,12 @@ def test_rare_expensive_steps_show_in_the_mean(tmp_path: Path) -> None:
 
 def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None:
     one = cost(meter="nvml")
+    one["cost"]["memory"]["missing"] = "the driver is too old"
     one["cost"]["memory"]["busy"] = "2 other processes on the GPU"
     one["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
     text = written([one], tmp_path)
-    assert "Other work on the GPU: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
+    assert "Other work on the device: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
+    assert "No peak by NVML, or not of all the time: frepo on mnist, ipc 1, width 32, seed 0: the driver" in text
     assert "torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1" in text
 
 
@@ -394,6 +673,18 @@ def test_claims_are_answered_at_equal_accuracy(tmp_path: Path) -> None:
     assert "mtt takes 1.0× the memory (peak host RSS above baseline) of frepo." in text
 
 
+def test_operations_stand_beside_the_times_to_equal_accuracy(tmp_path: Path) -> None:
+    """frepo takes 10 of its 200 s, so 0.15 of 3 steps; mtt all of its 2 steps, each of 30 times the operations."""
+    records = [
+        curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.5)]),
+        curve("mtt", [(10.0, 0.1), (1000.0, 0.3)]),
+    ]
+    for one, operations in zip(records, (1e9, 30e9), strict=True):
+        one["cost"]["flops_per_step"] = operations
+    expected = "frepo 10 s (10 s), mtt 1,000 s (1,000 s), that is 100× (100×), with 400× the operations"
+    assert expected in written(records, tmp_path)
+
+
 def test_a_bound_is_called_one(tmp_path: Path) -> None:
     records = [curve("frepo", [(1.0, 0.5), (2.0, 0.6)]), curve("mtt", [(10.0, 0.1), (100.0, 0.3)])]
     assert "frepo at most 1 s (1 s), mtt 100 s (100 s), that is at least 100× (100×)" in written(records, tmp_path)
@@ -409,12 +700,21 @@ def test_a_bound_is_called_one(tmp_path: Path) -> None:
         {"status": "oom"},
         {"image_size": 16},
         {"evaluate_steps": 10},
+        {"network": "convnet"},
+        {"preprocess": "zca_frepo"},
     ],
     ids=lambda other: next(iter(other)),
 )
 def test_no_claim_without_a_pair(other: dict[str, Any], tmp_path: Path) -> None:
     points = [(1.0, 0.2), (100.0, 0.4)]
     assert "Claimed" not in written([curve("frepo", points), curve("mtt", points, **other)], tmp_path)
+
+
+def test_no_claim_about_times_that_were_measured_with_other_threads(tmp_path: Path) -> None:
+    records = [curve(method, [(1.0, 0.2), (100.0, 0.4)]) for method in ("frepo", "mtt")]
+    assert "Claimed" in written(records, tmp_path)
+    records[1]["provenance"]["threads"] = 2
+    assert "Claimed" not in written(records, tmp_path)
 
 
 def test_claims_about_iterations_are_of_the_largest_width(tmp_path: Path) -> None:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
+import hashlib
 import json
+import os
+import platform
+import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +22,9 @@ import pytest
 
 from benchmarks import datasets, preprocess
 from benchmarks.errors import UserError
-from harness import cell, record, run
+from harness import cell, record, report, run
 from harness.experiments import BUDGETS, Job, Request, plan, prepare_is_reduced, resolve
+from harness.files import only_runner
 from harness.measure import memory
 from harness.options import describe, parse, split
 from harness.record import Record
@@ -35,17 +43,27 @@ def request(**changes: object) -> Request:
 
 
 class Launcher:
-    """Runs cells in this process, or pretends to; ``after`` lets something happen once so many have been run."""
+    """Pretends to run cells, of this status and accuracy; ``after`` lets something happen once so many have run."""
 
-    def __init__(self, status: str = "ok", after: dict[int, Callable[[], None]] | None = None) -> None:
-        self.status, self.after, self.jobs = status, after or {}, list[Job]()
+    def __init__(
+        self, status: str = "ok", after: dict[int, Callable[[], None]] | None = None, accuracy: float = 0.5
+    ) -> None:
+        self.status, self.after, self.accuracy, self.jobs = status, after or {}, accuracy, list[Job]()
 
     def __call__(self, job: Job) -> Record:
         self.after.get(len(self.jobs), lambda: None)()
         self.jobs.append(job)
         made = record.new(job.cell.to_dict(), job.config, record.provenance("", device="a cpu", fingerprint=None))
-        made["status"], made["accuracy"]["values"], made["accuracy"]["mean"] = self.status, [0.5], 0.5  # type: ignore[typeddict-item]
+        made["status"], made["accuracy"]["values"], made["accuracy"]["mean"] = (
+            self.status,
+            [self.accuracy],
+            self.accuracy,
+        )  # type: ignore[typeddict-item]
         made["message"] = None if self.status == "ok" else "a reason"
+        if self.status == "ok":
+            job.artifact_path.write_bytes(job.stem.encode())
+            digest = hashlib.sha256(job.stem.encode()).hexdigest()
+            made["artifact"] = {"name": job.artifact_path.name, "sha256": digest}
         record.write(made, job.record_path)
         return made
 
@@ -55,7 +73,12 @@ def interrupt() -> None:
 
 
 def command(output: Path, extra: str = "", base: str = SMOKE) -> list[str]:
-    return [*base.split(), *extra.split(), "--output", str(output)]
+    """The flags of ``base`` and ``extra``, of which the latter have the last word."""
+    flags: dict[str, list[str]] = {}
+    for words in f" {base} {extra}".split(" --")[1:]:
+        flag, *values = words.split()
+        flags[flag] = values
+    return [word for flag, values in flags.items() for word in (f"--{flag}", *values)] + ["--output", str(output)]
 
 
 # What it runs
@@ -63,7 +86,7 @@ def command(output: Path, extra: str = "", base: str = SMOKE) -> list[str]:
 
 def test_a_comma_list_is_a_grid(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
     launcher = Launcher()
-    assert main(command(tmp_path, "--ipcs 1,3 --widths 4,8"), launch=launcher) == 0
+    assert main(command(tmp_path, "--ipcs 1,3 --width 4,8"), launch=launcher) == 0
     ran = [(job.cell.ipc, job.cell.width, job.cell.seed, job.cell.method) for job in launcher.jobs]
     assert ran == [
         (ipc, width, seed, method)
@@ -111,13 +134,190 @@ def test_a_damaged_record_is_put_aside_and_its_cell_run_again(
     assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged record" in line]
     assert str(damaged) in line
+    for number in (2, 3):  # none is lost, however many there are
+        damaged.write_text(f"[{number}")
+        assert main(command(tmp_path), launch=Launcher()) == 0
+        assert damaged.with_name(f"{damaged.name}.damaged-{number}").read_text() == f"[{number}"
+    assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with digest", "without"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "cut", "altered", "another"])
+def test_a_cell_whose_set_is_not_whole_runs_again(
+    tmp_path: Path,
+    dummy: type[Dummy],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    old: bool,
+) -> None:
+    """Also where the record is of before digests were written down, as far as the file can tell."""
+    monkeypatch.setattr(memory, "release", lambda: None)
+    base = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
+    ran = list[Job]()
+
+    def launch(job: Job) -> Record:
+        ran.append(job)
+        return cell.run(job)
+
+    assert main(command(tmp_path, "", base), launch=launch) == 0
+    path, whole = ran[0].artifact_path, ran[0].artifact_path.read_bytes()
+    if old:
+        found = json.loads(ran[0].record_path.read_text())
+        del found["artifact"]
+        ran[0].record_path.write_text(json.dumps(found))
+    assert main(command(tmp_path, "", base), launch=launch) == 0 and len(ran) == 1
+    capsys.readouterr()
+    if fault == "missing":
+        path.unlink()
+    elif fault == "another":  # whole, but of another size
+        assert main(command(tmp_path / "other", "--ipc 3", base), launch=cell.run) == 0
+        path.write_bytes(next((tmp_path / "other").glob("*.safetensors")).read_bytes())
+    else:
+        changed = bytearray(whole)
+        changed[9 if old else -1] ^= 0xFF  # in the header, without which nothing but the digest tells
+        path.write_bytes({"empty": b"", "cut": whole[:-5], "altered": changed}[fault])
+    capsys.readouterr()
+    assert main(command(tmp_path, "", base), launch=launch) == 0
+    said = capsys.readouterr().err
+    assert "the cell is run again" in said and path.name in said and "done before" not in said
+    assert len(ran) == 2 and path.read_bytes() == whole and record.load(ran[0].record_path)["artifact"] is not None
+    assert main(command(tmp_path, "", base), launch=launch) == 0 and len(ran) == 2
+
+
+@pytest.mark.parametrize("status", ["ok", "oom", "timeout", "diverged", "error", "killed"])
+def test_a_result_stays_until_there_is_another(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], status: str
+) -> None:
+    base = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
+    assert main(command(tmp_path, "", base), launch=Launcher()) == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("digits-*")}
+    assert {path.suffix for path in before} == {".json", ".safetensors"}
+
+    def again(job: Job) -> Record:
+        assert {path: path.read_bytes() for path in before} == before, "lost while the cell runs"
+        job.artifact_path.write_bytes(b"half")
+        job.log_path.write_text("why")
+        return interrupt() if status == "killed" else Launcher(status, accuracy=0.75)(job)  # type: ignore[func-returns-value, return-value]
+
+    code = main(command(tmp_path, "--force", base), launch=again)
+    said = capsys.readouterr().err
+    now = {path: path.read_bytes() for path in before}
+    assert code == {"ok": 0, "killed": 130}.get(status, 1)
+    assert (now == before) == (status != "ok") and not (tmp_path / ".again").exists()
+    assert ("the result of before is kept" in said) == (status not in ("ok", "killed"))
+    (found,) = record.load_all(tmp_path)[0]
+    assert found["status"] == "ok" and found["accuracy"]["values"] == [0.75 if status == "ok" else 0.5]
+    if status not in ("ok", "killed"):
+        assert f"{status}: a reason" in said and next(tmp_path.glob("digits-*.log")).read_text() == "why"
+    assert main(command(tmp_path, "", base), launch=(skipped := Launcher())) == 0 and skipped.jobs == []
+
+
+def test_what_was_no_good_result_is_replaced(tmp_path: Path, dummy: type[Dummy]) -> None:
+    base = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
+    assert main(command(tmp_path, "", base), launch=Launcher("oom")) == 0
+    assert main(command(tmp_path, "--force", base), launch=Launcher("diverged")) == 0
+    assert record.load_all(tmp_path)[0][0]["status"] == "diverged"
+
+
+@pytest.mark.parametrize("changes", [{"schema": 99}, {"protocol_version": "99"}], ids=["schema", "protocol"])
+@pytest.mark.parametrize("own", [True, False], ids=["of a cell", "beside"])
+def test_a_record_of_a_newer_version_stops_the_run(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], own: bool
+) -> None:
+    first = Launcher()
+    assert main(command(tmp_path), launch=first) == 0
+    path = first.jobs[-1].record_path
+    if not own:
+        path = path.rename(tmp_path / "other.json")
+    newer = json.dumps({**json.loads(path.read_text()), **changes})
+    path.write_text(newer)
+    capsys.readouterr()
+    assert main(command(tmp_path, "--force"), launch=(launcher := Launcher())) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {path} was written by a newer version of this suite (")
+    assert launcher.jobs == [] and path.read_text() == newer and not list(tmp_path.glob("*.damaged*"))
+
+
+def test_two_runs_do_not_share_an_output(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is refused while the first runs, whatever it asks for; other folders and later runs are free."""
+    inner = Launcher()
+    codes = list[int]()
+
+    def second() -> None:
+        for arguments in (command(tmp_path), command(tmp_path, "--seeds 7 --force"), command(tmp_path / "other")):
+            codes.append(main(arguments, launch=inner))
+        codes.append(main(command(tmp_path, "--forecast --methods frepo"), launch=inner))
+
+    assert main(command(tmp_path), launch=(outer := Launcher(after={1: second}))) == 0
+    assert codes == [2, 2, 0, 0] and len(outer.jobs) == 4
+    assert {job.output for job in inner.jobs} == {str(tmp_path / "other")}
+    refusals = [line for line in capsys.readouterr().err.splitlines() if "is in use by" in line]
+    assert len(refusals) == 2
+    assert refusals[0].startswith(f"error: {tmp_path} is in use by process {os.getpid()} on {platform.node()} since 20")
+    assert f"python -m harness.run {SMOKE[:30]}" in refusals[0] and refusals[0].endswith("name another --output")
+    assert not (tmp_path / ".running").exists()
+    assert main(command(tmp_path, "--force"), launch=(later := Launcher())) == 0 and len(later.jobs) == 4
+
+
+def test_the_lock_of_a_run_that_was_killed_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom harness.files import only_runner\n"
+        "with only_runner(Path(sys.argv[1]), 'a run'):\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == -signal.SIGKILL
+    assert "a run" in (tmp_path / ".running").read_text()
+    with only_runner(tmp_path, "another"):
+        assert "another" in (tmp_path / ".running").read_text()
+
+
+def test_a_file_system_without_locks_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with only_runner(tmp_path, "a run"):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be locked (No locks available): a second run there would go unnoticed" in line
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill() -> None:
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+
+    assert main(command(tmp_path), launch=(launcher := Launcher(after={1: fill}))) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        f"stopped, as {tmp_path} cannot be written (No space left on device): 2 of 4 cells are done and kept in "
+        f"{tmp_path}; the same command goes on with the next"
+    )
+    assert len(launcher.jobs) == len(list(tmp_path.glob("*.json"))) == 2
+    monkeypatch.undo()
+
+
+def test_a_second_interrupt_ends_without_a_traceback(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "show", lambda records: interrupt())
+    assert main(command(tmp_path), launch=Launcher(after={2: interrupt})) == 130
+    assert "Traceback" not in capsys.readouterr().err and len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(tmp_path / "forced", "--force"), launch=Launcher(after={2: interrupt})) == 130
-    assert "the same command without --force goes on" in capsys.readouterr().err
+    assert "the same command without --force goes on with those that have no result" in capsys.readouterr().err
     assert main(command(tmp_path), launch=Launcher(after={2: interrupt})) == 130
     shown = capsys.readouterr()
     assert "2 of 4 cells are done and kept" in shown.err and "dummy" in shown.out
@@ -157,7 +357,7 @@ def test_a_smaller_run_takes_no_row_out_of_the_tables(
     main(command(tmp_path), launch=Launcher())
     before = (tmp_path / "table.csv").read_text()
     capsys.readouterr()
-    assert main(command(tmp_path, "--methods dummy --no-random --seed 0"), launch=Launcher()) == 0
+    assert main(command(tmp_path, "--methods dummy --no-random --seeds 0"), launch=Launcher()) == 0
     assert (tmp_path / "table.csv").read_text() == before and "random_real" in (tmp_path / "table.md").read_text()
     shown = capsys.readouterr()
     rows = shown.out.partition("---")[2]
@@ -177,7 +377,7 @@ def test_tables_that_cannot_be_written_are_a_line_and_status_1(
 def test_random_real_is_in_every_table(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
     for extra, ran in (("", ["dummy", "random_real"]), ("--no-random", ["dummy"])):
         assert (
-            main(command(tmp_path / extra, f"--methods dummy --seed 0 {extra}"), launch=(launcher := Launcher())) == 0
+            main(command(tmp_path / extra, f"--methods dummy --seeds 0 {extra}"), launch=(launcher := Launcher())) == 0
         )
         shown = capsys.readouterr()
         assert [job.cell.method for job in launcher.jobs] == ran
@@ -420,7 +620,7 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
         ("--methods frepo --dataset digits --depth 9", "depth 9 leaves nothing of 8×8 images"),
         ("--methods frepo --dataset digits --steps 0", "--steps must be at least 1"),
         ("--methods frepo --dataset digits --seconds 0", "--seconds must be a positive number"),
-        ("--methods frepo --dataset digits --seconds nan", "--seconds must be a positive number"),
+        ("--methods frepo --dataset digits --seconds nan", "--seconds: expected a finite number, not 'nan'"),
         ("--methods frepo --dataset digits --seconds 3 --steps 3", "exclude each other"),
         ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
         ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
@@ -434,11 +634,17 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
         ("--methods frepo --dataset cifar100", "cifar100 is not in"),
         ("--methods frepo --dataset folder:/not/there", "/not/there"),
         ("--methods frepo --dataset digits --frepo.pool-sise 3", "did you mean --frepo.pool-size? Those of frepo: lr"),
-        ("--methods frepo --dataset digits --frepo.pool-size many", "Error parsing --frepo.pool-size"),
-        ("--methods frepo --dataset digits --frepo.pool-size 0", "pool_size is 0"),
-        ("--methods frepo --dataset digits --frepo.pool-size", "Missing value"),
+        (
+            "--methods frepo --dataset digits --frepo.pool-size many",
+            "takes a whole number, not 'many'",
+        ),
+        ("--methods frepo --dataset digits --frepo.pool-size 0", "error: --frepo.pool-size is 0; it must be above 0"),
+        ("--methods frepo --dataset digits --frepo.pool-size", "takes a whole number, but no value is given"),
         ("--methods frepo --dataset digits --fripo.pool-size 3", "did you mean 'frepo'"),
-        ("--methods frepo --dataset digits --mtt.syn-steps 3", "mtt is not among --methods frepo"),
+        (
+            "--methods frepo --dataset digits --mtt.syn-steps 3",
+            "--mtt.syn-steps: mtt is not among the methods, frepo\n",
+        ),
     ],
 )
 def test_a_bad_request_is_one_line_and_nothing_is_run(
@@ -537,7 +743,7 @@ def test_hyper_parameters_are_told_from_other_flags() -> None:
     assert rest == ["--methods", "a", "--ipc", "3"]
     assert options == {
         "dummy": ["--dummy.betas", ".5", "-1e-3", "--dummy.lr=4"],
-        "random_real": ["--random_real.x"],
+        "random_real": ["--random-real.x"],
     }
 
 

@@ -96,3 +96,28 @@ def test_memory_that_was_not_measured_has_no_exponent() -> None:
 def test_devices_are_never_fitted_together(tmp_path: Path) -> None:
     records = [*sweep(widths=(16, 32)), *sweep(widths=(64, 128), device="Another")]
     assert scaling.write(records, tmp_path) == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["torch", "threads", "driver", "something"])
+def test_what_was_measured_otherwise_is_never_fitted_together(name: str, tmp_path: Path) -> None:
+    records = sweep(widths=(16, 32, 64, 128))
+    for one, value in zip(records, ("1", "1", "2", "2"), strict=True):
+        one["provenance"][name] = value
+    assert scaling.write(records, tmp_path) == []
+
+
+def test_a_killed_cell_is_no_sweep_of_its_own() -> None:
+    records = sweep()
+    for one in records:
+        one["provenance"]["environment"] = {"A": "1"}
+    killed = made((), width=256, budget="cost", status="oom", meter=None, peak=None)
+    killed["cost"]["step_seconds"] = []
+    (groups,) = scaling.sweeps(scaling.grouped([*records, killed]))
+    assert [group.cell["width"] for group in groups] == [*WIDTHS, 256]
+
+
+def test_names_reach_the_files_as_they_are(tmp_path: Path) -> None:
+    scaling.write(sweep(dataset="a|b\x1b[31m\n"), tmp_path)
+    for path in tmp_path.iterdir():
+        assert all(character.isprintable() or character == "\n" for character in path.read_text())
+    assert r"a\|b\\x1b[31m\\n" in (tmp_path / "scaling.md").read_text()

@@ -8,7 +8,6 @@ far apart they are; the exit status is 1 if anything is off by more than 5 %.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.errors import UserError
+from harness.command_line import Parser, end, exit_status
 from harness.experiments import find_device
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter
@@ -85,17 +85,18 @@ def rows(expected_seconds: float, seconds: float, memory: Memory) -> list[tuple[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.measure.check", description="Check clock and meters.")
+    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m harness.measure.check", description="Check clock and meters.", allow_abbrev=False)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    device: str = parser.parse_args(arguments).device
-    try:
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-            raise UserError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
-        expected, seconds, memory = measure(torch.device(find_device(device)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    device: str = parser.parse(arguments).device
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
+    expected, seconds, memory = measure(torch.device(find_device(device)))
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(f"{'':42}{'expected':>10}{'measured':>10}{'error':>9}")
     worst = 0.0
@@ -109,4 +110,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

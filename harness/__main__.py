@@ -1,0 +1,65 @@
+"""All commands under one name: ``frepo-bench run …``, or ``python -m harness run …``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks.errors import UserError, choose
+from harness.command_line import end, exit_status
+from harness.startup import begin
+
+
+class Command(NamedTuple):
+    """A module with ``main(arguments, program=…)``, and arguments that come before the user's."""
+
+    module: str
+    meaning: str
+    arguments: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "run": Command("harness.run", "distil data sets, measure what it costs, test what it gives"),
+    "forecast": Command("harness.run", "what each cell of a run will need; nothing is run", ("--forecast",)),
+    "list": Command("harness.run", "methods, data sets, networks, protocols, budgets, experiments", ("--list",)),
+    "report": Command("harness.report", "make the tables of a folder of records again"),
+    "figures": Command("harness.figures", "draw the figures of a folder of records, and fit exponents"),
+    "evaluate": Command("harness.evaluate_set", "test a distilled set that is there already"),
+    "regress": Command("harness.regress", "compare two folders of records: is anything worse?"),
+}
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str = "frepo-bench") -> int:
+    """Run the command that ``arguments`` begin with (by default those of the process); returns the exit status.
+
+    ``program``: what the user calls all of this.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program))
+
+
+def _main(arguments: Sequence[str], program: str) -> int:
+    name, *others = arguments or [""]
+    if name in ("-h", "--help"):
+        print(f"usage: {program} COMMAND [options]\n\nBenchmark of dataset distillation.\n")
+        print("\n".join(f"  {known:<10} {command.meaning}" for known, command in COMMANDS.items()))
+        print(f"\n{program} COMMAND --help tells the options of a command.")
+        return 0
+    if not name:
+        raise UserError(f"a command is missing: {', '.join(COMMANDS)}; see {program} --help")
+    command = COMMANDS[choose("command", name, COMMANDS)]
+    module = importlib.import_module(command.module)  # no other: help must not wait for torch
+    status: int = module.main([*command.arguments, *others], program=f"{program} {name}")
+    return status
+
+
+def console() -> None:
+    """The entry point of the installed program ``frepo-bench``."""
+    begin()
+    end(main())
+
+
+if __name__ == "__main__":
+    end(main(program="python -m harness"))
