@@ -579,6 +579,13 @@ def _left_out_line(name: str, folder: Path, left_out: Sequence[str]) -> str:
     return f"{name}: {many} left out ({reasons}), for example {os.path.relpath(min(left_out), folder)!r}"
 
 
+def listed_wnids(root: Path) -> list[str]:
+    """WordNet ids as Tiny ImageNet's own list has them, which is not sorted. Raises UserError where it is damaged."""
+    file = root / "tiny-imagenet-200" / "wnids.txt"
+    with _one_line("tiny_imagenet"), _damaged("tiny_imagenet", file):
+        return _text(file).split()
+
+
 def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
     """``train/<wnid>/images/*`` and ``val/images/*`` with their classes in ``val/val_annotations.txt``."""
     folder = root / "tiny-imagenet-200"
@@ -587,7 +594,7 @@ def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
     [(train_files, class_names)], _ = _labelled(folder / "train")
     annotations, images = folder / "val" / "val_annotations.txt", folder / "val" / "images"
     with _damaged("tiny_imagenet", folder):
-        _expect("tiny_imagenet", class_names, _text(folder / "wnids.txt").split())
+        _expect("tiny_imagenet", class_names, listed_wnids(root))
         rows = [line.split("\t")[:2] for line in _lines(annotations)]
         test_files = [(str(images / file), class_names.index(wnid)) for file, wnid in rows]
     unlisted = {name for name in os.listdir(images) if not _passed_over(name)}.difference(file for file, _ in rows)
@@ -650,6 +657,11 @@ _TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Data set → WordNet id → class name."""
+
+
+def wordnet_ids(name: str) -> Mapping[str, str]:
+    """Class name → WordNet id, for a data set whose class folders have other names than its classes; else empty."""
+    return {class_name: wnid for wnid, class_name in _TEN_CLASSES.get(name, {}).items()}
 
 
 def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) -> _Source:

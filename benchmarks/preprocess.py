@@ -30,6 +30,8 @@ ZCA_BLOCK = 64
 """The largest image side that `zca_frepo` whitens as a whole (FRePo, appendix: 64×64 blocks for the 128² sets)."""
 FREPO_RIDGE = 0.1
 """Of the mean eigenvalue."""
+TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""Types of images whose black and white are known: 0 and 255, or 0 and 1."""
 KORNIA_EPS = 0.1
 """Absolute, for pixels in [0, 1] (MTT)."""
 
@@ -99,9 +101,13 @@ class Preprocess:
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images, (N, C, H, W), on the device and in the dtype of this object.
 
-        ``images``: (N, C, H, W), uint8 or floating point in [0, 1]. Raises UserError where the shape does not fit.
+        ``images``: (N, C, H, W), uint8 or floating point in [0, 1]. Raises UserError where the shape does not fit, and
+        for any other type, whose white is not known.
         """
         self._check(images)
+        if images.dtype not in TYPES:
+            kind = str(images.dtype).removeprefix("torch.")
+            raise UserError(f"images of type {kind} are not taken: give uint8, or floating point in [0, 1]")
 
         def apply(chunk: Tensor) -> Tensor:
             scaled = chunk.to(self.mean, copy=True)

@@ -28,9 +28,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from benchmarks import PREPROCESSINGS
 from benchmarks.datasets import Benchmark, cover
 from benchmarks.errors import UserError, printable
 from benchmarks.networks import NetworkSpec
+from benchmarks.pictures import upright
 from benchmarks.preprocess import Preprocess
 from harness.files import replacing
 from methods.base import LabelSpace, Synthetic
@@ -40,6 +42,8 @@ _HEADER = "frepo_bench"
 """The one entry of the header: with several, safetensors writes them in an order that changes from run to run."""
 _PREPROCESS = "preprocess."
 """Prefix of the tensors of the preprocessing."""
+ROUNDING = 1e-3
+"""How far outside [0, 1] an image may lie: resizing in float16 or float32 rounds."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,12 @@ class Transform:
     """From an image as one has it to the space of the distilled images.
 
     Takes a PIL image, or a tensor (C, H, W) or (N, C, H, W), uint8 or floating point in [0, 1]; gives a tensor of the
-    same shape, (C, H, W) for a PIL image, in the dtype of the distilled images. PIL images are converted to the set's
-    number of channels, resized to cover its image size and cut from the centre; a tensor must have both. Fits
-    torchvision's ``transform=`` and survives pickling.
+    same shape, (C, H, W) for a PIL image, in the dtype of the distilled images. PIL images are turned upright and made
+    opaque as in image folders, converted to the set's number of channels, resized to cover its image size and cut from
+    the centre; a tensor must have both. Fits torchvision's ``transform=`` and survives pickling.
 
-    Raises UserError for an image of another shape, and for floating point values outside [0, 1].
+    Raises UserError for an image of another shape or type (numpy arrays, whole numbers that are not uint8, PIL images
+    of more than 8 bits per channel), and for floating point values that are not finite or outside [0, 1].
     """
 
     preprocess: Preprocess
@@ -60,12 +65,23 @@ class Transform:
     """(height, width) in pixels."""
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        pixels = image if isinstance(image, Tensor) else self._pixels(image)
+        if isinstance(image, Image.Image):
+            pixels = self._pixels(image)
+        elif isinstance(image, Tensor) and image.layout == torch.strided:
+            pixels = image
+        else:
+            kind = f"{image.layout} tensor" if isinstance(image, Tensor) else type(image).__name__
+            raise UserError(f"this takes a PIL image (Image.fromarray) or a plain tensor (C, H, W), and not: {kind}")
         expected = (self.channels, *self.image_size)
         if pixels.ndim not in (3, 4) or pixels.shape[-3:] != expected:
             raise UserError(f"an image of shape {tuple(pixels.shape)} does not fit this set; it takes {expected}")
-        if pixels.is_floating_point() and (pixels.min() < 0 or pixels.max() > 1):
-            raise UserError("floating point images must lie in [0, 1]: divide by 255, and do not normalise them before")
+        if pixels.is_floating_point() and pixels.numel():
+            low, high = pixels.float().aminmax()
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # nor where they are NaN
+                raise UserError(
+                    f"floating point images must lie in [0, 1], and go from {float(low):.4g} to {float(high):.4g}: "
+                    "divide by 255, and do not normalise them before"
+                )
         batch = pixels if pixels.ndim == 4 else pixels[None]
         result = self.preprocess.forward(batch)
         return result if pixels.ndim == 4 else result[0]
@@ -73,7 +89,7 @@ class Transform:
     def _pixels(self, image: Image.Image) -> Tensor:
         """(C, H, W) uint8."""
         height, width = self.image_size
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = upright(image).convert("L" if self.channels == 1 else "RGB")
         if image.size != (width, height):
             image = cover(image, height, width)
         return torch.from_numpy(np.array(image)).reshape(height, width, self.channels).permute(2, 0, 1)
@@ -184,7 +200,7 @@ def load(path: str | Path) -> Artifact:
         return _decode(settings, tensors)
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # JSON may be nested deeply
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -217,13 +233,22 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
         raise ValueError(f"schema {header['schema']!r}, and this version reads {SCHEMA}")
     if header["label_space"] not in get_args(LabelSpace):
         raise ValueError(f"labels are {header['label_space']!r}, which is none of {', '.join(get_args(LabelSpace))}")
+    names = header["class_names"]
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TypeError("class_names is no list of names")
+    if not (isinstance(header["cell"], dict) and isinstance(header["config"], dict)):
+        raise TypeError("cell or config is no mapping")
+    if "lr" in tensors and not tensors["lr"].is_floating_point():
+        raise TypeError("lr is no floating point number")
+    if header["preprocess"]["name"] not in PREPROCESSINGS:
+        raise ValueError(f"preprocessing {header['preprocess']['name']!r} is none of {', '.join(PREPROCESSINGS)}")
     size = header["network"].pop("image_size")
     return Artifact(
         images=tensors["images"],
         labels=tensors["labels"],
         label_space=header["label_space"],
         lr=tensors.get("lr"),
-        class_names=tuple(header["class_names"]),
+        class_names=tuple(names),
         preprocess=Preprocess.rebuild(
             {name.removeprefix(_PREPROCESS): t for name, t in tensors.items() if name.startswith(_PREPROCESS)},
             header["preprocess"],

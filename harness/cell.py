@@ -75,6 +75,8 @@ class Given:
     """On the device of the job."""
     provenance: Mapping[str, Any]
     """Where it comes from; goes into the record."""
+    look: Callable[[Benchmark], Mapping[str, Any]] = lambda benchmark: {}
+    """Compares it with the real images; the result goes into the provenance as well."""
 
 
 def run(job: Job, now: Callable[[], float] = time.perf_counter, given: Given | None = None) -> Record:
@@ -191,6 +193,7 @@ class _Run:
 
     def _evaluate_given(self, given: Given, protocol: Protocol, clock: Clock) -> None:
         benchmark = _benchmark(self.job)
+        self.found["provenance"] |= given.look(benchmark)
         self.found["cost"]["parameters_evaluated"] = _parameters(
             network_spec(benchmark, protocol).build(generator_for("count"))
         )

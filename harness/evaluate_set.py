@@ -26,6 +26,7 @@ from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, ch
 from harness.launch import restart_with_environment
 
 if TYPE_CHECKING:
+    from benchmarks.datasets import Benchmark
     from harness.artifact import Artifact
     from harness.importers import Imported
     from methods.base import Synthetic
@@ -57,7 +58,13 @@ def _parser(program: str) -> Parser:
     add("--preprocess", metavar="NAME", help="the space its images lie in; a foreign file does not say")
     add("--experiment", type=whole, metavar="N", help="which one of a file of DC, DSA or DM with several (0)")
     add("--lr", type=finite, metavar="X", help="the step size that was learned with it, if no file has it")
-    add("--label-space", metavar="NAME", help="of soft labels: probability or centred (as their values say)")
+    add("--label-space", metavar="NAME", help="of soft labels: probability, centred or logits (as their values say)")
+    add(
+        "--class-order",
+        metavar="ORDER",
+        help="what its label numbers mean: a file with a class on each line, or\n"
+        "sorted, files, mtt, frepo, … (as its format says)",
+    )
     add("--protocol", metavar="NAME", help=f"how networks are trained on it ({DEFAULT_PROTOCOL})")
     add("--network", metavar="NAME", help="which networks (the protocol's)")
     add("--width", type=whole, metavar="N", help=f"channels of their first block (by budget; {WIDTH} as published)")
@@ -100,15 +107,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> argparse.Namespac
         return given
     if not given.files:
         raise UserError(f"no file is given; for instance: {program} images_best.pt labels_best.pt --dataset cifar10")
-    for kind, name, known in (
-        ("preprocessing", given.preprocess, PREPROCESSINGS),
-        ("protocol", given.protocol, PROTOCOLS),
-        ("network", given.network, NETWORKS),
-        ("budget", given.budget, BUDGETS),
-        ("label space", given.label_space, ("probability", "centred")),
-    ):
-        if name is not None:
-            choose(kind, name, known)
+    _check_names(given)
     if given.budget == "cost":
         raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
     if given.name is not None and (given.name in methods.names() or not given.name.strip()):
@@ -118,6 +117,19 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> argparse.Namespac
     if given.lr is not None and not given.lr > 0:
         raise UserError(f"--lr must be a positive number, not {given.lr:g}")
     return given
+
+
+def _check_names(given: argparse.Namespace) -> None:
+    """Raises UserError for a name that is not known."""
+    for kind, name, known in (
+        ("preprocessing", given.preprocess, PREPROCESSINGS),
+        ("protocol", given.protocol, PROTOCOLS),
+        ("network", given.network, NETWORKS),
+        ("budget", given.budget, BUDGETS),
+        ("label space", given.label_space, ("probability", "centred", "logits")),
+    ):
+        if name is not None:
+            choose(kind, name, known)
 
 
 def _main(arguments: Sequence[str], program: str) -> int:
@@ -133,24 +145,38 @@ def _main(arguments: Sequence[str], program: str) -> int:
     if found.own is not None:
         _fill_in(given, found.own.cell, found.own.preprocess.name)
     _complete(given)
-    job, synthetic = prepare(given, found, command=shlex.join([*program.split(), *arguments]))
-    for line in _notes(job, found, synthetic):
+    job, synthetic, provenance = prepare(given, found, command=shlex.join([*program.split(), *arguments]))
+    for line in _notes(job, found, synthetic, provenance):
         print(line, file=sys.stderr)
-    files = [{"name": name, "sha256": digest} for name, digest in found.files]
+
+    def look(benchmark: Benchmark) -> Mapping[str, Any]:
+        if found.own is not None:
+            return {}
+        doubts = importers.pixel_doubts(
+            synthetic.images.to(benchmark.test_images.device), benchmark.task.images, benchmark.preprocess
+        )
+        for line in doubts:
+            print(f"warning: {line}", file=sys.stderr)
+        return {"doubts": [*provenance["doubts"], *doubts]}
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits every time
     return carry_out(
         [job],
         given.output,
-        lambda job: cell.run(job, given=cell.Given(_on(job.device, synthetic), {"files": files})),
+        lambda job: cell.run(job, given=cell.Given(_on(job.device, synthetic), provenance, look)),
         force=given.force,
     )
 
 
-def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tuple[Job, Synthetic]:
-    """The cell of the evaluation, and the set as it fits the data set. Raises UserError as `plan` and `fitted` do."""
+def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tuple[Job, Synthetic, dict[str, Any]]:
+    """The cell of the evaluation, the set as it fits the data set, and where it comes from for the record.
+
+    Raises UserError as `plan`, `class_order` and `fitted` do.
+    """
     from benchmarks.datasets import load_raw
     from benchmarks.folders import default_cache, default_root
-    from harness.importers import fitted
+    from harness.class_orders import class_order, own_order
+    from harness.importers import doubts, fitted
 
     protocol = PROTOCOLS[given.protocol]
     if given.lr is not None:
@@ -177,14 +203,28 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
     )
     check(request)
     check_image_size(given.dataset, given.image_size)
+    root = given.data_root or default_root()
     raw = load_raw(
         given.dataset,
-        given.data_root or default_root(),
+        root,
         image_size=given.image_size,
         download=given.download,
         cache=given.cache or default_cache(),
     )
-    synthetic = fitted(found, raw.class_names, raw.train_images.shape[1:], given.label_space)
+    if found.own is None:
+        order = class_order(given.dataset, raw.class_names, root, found.source, given.class_order)
+    elif given.class_order is None:
+        order = own_order(found.own.class_names, raw.class_names)
+    else:
+        raise UserError("--class-order means nothing for a set of this suite, which names its classes: leave it out")
+    synthetic = fitted(
+        found,
+        raw.class_names,
+        raw.train_images.shape[1:],
+        given.label_space,
+        order=order.classes,
+        most=len(raw.train_images),
+    )
     ipc = _checked_ipc(synthetic, given.files[0], found.own, len(raw.class_names), raw.train_images.shape[1:])
     (job,) = plan(dataclasses.replace(request, ipcs=(ipc,)))
     made_from = None if found.own is None else found.own.cell.get("data_fingerprint")
@@ -193,13 +233,20 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
     config = {
         "sha256": [digest for _, digest in found.files],
         "experiment": found.experiment,
-        "label_space": synthetic.label_space,
+        "label_space": "logits" if given.label_space == "logits" else synthetic.label_space,
         "lr": given.lr,
+    }
+    if not order.is_ours:
+        config["class_order"] = order.classes
+    provenance = {
+        "files": [{"name": name, "sha256": digest} for name, digest in found.files],
+        "class_order": order.described,
+        "doubts": doubts(synthetic, raw.class_names) if found.own is None else [],
     }
     evaluated = dataclasses.replace(
         job.cell, method=given.name, protocol=protocol.name, norm=protocol.test_norm, preprocess=given.preprocess
     )
-    return dataclasses.replace(job, cell=evaluated, config=json.loads(json.dumps(config))), synthetic
+    return dataclasses.replace(job, cell=evaluated, config=json.loads(json.dumps(config))), synthetic, provenance
 
 
 def _checked_ipc(synthetic: Synthetic, file: Path, own: Artifact | None, classes: int, image: Sequence[int]) -> int:
@@ -229,8 +276,12 @@ def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str)
     if given.dataset is None and str(own.get("dataset", "")).startswith("folder:"):
         raise UserError(f"--dataset is missing: say where the images of {own['dataset']} lie, as folder:PATH")
     for name in names:
-        if getattr(given, name) is None:
-            setattr(given, name, own.get(name))  # a set that somebody saved by hand need not know all of it
+        value = own.get(name)  # a set that somebody saved by hand need not know all of it
+        if getattr(given, name) is None and value is not None:
+            if type(value) is not (str if name in ("dataset", "budget", "protocol", "network") else int):
+                raise UserError(f"{given.files[0]} is damaged: its {name} is {value!r}")
+            setattr(given, name, value)
+    _check_names(given)
     if given.name is None and "method" in own:
         given.name = f"{own['method']}_reevaluated"
 
@@ -252,7 +303,7 @@ def _complete(given: argparse.Namespace) -> None:
     given.seed = given.seed or 0
 
 
-def _notes(job: Job, found: Imported, synthetic: Synthetic) -> list[str]:
+def _notes(job: Job, found: Imported, synthetic: Synthetic, provenance: Mapping[str, Any]) -> list[str]:
     """What was understood, and what one might not expect."""
     cell = job.cell
     protocol = PROTOCOLS[cell.protocol]
@@ -261,6 +312,8 @@ def _notes(job: Job, found: Imported, synthetic: Synthetic) -> list[str]:
         f"{cell.method}: {len(synthetic.images)} images, {cell.ipc} per class, {synthetic.label_space} labels{which}; "
         f"protocol {cell.protocol}, {cell.network}, width {cell.width}"
     ]
+    lines += [f"Class order: {provenance['class_order']}."] if found.own is None else []
+    lines += [f"warning: {line}" for line in provenance["doubts"]]
     usual = protocol.preprocess(cell.dataset, cell.ipc)
     if usual != cell.preprocess:
         lines.append(f"Real images go through {cell.preprocess}, the set's own, instead of the protocol's {usual}.")

@@ -16,11 +16,12 @@ numpy's scalar numbers only, numpy no objects.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.errors import UserError
+from benchmarks.preprocess import Preprocess
 from harness import artifact
 from harness.artifact import Artifact
 from methods.base import LabelSpace, Synthetic
@@ -45,8 +47,14 @@ USED_BY = {
 }
 """Preprocessing → whose published sets lie in its space. KIP's ZCA, which scales every image by its own norm, is none
 of ours."""
-KEYS = (("image", "label"), ("images", "labels"))
-"""Names of images and labels in an ``.npz``: FRePo's, and KIP's."""
+KEYS = {"frepo": ("image", "label"), "kip": ("images", "labels")}
+"""Source → names of images and labels in its ``.npz``."""
+LABEL_SPACES = ("probability", "centred", "logits")
+"""What soft labels can be said to be. Of logits the softmax is taken."""
+TOLERANCE = 1e-3
+"""Sums of labels are rounded: in float16 by less than this. bfloat16 has a larger one of its own."""
+LARGEST_TARGET = 3.0
+"""Regression targets are at most 1 before they are learned, and FRePo's learned ones at most 1.8. Logits reach 10."""
 
 _SCALAR = np.float64(0).__reduce__()[0]
 _ALLOWED = [
@@ -62,14 +70,14 @@ _ALLOWED = [
 class Imported:
     """What the files of one set say; whether it fits a data set is for `fitted` to find out."""
 
+    source: str
+    """Whose format it is: one of ``harness.class_orders.SOURCES``, or ``own``."""
     images: Tensor
-    """(n, channels, height, width)."""
+    """(n, channels, height, width). Only shape and dtype, on the device ``meta``, where there is ``arrays``."""
     labels: Tensor
-    """(n,) class indices, or (n, num_classes)."""
+    """(n,) class indices, or (n, num_classes); like ``images``."""
     lr: Tensor | None
     """The learned step size, 0-d."""
-    label_space: LabelSpace | None
-    """Of labels (n, num_classes) where the format decides it."""
     files: tuple[tuple[str, str], ...]
     """Name and SHA-256 of every file."""
     experiment: int | None = None
@@ -78,6 +86,8 @@ class Imported:
     """… of so many."""
     own: Artifact | None = None
     """A set of this suite, which knows all else about itself."""
+    arrays: Callable[[], tuple[Tensor, Tensor]] | None = None
+    """Reads images and labels of an ``.npz``, which may be a thousand times larger than its file."""
 
 
 def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
@@ -100,7 +110,7 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
         elif len(paths) > 1:
             raise UserError(f"{path} is a whole set: give no other file with it")
         elif isinstance(content, Artifact):
-            found = Imported(content.images, content.labels, content.lr, content.label_space, files, own=content)
+            found = Imported("own", content.images, content.labels, content.lr, files, own=content)
         elif "data" in content:
             found = _of_experiments(path, content, experiment or 0, files)
         else:
@@ -110,85 +120,224 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
             if part not in parts:
                 raise UserError(f"no {part} in {', '.join(map(str, paths))}: give images_best.pt and labels_best.pt")
         lr = parts["lr"].float().reshape(()) if "lr" in parts else None
-        found = Imported(parts["images"], parts["labels"], lr, None, files)
+        found = Imported("mtt", parts["images"], parts["labels"], lr, files)
     if experiment is not None and found.experiment is None:
         raise UserError(f"--experiment means nothing for {paths[0]}, which holds one set")
     return found
 
 
 def fitted(
-    found: Imported, class_names: Sequence[str], shape: Sequence[int], label_space: LabelSpace | None = None
+    found: Imported,
+    class_names: Sequence[str],
+    shape: Sequence[int],
+    label_space: str | None = None,
+    *,
+    order: Sequence[int] | None = None,
+    most: int | None = None,
 ) -> Synthetic:
-    """``found`` as a set for a data set of these classes and (channels, height, width); float32, on the CPU.
+    """``found`` as a set for a data set of these classes and (channels, height, width), on the CPU; float32.
 
-    ``label_space`` says what labels (n, num_classes) are; None: what the format or else the numbers say. Images are
-    brought into class-major order by their largest labels. Learned labels may have the largest value anywhere: where
-    the classes that they name are not equally large, the order of the file stays.
+    ``label_space`` says what labels (n, num_classes) are, one of ``LABEL_SPACES``; None: what the format or else the
+    numbers say. ``order``: (num_classes,), label number → class of the data set; None: the same. ``most``: images that
+    a set may have; None: any number.
 
-    Raises UserError where images, labels and data set do not fit each other, where a class has more images than
-    another, and where a number is not finite.
+    Images are brought into class-major order by their largest labels. Learned labels may have the largest value
+    anywhere: where the classes that they name are not equally large, the images stay in the classes of the file. A set
+    of this suite stays as it is, but for the ``order``.
+
+    Raises UserError where images, labels and data set do not fit each other, where labels are not of their space, where
+    a class has more images than another, and where a number is not finite.
     """
-    images, labels, classes = found.images, found.labels, len(class_names)
-    if not images.is_floating_point():
-        raise UserError(f"the images are {_name(images.dtype)}; a distilled set has floating point, preprocessed ones")
-    if tuple(images.shape[1:]) != tuple(shape):
-        raise UserError(f"the images are {_times(images.shape[1:])}, and those of the data set {_times(shape)}")
-    if len(labels) != len(images) or len(images) == 0:
-        raise UserError(f"there are {len(images)} images and {len(labels)} labels")
-    if found.own is None:
-        labels = labels.long() if labels.ndim == 1 else labels.float()  # whatever integers or floats a file has
-    if label_space is not None and (found.own is not None or labels.ndim == 1):
-        what = "this suite" if found.own is not None else "class indices"
-        raise UserError(f"--label-space means nothing for a set of {what}: leave it out")
-    if labels.ndim == 2 and labels.shape[1] != classes:
-        raise UserError(f"the labels are for {labels.shape[1]} classes, and the data set has {classes}")
-    if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise UserError(
-            f"the labels go from {int(labels.min())} to {int(labels.max())}: the data set has {classes} classes"
-        )
+    classes = len(class_names)
+    _check_shapes(found.images, found.labels, classes, shape, most)
+    images, labels = found.arrays() if found.arrays else (found.images, found.labels)
+    rounding = torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0.0
+    if found.own is None:  # whatever integers or floats a file has
+        images, labels = images.float(), labels.long() if labels.ndim == 1 else labels.float()
     for name, tensor in (("images", images), ("labels", labels), ("step size", found.lr)):
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise UserError(f"a value of the {name} is not finite")
     if found.lr is not None and not float(found.lr.mean()) > 0:
         raise UserError(f"the learned step size is {float(found.lr.mean()):g}; it must be above 0")
-    if found.own is not None:
-        return Synthetic(images, labels, cast(LabelSpace, found.label_space), found.lr)
+    if label_space is not None and (found.own is not None or labels.ndim == 1):
+        what = "this suite" if found.own is not None else "class indices"
+        raise UserError(f"--label-space means nothing for a set of {what}: leave it out")
+    if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"the labels go from {int(labels.min())} to {int(labels.max())}: the data set has {classes} classes"
+        )
 
-    named = labels if labels.ndim == 1 else labels.argmax(1)
-    counts = named.bincount(minlength=classes)
+    to_class = torch.arange(classes) if order is None else torch.tensor(order)
+    if found.own is not None:
+        rows = _in_our_order(len(labels), to_class)
+        labels = labels[:, to_class.argsort()] if labels.ndim == 2 else labels
+        return Synthetic(images[rows], labels[rows], found.own.label_space, found.lr)
+    space: LabelSpace = "probability"
+    if labels.ndim == 1:
+        labels = F.one_hot(to_class[labels], classes).float()
+    else:
+        labels, space = _in_space(labels, label_space, found.source, max(TOLERANCE, rounding))
+        labels = labels[:, to_class.argsort()]
+    rows = _class_major(labels, to_class, class_names, hard=found.labels.ndim == 1)
+    return Synthetic(images[rows], labels[rows], space, found.lr)
+
+
+def _check_shapes(images: Tensor, labels: Tensor, classes: int, shape: Sequence[int], most: int | None) -> None:
+    """Raises UserError by shapes and dtypes alone, before numbers are read or copied."""
+    if not images.is_floating_point():
+        raise UserError(f"the images are {_name(images.dtype)}; a distilled set has floating point, preprocessed ones")
+    if tuple(images.shape[1:]) != tuple(shape):
+        raise UserError(f"the images are {_times(images.shape[1:])}, and those of the data set {_times(shape)}")
+    if labels.ndim not in (1, 2) or (labels.ndim == 1 and labels.is_floating_point()):
+        raise UserError(f"a tensor {_times(labels.shape)} of {_name(labels.dtype)} cannot be the labels")
+    if len(labels) != len(images) or len(images) == 0:
+        raise UserError(f"there are {len(images)} images and {len(labels)} labels")
+    if most is not None and len(images) > most:
+        raise UserError(
+            f"there are {len(images)} images, more than the {most} of the data set: this is no distilled set"
+        )
+    if labels.ndim == 2 and labels.shape[1] != classes:
+        raise UserError(f"the labels are for {labels.shape[1]} classes, and the data set has {classes}")
+
+
+def _class_major(labels: Tensor, to_class: Tensor, class_names: Sequence[str], *, hard: bool) -> Tensor:
+    """The rows of ``labels``, (n, num_classes), class by class: by their largest labels, if these name all as often.
+
+    Raises UserError where they do not and are ``hard``, or n is no multiple of the classes.
+    """
+    named = labels.argmax(1)
+    counts = named.bincount(minlength=len(class_names))
     if int(counts.min()) == int(counts.max()):
-        order = named.argsort(stable=True)
-        images, labels = images[order], labels[order]
-    elif labels.ndim == 1 or len(labels) % classes:
+        return named.argsort(stable=True)
+    if hard or len(labels) % len(class_names):
         few, many = int(counts.argmin()), int(counts.argmax())
         raise UserError(
             f"class {class_names[few]!r} has {int(counts[few])} images and {class_names[many]!r} {int(counts[many])}: "
             "every class must have the same number"
         )
-    if labels.ndim == 1:
-        labels, space = F.one_hot(labels, classes).float(), "probability"
-    else:
-        space = label_space or found.label_space or _space(labels)
-    return Synthetic(images.float(), labels, cast(LabelSpace, space), found.lr)
+    return _in_our_order(len(labels), to_class)
 
 
-def _space(labels: Tensor) -> LabelSpace:
-    """What labels (n, num_classes) are by their values. Raises UserError where these do not say."""
-    if bool((labels >= 0).all()) and bool(((labels.sum(1) - 1).abs() < 1e-3).all()):
-        return "probability"
-    if bool((labels.sum(1).abs() < 1e-3).all()):
-        return "centred"
-    raise UserError(
-        "the labels are neither probabilities nor centred: give --label-space centred for regression targets "
-        "(logits must be turned into probabilities first)"
+def _in_our_order(count: int, to_class: Tensor) -> Tensor:
+    """The rows of a class-major file so that its classes come in our order; as they are where classes are not equal."""
+    rows = torch.arange(count)
+    return rows if count % len(to_class) else rows.view(len(to_class), -1)[to_class.argsort()].flatten()
+
+
+def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -> tuple[Tensor, LabelSpace]:
+    """Labels (n, num_classes) with their space: what the user ``said``, else what their values say.
+
+    Raises UserError where labels are not of the space, or do not tell it, and for an image without a label.
+    """
+    sums = labels.sum(1)
+    are = (
+        f"the labels go from {float(labels.min()):.3g} to {float(labels.max()):.3g}, "
+        f"and their sums from {float(sums.min()):.3g} to {float(sums.max()):.3g}"
     )
+    if bool((empty := (labels == labels[:, :1]).all(1)).any()):
+        row = int(empty.nonzero()[0])
+        raise UserError(f"all labels of image {row} are {float(labels[row, 0]) + 0.0:g}: they name no class")
+    probability = bool((labels >= -tolerance).all()) and bool(((sums - 1).abs() <= tolerance).all())
+    centred = bool((sums.abs() <= tolerance).all()) and float(labels.abs().max()) <= LARGEST_TARGET
+    if said == "probability" and not probability:
+        raise UserError(
+            f"{are}: they are no probabilities, whose sums are 1. Give --label-space logits for what comes before a "
+            "softmax, which is then taken, or --label-space centred for regression targets"
+        )
+    if said in ("centred", "logits") and probability:
+        raise UserError(f"{are}: they are probabilities. Leave out --label-space {said}")
+    if said == "logits":
+        return labels.softmax(1), "probability"
+    if probability:
+        return labels, "probability"
+    # FRePo and KIP learn their targets, and what was learned need not sum to 0.
+    if said == "centred" or centred or (source in KEYS and float(labels.abs().max()) <= LARGEST_TARGET):
+        return labels, "centred"
+    raise UserError(
+        f"{are}: they may be logits or regression targets. Give --label-space logits, and their softmax is taken, or "
+        "--label-space centred for targets of squared error, which sum to about 0 and are at most about 1"
+    )
+
+
+def doubts(synthetic: Synthetic, class_names: Sequence[str]) -> list[str]:
+    """What is unusual about the labels of a set, though it may be learned: a line for each."""
+    labels = synthetic.labels
+    lines = []
+    if synthetic.label_space == "centred":
+        largest = labels.abs().amax(1)
+        if bool((labels.sum(1).abs() > 0.5 * largest).any()):
+            lines.append(
+                "Centred labels sum to 0 before they are learned; here the sum of a row is up to "
+                f"{float(labels.sum(1).abs().max()):.3g}."
+            )
+        if float(largest.max()) > LARGEST_TARGET:
+            lines.append(
+                f"Centred labels are at most about 1; here up to {float(largest.max()):.3g}, as logits are "
+                "(--label-space logits)."
+            )
+    counts = labels.argmax(1).bincount(minlength=len(class_names))
+    if missing := (counts == 0).nonzero().flatten().tolist():
+        named = f"the class {class_names[missing[0]]!r}" if len(missing) == 1 else f"{len(missing)} of the classes"
+        lines.append(f"No image has its largest label at {named}.")
+    return lines
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+SAMPLE = 1000
+"""Real images, at most, that a set is compared with."""
+WIDE, NARROW = 8.0, 0.1
+"""Spread of a set relative to real images, beyond which its preprocessing is doubted. Sets of this suite and published
+ones have 0.2 (KIP from noise) to 3.9 (DM, one image per class), standardised CIFAR-10 taken for whitened has 17."""
+SMOOTH, ROUGH = 1.7, 0.65
+"""Coarse structure relative to fine, both relative to real images. Published and own sets have up to 1.5, and less than
+0.65 only where their coarse structure is at least half that of real images. Standardised images taken for whitened have
+1.8 to 6.5, whitened images taken for standardised 0.1 to 0.6."""
+
+
+def pixel_doubts(images: Tensor, real: Tensor, preprocess: Preprocess) -> list[str]:
+    """Why ``images`` seem not to be preprocessed by ``preprocess``, on at most one line; distilled images may be odd.
+
+    ``images``, ``real``: (n, C, H, W), the set and real images that were preprocessed. Both are compared with the
+    preprocessing undone: how far they spread around the mean colour of real images, and how much of that are large
+    areas (means over a 4×4 grid) and neighbouring pixels (their differences).
+
+    A set of one ZCA variant taken for the other is not told apart, nor are images in [−1, 1].
+    """
+    real = real[:: -(-len(real) // SAMPLE)]
+    below, usual = (float((x < 0).double().mean()) for x in (images, real))
+    natural, natural_real = preprocess.inverse(images), preprocess.inverse(real)
+    centre = natural_real.mean((0, 2, 3), keepdim=True)
+
+    def relative(measure: Callable[[Tensor], Tensor]) -> float:
+        values = [float(measure(x - centre).square().mean().sqrt()) for x in (natural, natural_real)]
+        return values[0] / max(values[1], 1e-6)
+
+    spread = relative(lambda x: x)
+    coarse, fine = relative(lambda x: F.adaptive_avg_pool2d(x, 4)), relative(lambda x: x.diff(dim=-1))
+    structure = (
+        f"large areas differ {coarse:.2g} times as much as in real images and neighbouring pixels {fine:.2g} times"
+    )
+    if below < usual / 10:
+        scale = "[0, 1]" if float(images.max()) <= 1.5 else "0 to 255"
+        why = f"{below:.0%} of the values are below 0, and {usual:.0%} in real images: they may be pixels in {scale}"
+    elif not NARROW <= spread <= WIDE:
+        low, high = float(natural.min()), float(natural.max())
+        why = f"undone, it spreads the pixels {spread:.2g} times as far as in real images, from {low:.2g} to {high:.2g}"
+    elif coarse > 4 and coarse > SMOOTH * fine:
+        why = f"undone, {structure}: they may not be whitened"
+    elif spread < 0.9 and coarse < 0.45 and coarse < ROUGH * fine:
+        why = f"undone, {structure}: they may be whitened"
+    else:
+        return []
+    return [f"The images may not be preprocessed by {preprocess.name} ({why}): look at --preprocess."]
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
 
 
 def _content(path: Path) -> Any:
-    """An `Artifact`, a tensor, or a mapping: an ``.npz`` as name → tensor, or what DC, DSA and DM save."""
+    """An `Artifact`, a tensor, or a mapping: an ``.npz`` as name → `_Array`, or what DC, DSA and DM save."""
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
@@ -196,15 +345,61 @@ def _content(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with _damaged(path), zipfile.ZipFile(path) as archive:
             arrays = all(name.endswith(".npy") for name in archive.namelist())
-        return _read_npz(path) if arrays else _read_pt(path)
+        return _open_npz(path) if arrays else _read_pt(path)
     if start[:2] == b"\x80\x02":  # torch.save before its files were archives
         return _read_pt(path)
     raise UserError(f"{path} is none of the known formats: .pt, .npz, and .safetensors of this suite")
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    with _damaged(path), np.load(path, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
+@dataclass(frozen=True)
+class _Array:
+    """An array of an ``.npz``, of which only the header was read."""
+
+    path: Path
+    member: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Raises UserError for what torch has no numbers for."""
+        if self.dtype.kind == "V" and self.dtype.itemsize == 2 and self.dtype.names is None:
+            return torch.bfloat16  # numpy has no such type and keeps its bytes
+        if self.dtype.kind not in "fiub" or self.dtype.itemsize > 8:
+            holds = "Python objects, which could run code" if self.dtype.hasobject else str(self.dtype)
+            raise UserError(f"{self.path}: the array {self.name} holds {holds}: save it as float32 or int64")
+        return torch.from_numpy(np.empty(0, self.dtype.newbyteorder("="))).dtype
+
+    @property
+    def name(self) -> str:
+        return self.member.removesuffix(".npy")
+
+    def outline(self) -> Tensor:
+        """Shape and dtype as a tensor without numbers."""
+        return torch.empty(self.shape, dtype=self.torch_dtype, device="meta")
+
+    def read(self) -> Tensor:
+        with _damaged(self.path), zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        if self.torch_dtype == torch.bfloat16:
+            return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(np.ascontiguousarray(array, self.dtype.newbyteorder("=")))
+
+
+def _open_npz(path: Path) -> dict[str, _Array]:
+    """Array name → its header. Raises UserError for headers that cannot be read."""
+    arrays = {}
+    with _damaged(path), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read_header(file)
+            arrays[member.removesuffix(".npy")] = _Array(path, member, shape, dtype)
+    return arrays
 
 
 def _read_pt(path: Path) -> Any:
@@ -248,18 +443,23 @@ def _of_experiments(path: Path, content: Any, experiment: int, files: tuple[tupl
         raise UserError(f"{path}: experiment {experiment} is no pair of images and labels")
     images, labels = (tensor.detach() for tensor in pair[:2])
     _expect(path, images, labels)
-    return Imported(images, labels, None, None, files, experiment, len(data))
+    return Imported("dc", images, labels, None, files, experiment, len(data))
 
 
-def _of_arrays(path: Path, arrays: dict[str, Tensor], files: tuple[tuple[str, str], ...]) -> Imported:
-    for image_key, label_key in KEYS:
+def _read_arrays(images: _Array, labels: _Array) -> tuple[Tensor, Tensor]:
+    return images.read().permute(0, 3, 1, 2).contiguous(), labels.read()
+
+
+def _of_arrays(path: Path, arrays: dict[str, _Array], files: tuple[tuple[str, str], ...]) -> Imported:
+    for source, (image_key, label_key) in KEYS.items():
         if image_key in arrays and label_key in arrays:
-            images, labels = arrays[image_key], arrays[label_key]
+            image_array, label_array = arrays[image_key], arrays[label_key]
+            with _damaged(path, UserError):  # there is no tensor of any shape that a header may hold
+                images, labels = image_array.outline(), label_array.outline()
             _expect(path, images, labels)
-            learned = labels.ndim == 2 and bool((labels < 0).any())  # FRePo's and KIP's; others are one-hot
-            space: LabelSpace | None = "centred" if learned else None
-            return Imported(images.permute(0, 3, 1, 2).contiguous(), labels, None, space, files)
-    known = ", ".join(f"{image_key} and {label_key}" for image_key, label_key in KEYS)
+            read_both = functools.partial(_read_arrays, image_array, label_array)
+            return Imported(source, images.permute(0, 3, 1, 2), labels, None, files, arrays=read_both)
+    known = ", ".join(f"{image_key} and {label_key}" for image_key, label_key in KEYS.values())
     raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}, and images with labels are expected as {known}")
 
 

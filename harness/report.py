@@ -45,6 +45,8 @@ IMMATERIAL = {
     "started": "when it began",
     "data_fingerprint": "the cell has it",
     "files": "their SHA-256 are in the configuration, and a note names them",
+    "class_order": "the configuration has another order than ours",
+    "doubts": "they follow from the set and the data, and a note has them",
     "device": "tables hold one",
 }
 """Fields of the provenance that do not tell rows apart, and why. Every other field does, an unknown one as well."""
@@ -574,9 +576,12 @@ def _origin(group: Group) -> str:
     """Where a set comes from that was only evaluated here."""
     files = [f"{f['name']} (SHA-256 {f['sha256'][:8]}…)" for f in group.records[0]["provenance"]["files"]]
     cell = group.cell
-    return (
-        f"{cell['method']} on {cell['dataset']}, ipc {cell['ipc']}: not distilled here but read from "
-        f"{', '.join(files)}; real images go through its own preprocessing, {cell['preprocess']}."
+    return " ".join(
+        [
+            f"{cell['method']} on {cell['dataset']}, ipc {cell['ipc']}: not distilled here but read from "
+            f"{', '.join(files)}; real images go through its own preprocessing, {cell['preprocess']}.",
+            *group.records[0]["provenance"].get("doubts", []),
+        ]
     )
 
 

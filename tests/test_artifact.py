@@ -198,6 +198,11 @@ def test_the_transform_takes_what_people_have(tmp_path: Path) -> None:
     assert torch.equal(transform(picture.convert("RGB")), transform(batch[0]))
     assert transform(picture.resize((20, 20))).shape == (1, 8, 8)
     assert torch.equal(pickle.loads(pickle.dumps(transform))(batch), transform(batch))  # workers of a DataLoader
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        rounding = max(torch.finfo(dtype).eps, 1e-6)
+        torch.testing.assert_close(transform((batch / 255).to(dtype)), expected, rtol=0, atol=8 * rounding)
+    for empty in (batch[:0], batch[:0].float()):
+        assert transform(empty).shape == (0, 1, 8, 8) and transform(empty).dtype == expected.dtype
 
 
 def test_colour_images_fit_too(tmp_path: Path) -> None:
@@ -220,22 +225,65 @@ def test_pictures_are_resized_as_the_data_set_was(size: tuple[int, int], tmp_pat
     assert torch.equal(transform(picture), transform(raw.test_images[0]))
 
 
+GREY = torch.linspace(0, 255, 64).round().view(1, 8, 8)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "said"),
     [
-        torch.zeros(3, 8, 8),
-        torch.zeros(1, 28, 28),
-        torch.zeros(8, 8),
-        torch.full((1, 8, 8), 16.0),
-        -torch.ones(1, 8, 8),
+        (torch.zeros(3, 8, 8), "it takes (1, 8, 8)"),
+        (torch.zeros(1, 28, 28), "it takes (1, 8, 8)"),
+        (torch.zeros(8, 8), "it takes (1, 8, 8)"),
+        (torch.zeros(1, 1, 1, 8, 8), "it takes (1, 8, 8)"),
+        (GREY, "go from 0 to 255"),
+        (GREY / 127.5 - 1, "go from -1 to 1"),
+        (torch.full((1, 8, 8), float("nan")), "go from nan to nan"),
+        (torch.full((2, 1, 8, 8), float("inf")), "go from inf to inf"),
+        *((GREY.to(dtype), str(dtype)[6:]) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)),
+        *((GREY.to(dtype), str(dtype)[6:]) for dtype in (torch.uint16, torch.uint32, torch.bool, torch.complex64)),
+        ((GREY / 255).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (GREY.to(torch.uint8).to_sparse(), "not: torch.sparse_coo tensor"),
+        (GREY[0].to(torch.uint8).numpy(), "not: ndarray"),
+        ("digit.png", "not: str"),
+        (None, "not: NoneType"),
+        (Image.fromarray(GREY[0].numpy().astype(np.uint16) * 257), "more than 8 bits"),
+        (Image.fromarray(GREY[0].numpy().astype(np.int32)), "more than 8 bits"),
+        (Image.fromarray(GREY[0].numpy() / 255), "more than 8 bits"),
     ],
-    ids=["channels", "size", "axes", "above 1", "below 0"],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_the_transform_refuses_what_does_not_fit(wrong: Tensor, tmp_path: Path) -> None:
-    benchmark = digits(tmp_path, "standardise")
-    transform = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark)).transform
-    with pytest.raises(UserError):
+def test_the_transform_refuses_by_name_what_it_does_not_take(wrong: Any, said: str) -> None:
+    transform = artifact.Transform(fit("standardise", GREY.to(torch.uint8)[None]), 1, (8, 8))
+    with pytest.raises(UserError) as error:
         transform(wrong)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tag", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_pictures_are_turned_and_made_opaque_as_the_data_set_was(tag: int, tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:4, :, 1] = pixels[:, :4, 0] = 200
+    pixels[:, :, 3] = np.linspace(0, 255, 8).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / folder / "picture.png", exif=exif)
+    raw = load_raw(f"folder:{tmp_path}", tmp_path)
+    transform = artifact.Transform(fit("standardise", raw.train_images), 3, (8, 8))
+    with Image.open(tmp_path / "test/a/picture.png") as picture:
+        assert torch.equal(transform(picture), transform(raw.test_images[0]))
+
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "network": {"network": "convnet"},
+    "names": {"class_names": list(range(10))},
+    "name": {"class_names": "0123456789"},
+    "cell": {"cell": None},
+    "config": {"config": []},
+    "preprocessing": {"preprocess": {"name": 7}},
+    "no mapping": {"preprocess": None},
+}
 
 
 def damage(path: Path, kind: str) -> None:
@@ -254,11 +302,17 @@ def damage(path: Path, kind: str) -> None:
         save_file({"images": torch.zeros(1)}, path)
     elif kind == "schema":
         path.write_bytes(content.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
-    elif kind == "type":
+    elif kind in HEADERS or kind.startswith("deep"):
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["frepo_bench"]) | {"network": "convnet"}
+            header = json.loads(file.metadata()["frepo_bench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        safetensors.torch.save_file(tensors, path, {"frepo_bench": json.dumps(header)})
+        deep = {"deep list": "[", "deep mapping": '{"schema":'}
+        entry = deep[kind] * 200_000 if kind in deep else json.dumps(header | HEADERS[kind])
+        safetensors.torch.save_file(tensors, path, {"frepo_bench": entry})
+    elif kind == "lr":
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()} | {"lr": torch.tensor(1)}  # noqa: SIM118
+            safetensors.torch.save_file(tensors, path, file.metadata())
     elif kind == "field":
         path.write_bytes(content.replace(b"label_space", b"label_spice"))
     elif kind == "labels":
@@ -266,7 +320,14 @@ def damage(path: Path, kind: str) -> None:
     assert not path.exists() or path.read_bytes() != content
 
 
-@pytest.mark.parametrize("kind", ["missing", "cut", "text", "empty", "foreign", "schema", "field", "labels", "type"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("missing", "cut", "text", "empty", "foreign", "schema", "field", "labels", "lr"),
+        *HEADERS,
+        *("deep list", "deep mapping"),
+    ],
+)
 def test_a_damaged_file_is_one_line(kind: str, tmp_path: Path) -> None:
     benchmark = digits(tmp_path, "standardise")
     path = tmp_path / "set.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import subprocess
@@ -21,11 +22,11 @@ from torch import Tensor
 from benchmarks import PREPROCESSINGS
 from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
-from benchmarks.preprocess import fit
+from benchmarks.preprocess import Preprocess, fit
 from benchmarks.task import generator_for
 from harness import artifact, cell, record, run
 from harness.evaluate_set import main
-from harness.importers import USED_BY, fitted, read
+from harness.importers import USED_BY, doubts, fitted, pixel_doubts, read
 from harness.measure import memory
 from methods.base import Synthetic
 from tests.test_artifact import digits, some_set
@@ -131,6 +132,141 @@ def test_soft_labels_are_what_their_values_say(tmp_path: Path) -> None:
     assert "--label-space means nothing" in refused(lambda: fitted(hard, NAMES, SHAPE, "centred"))
 
 
+LOGITS = CENTRED * 12 + 1
+
+
+@pytest.mark.parametrize("said", [None, "probability"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_rounded_probabilities_are_probabilities(said: str | None, dtype: torch.dtype, tmp_path: Path) -> None:
+    soft = LOGITS.softmax(1).to(dtype)
+    synthetic = fitted(read(mtt(tmp_path, images=IMAGES.to(dtype), labels=soft)), NAMES, SHAPE, said)
+    assert synthetic.label_space == "probability" and torch.equal(synthetic.labels, soft.float())
+    assert synthetic.images.dtype == torch.float32 and torch.equal(synthetic.images, IMAGES.to(dtype).float())
+
+
+def test_the_softmax_of_logits_is_taken(tmp_path: Path) -> None:
+    synthetic = fitted(read(mtt(tmp_path, images=IMAGES, labels=LOGITS)), NAMES, SHAPE, "logits")
+    assert synthetic.label_space == "probability"
+    torch.testing.assert_close(synthetic.labels, LOGITS.exp() / LOGITS.exp().sum(1, keepdim=True))
+
+
+ONE_ROW_ZERO = CENTRED * (torch.arange(20) != 7)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "answer"),
+    [
+        (LOGITS, "probability", "--label-space logits"),
+        (CENTRED, "probability", "they are no probabilities"),
+        (LOGITS.softmax(1) * 0.99, "probability", "they are no probabilities"),
+        (LOGITS.softmax(1) + 0.1 * CENTRED.roll(1, 1), "probability", "they are no probabilities"),  # sums of 1
+        (LOGITS.softmax(1), "centred", "they are probabilities"),
+        (LOGITS.softmax(1), "logits", "they are probabilities"),
+        (LOGITS, None, "may be logits or regression targets"),
+        (LOGITS - LOGITS.mean(1, keepdim=True), None, "may be logits or regression targets"),  # sums of 0
+        *((torch.zeros(20, 10), said, "all labels of image 0 are 0") for said in (None, "centred", "probability")),
+        *((ONE_ROW_ZERO, said, "all labels of image 7 are 0") for said in (None, "centred", "logits")),
+        (torch.full((20, 10), 0.1), None, "all labels of image 0 are 0.1"),
+    ],
+)
+def test_labels_that_are_not_of_their_space(labels: Tensor, said: str | None, answer: str, tmp_path: Path) -> None:
+    learned = npz(tmp_path / "a.npz", image=IMAGES.permute(0, 2, 3, 1), label=labels)
+    for paths in (mtt(tmp_path, images=IMAGES, labels=labels), [learned]):
+        assert answer in refused(lambda paths=paths: fitted(read(paths), NAMES, SHAPE, said))  # type: ignore[misc]
+
+
+def test_what_is_odd_in_labels_is_told(tmp_path: Path) -> None:
+    def told(labels: Tensor, said: str | None = None) -> str:
+        found = read([npz(tmp_path / "a.npz", image=IMAGES.permute(0, 2, 3, 1), label=labels)])
+        return " ".join(doubts(fitted(found, NAMES, SHAPE, said), NAMES))
+
+    noise = torch.randn(CENTRED.shape, generator=generator_for("learned"))
+    for usual in (CENTRED, CENTRED + 0.05 * noise, CENTRED / 10**0.5, LOGITS.softmax(1), (CENTRED > 0).float()):
+        assert told(usual) == ""
+    assert "sum of a row is up to 1.5" in told(CENTRED + 0.15)
+    assert "here up to 10.8" in told(CENTRED * 12, "centred")
+    assert told(CENTRED.roll(2, 0)[:, [0, 0, *range(2, 10)]] + 1e-3 * noise) != ""
+    moved = CENTRED.clone()
+    moved[:2] = CENTRED[2:4] + 1e-3
+    assert "No image has its largest label at the class '0'" in told(moved)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("fortran", [False, True])
+def test_arrays_of_any_floating_type_and_byte_order(dtype: str, fortran: bool, tmp_path: Path) -> None:
+    images = IMAGES.permute(0, 2, 3, 1).numpy().astype(dtype)
+    images = np.asfortranarray(images) if fortran else images
+    path = npz(tmp_path / "a.npz", image=images, label=CLASSES.numpy().astype(">i4"))
+    synthetic = of(path)
+    assert torch.equal(synthetic.images, torch.from_numpy(images.astype("f4")).permute(0, 3, 1, 2))
+    assert torch.equal(synthetic.labels.argmax(1), CLASSES)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_arrays_in_bfloat16_which_numpy_keeps_as_bytes(version: tuple[int, int], tmp_path: Path) -> None:
+    images = IMAGES.bfloat16()
+    array = images.permute(0, 2, 3, 1).contiguous().view(torch.int16).numpy().view("V2")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, content in (("images", array), ("labels", CENTRED.numpy())):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, content, version)
+    assert torch.equal(of(tmp_path / "a.npz").images, images.float())
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.array([None] * 20, dtype=object), "holds Python objects"),
+        (np.array(["0"] * 20), "holds <U1"),
+        (CLASSES.numpy().astype("c8"), "holds complex64"),
+        (CLASSES.numpy().astype("m8[s]"), "holds timedelta64"),
+        (np.zeros(20, [("a", "f4")]), "holds [("),
+        (CLASSES.numpy().astype(np.longdouble), "holds float128"),
+    ],
+)
+def test_arrays_that_are_no_numbers_for_torch(array: Any, said: str, tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", image=IMAGES.permute(0, 2, 3, 1), label=array)
+    assert said in (message := refused(lambda: of(path))) and "damaged" not in message
+
+
+def bomb(path: Path, images: tuple[int, ...], labels: tuple[int, ...]) -> Path:
+    """An ``.npz`` whose headers promise arrays of these shapes, with nothing behind them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, shape in (("image", images), ("label", labels)):
+            with archive.open(f"{name}.npy", "w") as file:
+                dtype = "<i8" if len(shape) == 1 else "<f4"
+                np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        ((10**12, 8, 8, 1), (10**12, 10), "1000000000000 images, more than the 100 of the data set"),
+        ((20, 10**6, 10**6, 1), (20, 10), "the images are 1×1000000×1000000"),
+        ((20, 8, 8, 1), (20, 10**12), "the labels are for 1000000000000 classes"),
+        ((20, 8, 8, 1), (10**12,), "20 images and 1000000000000 labels"),
+    ],
+)
+def test_shapes_are_looked_at_before_arrays_are_read(
+    images: tuple[int, ...], labels: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    found = read([bomb(tmp_path / "a.npz", images, labels)])
+    assert said in refused(lambda: fitted(found, NAMES, SHAPE, most=100))
+    if said.startswith("10"):  # a tensor that repeats one number takes no room in a file either
+        torch.save(torch.zeros(1).expand(10**12, 1, 8, 8), tmp_path / "images.pt")
+        torch.save(torch.zeros(1).expand(10**12, 10), tmp_path / "labels.pt")
+        found = read([tmp_path / "images.pt", tmp_path / "labels.pt"])
+        assert said in refused(lambda: fitted(found, NAMES, SHAPE, most=100))
+
+
+def test_a_shape_of_no_array_and_an_array_that_ends_early_are_damage(tmp_path: Path) -> None:
+    for shape in ((2**40, 2**40, 2**40, 1), (-20, 8, 8, 1)):
+        assert "a.npz is damaged" in refused(lambda shape=shape: read([bomb(tmp_path / "a.npz", shape, (20,))]))  # type: ignore[misc]
+    found = read([bomb(tmp_path / "a.npz", (20, 8, 8, 1), (20, 10))])
+    assert "a.npz is damaged" in refused(lambda: fitted(found, NAMES, SHAPE))
+
+
 @pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels")], ids="-".join)
 def test_arrays_of_frepo_and_kip_have_their_channels_last(tmp_path: Path, keys: tuple[str, str]) -> None:
     colour = torch.randn(10 * IPC, 3, 8, 4, generator=generator_for("colour"))
@@ -167,6 +303,38 @@ def test_images_are_brought_into_the_order_of_the_classes(tmp_path: Path) -> Non
     assert torch.equal(of(*mtt(tmp_path, images=IMAGES, labels=moved)).labels, moved)
 
 
+ORDER = (3, 1, 2, 0, 4, 5, 6, 9, 7, 8)
+
+
+@pytest.mark.parametrize("kind", ["indices", "one-hot", "centred", "learned"])
+def test_label_numbers_of_another_order(kind: str, tmp_path: Path) -> None:
+    """Images of class ``ORDER[j]`` have the label number j; what comes out has them in the place of their class."""
+    theirs = {
+        "indices": CLASSES,
+        "one-hot": (CENTRED > 0).float(),
+        "centred": CENTRED,
+        "learned": torch.where(torch.arange(20)[:, None] == 5, CENTRED[[0]], CENTRED),  # one image looks like a 0
+    }[kind]
+    synthetic = fitted(read(mtt(tmp_path, images=IMAGES, labels=theirs)), NAMES, SHAPE, order=ORDER)
+    for number, own in enumerate(ORDER):
+        rows = slice(IPC * own, IPC * (own + 1))
+        assert torch.equal(synthetic.images[rows], IMAGES[IPC * number : IPC * (number + 1)])
+        named = [ORDER[0] if kind == "learned" and number * IPC + i == 5 else own for i in range(IPC)]
+        assert synthetic.labels[rows].argmax(1).tolist() == named
+
+
+def test_a_set_of_this_suite_with_its_classes_in_another_order(tmp_path: Path) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    synthetic = some_set(benchmark)
+    reordered = replace(benchmark, class_names=tuple(NAMES[index] for index in ORDER))
+    path = tmp_path / "a.safetensors"
+    artifact.save(path, synthetic, reordered, network=benchmark.spec, cell={}, config={})
+    found = fitted(read([path]), NAMES, SHAPE, order=ORDER)
+    assert torch.equal(found.labels.argmax(1), torch.arange(10).repeat_interleave(10))
+    for number, own in enumerate(ORDER):
+        assert torch.equal(found.images[10 * own : 10 * (own + 1)], synthetic.images[10 * number : 10 * (number + 1)])
+
+
 # What is refused
 
 
@@ -200,6 +368,10 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pyte
         (IMAGES, CENTRED[:, :7], "the labels are for 7 classes, and the data set has 10"),
         (IMAGES[:-1], CLASSES[:-1], "class '9' has 1 images and '0' 2"),
         (IMAGES[:-1], CENTRED[:-1], "class '9' has 1 images and '0' 2"),
+        (IMAGES, torch.where(CLASSES == 4, 3, CLASSES), "class '4' has 0 images and '3' 4"),
+        (IMAGES, CLASSES - 1, "the labels go from -1 to 8"),
+        (IMAGES, (CENTRED > 0).float().repeat(1, 2), "the labels are for 20 classes"),
+        (IMAGES, torch.where(CENTRED > 0, torch.inf, 0.0), "a value of the labels is not finite"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path: Path, images: Tensor, labels: Tensor, said: str) -> None:
@@ -239,6 +411,67 @@ def test_parts_and_files_that_do_not_make_a_set(tmp_path: Path) -> None:
     assert "--experiment means nothing" in refused(lambda: of(images, labels, experiment=0))
     torch.save(torch.tensor(-0.1), tmp_path / "lr.pt")
     assert "must be above 0" in refused(lambda: of(images, labels, tmp_path / "lr.pt"))
+
+
+# Pixels
+
+
+@functools.cache
+def scenery() -> Tensor:
+    """(1000, 3, 16, 16) uint8: blurred noise, in which neighbouring pixels are alike, as in photographs."""
+    generator = generator_for("scenery")
+    noise = torch.randn(1000, 3, 16, 16, generator=generator) + torch.randn(1000, 1, 16, 16, generator=generator)
+    rate = torch.fft.fftfreq(16).square()
+    amplitude = (rate[:, None] + rate + 1 / 16**2).pow(-0.75)
+    smooth = torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real
+    return (smooth / smooth.std() * 60 + 120).clamp(0, 255).round().to(torch.uint8)
+
+
+@functools.cache
+def of_scenery(name: str) -> Preprocess:
+    return fit(name, scenery()).to(dtype=torch.float32)
+
+
+def told_of_pixels(images: Tensor, claimed: str) -> str:
+    applied = of_scenery(claimed)
+    lines = pixel_doubts(images, applied.forward(scenery()), applied)
+    assert len(lines) <= 1 and all(claimed in line and "\n" not in line for line in lines)
+    return "".join(lines)
+
+
+ZCAS = ["zca_frepo", "zca_kornia"]
+
+
+@pytest.mark.parametrize("claimed", ["standardise", *ZCAS])
+@pytest.mark.parametrize("ipc", [1, 10])
+def test_pixels_that_are_as_claimed_raise_no_doubt(claimed: str, ipc: int) -> None:
+    real = of_scenery(claimed).forward(scenery()[: 10 * ipc])
+    noise = torch.randn(real.shape, generator=generator_for("noise"))
+    for odd in (real, real + 0.5 * noise * real.std(), 3 * real, 0.3 * real, noise * of_scenery(claimed).mean.numel()):
+        assert told_of_pixels(odd, claimed) == ""
+
+
+@pytest.mark.parametrize("ipc", [1, 10])
+@pytest.mark.parametrize(
+    ("made", "claimed", "said"),
+    [
+        *(("[0, 1]", claimed, "they may be pixels in [0, 1]") for claimed in ("standardise", *ZCAS)),
+        *(("0 to 255", claimed, "they may be pixels in 0 to 255") for claimed in ("standardise", *ZCAS)),
+        *(("standardise", claimed, "they may not be whitened") for claimed in ZCAS),
+        *((made, "standardise", "they may be whitened") for made in ZCAS),
+        ("tiny", "standardise", "times as far as in real images"),
+        ("huge", "zca_frepo", "times as far as in real images"),
+    ],
+)
+def test_pixels_that_are_not_as_claimed(made: str, claimed: str, said: str, ipc: int) -> None:
+    pixels = scenery()[: 10 * ipc]
+    if made in PREPROCESSINGS:
+        images = of_scenery(made).forward(pixels)
+    elif made in ("tiny", "huge"):
+        images = of_scenery(claimed).forward(pixels) * {"tiny": 1 / 255, "huge": 255}[made]
+    else:
+        images = pixels.float() / {"[0, 1]": 255, "0 to 255": 1}[made]
+    assert said in told_of_pixels(images, claimed)
 
 
 def test_the_papers_of_every_preprocessing_are_named() -> None:
@@ -327,6 +560,84 @@ def test_test_images_go_through_the_sets_own_preprocessing(
     assert torch.equal(test_images, expected) and name == protocol
 
 
+def test_the_order_of_the_classes_and_doubts_are_told_and_recorded(
+    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(synthetic: Any, *arguments: Any, **rest: Any) -> tuple[list[float], list[float]]:
+        seen.append(synthetic)
+        return [0.5], []
+
+    monkeypatch.setattr(cell, "evaluate", spy)
+    (published / "order.txt").write_text("\n".join(reversed(NAMES)))
+    options = ["--name", "a", "--preprocess", "zca_kornia"]
+    assert main(command(published, *options)) == 0
+    ours = capsys.readouterr().err
+    assert (
+        "Class order: the numbers in the published files, as in the code of mtt; 0 is '0', 1 is '1', 9 is '9'.\n"
+        in ours
+    )
+    assert "warning" not in ours
+    assert main(command(published, *options, "--class-order", str(published / "order.txt"))) == 0
+    assert "order.txt; 0 is '9', 1 is '8', 9 is '0'." in capsys.readouterr().err
+    plain, reordered = seen
+    assert torch.equal(plain.labels, reordered.labels)
+    assert torch.equal(plain.images.view(10, IPC, *SHAPE).flip(0), reordered.images.view(10, IPC, *SHAPE))
+    first, second = sorted(record.load_all(published / "out")[0], key=lambda one: "class_order" in one["config"])
+    assert second["config"]["class_order"] == list(range(9, -1, -1)), "another order is another cell"
+    assert first["provenance"]["class_order"].startswith("the numbers in the published files")
+    assert "order.txt" in second["provenance"]["class_order"] and second["provenance"]["doubts"] == []
+
+    natural = load_raw("digits", published).train_images[:20].float() / 255
+    mtt(published, images=natural, labels=CLASSES)
+    assert main(command(published, "--name", "raw", "--preprocess", "standardise")) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    (found,) = (one for one in record.load_all(published / "out")[0] if one["cell"]["method"] == "raw")
+    assert len(told) == 1 and "pixels in [0, 1]" in told[0]
+    assert found["provenance"]["doubts"] == [told[0].removeprefix("warning: ")]
+    assert told[0].removeprefix("warning: ") in (published / "out/table.md").read_text()
+
+
+def test_logits_are_another_cell(
+    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell, "evaluate", lambda *arguments, **rest: ([0.5], []))
+    torch.save(CENTRED * 12 + 1, published / "labels_best.pt")
+    options = ["--name", "a", "--preprocess", "zca_kornia"]
+    assert main(command(published, *options, "--label-space", "probability")) == 2
+    assert "--label-space logits" in capsys.readouterr().err
+    assert main(command(published, *options, "--label-space", "logits")) == 0
+    assert "probability labels" in capsys.readouterr().err
+    (found,) = record.load_all(published / "out")[0]
+    assert found["config"]["label_space"] == "logits"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"dataset": 5}, "its dataset is 5"),
+        ({"seed": "a"}, "its seed is 'a'"),
+        ({"seed": 1.5}, "its seed is 1.5"),
+        ({"depth": True}, "its depth is True"),
+        ({"protocol": 3}, "its protocol is 3"),
+        ({"protocol": "zzz"}, "unknown protocol 'zzz'"),
+        ({"network": [1]}, "its network is [1]"),
+        ({"budget": "zzz"}, "unknown budget 'zzz'"),
+    ],
+)
+def test_a_set_of_this_suite_that_says_nonsense_about_itself(
+    values: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = digits(tmp_path, "standardise")
+    path = tmp_path / "a.safetensors"
+    about = {"dataset": "digits", "method": "frepo", **values}
+    artifact.save(path, some_set(benchmark), benchmark, network=benchmark.spec, cell=about, config={})
+    assert main([str(path), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and shown.startswith("error: ") and shown.count("\n") == 1
+
+
 @pytest.mark.parametrize("method", ["random_real", "frepo"])
 def test_a_set_of_this_suite_gives_the_accuracy_of_its_record(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -347,6 +658,8 @@ def test_a_set_of_this_suite_gives_the_accuracy_of_its_record(
     capsys.readouterr()
     assert main([*again, "--preprocess", "zca_kornia"]) == 2
     assert "leave out --preprocess" in capsys.readouterr().err
+    assert main([*again, "--class-order", "sorted"]) == 2
+    assert "--class-order means nothing for a set of this suite" in capsys.readouterr().err
     fingerprint = distilled["cell"]["data_fingerprint"].encode()
     path.write_bytes(path.read_bytes().replace(fingerprint, fingerprint[::-1]))
     assert main(again) == 2
@@ -423,6 +736,7 @@ def test_a_set_of_this_suite_that_is_not_whole_is_refused(
         ("SET --preprocess standardise --dataset digits --name a --width 0", "--widths must be at least 1"),
         ("SET --preprocess standardise --dataset digits --name a --experiment 7", "--experiment 7 is not in"),
         ("SET --preprocess standardise --dataset cifar10 --name a", "cifar10 is not in"),
+        ("SET --preprocess standardise --dataset digits --name a --class-order a.txt", "a.txt: no such file"),
     ],
 )
 def test_a_bad_command_is_one_line_and_nothing_is_written(

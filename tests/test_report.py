@@ -217,6 +217,8 @@ def whole_record(budget: str) -> Record:
         **{
             "environment": {"OMP_WAIT_POLICY": "passive"},
             "files": [{"name": "a", "sha256": "b"}],
+            "class_order": "sorted names of class folders",
+            "doubts": ["The images are odd."],
             "convolutions": "torch",
         },
     }
