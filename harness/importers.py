@@ -20,6 +20,7 @@ import functools
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -404,7 +405,12 @@ def _open_npz(path: Path) -> dict[str, _Array]:
 
 def _read_pt(path: Path) -> Any:
     try:
-        with _damaged(path, pickle.UnpicklingError), torch.serialization.safe_globals(cast(Any, _ALLOWED)):
+        with (
+            _damaged(path, pickle.UnpicklingError),
+            torch.serialization.safe_globals(cast(Any, _ALLOWED)),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Validating sparse tensor")  # which are refused, once they are loaded
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
