@@ -1,4 +1,4 @@
-"""What the label numbers of a distilled set mean: class orders by source and data set.
+"""Class orders by source and data set: the classes that the label numbers of a distilled set stand for.
 
 A file of labels holds numbers and no names. Label 0 is whatever class its authors' code counted first, and this suite
 may count another first: a set that is read in the wrong order is evaluated without an error, at chance.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.datasets import listed_wnids, wordnet_ids
-from benchmarks.errors import UserError, nearest
+from benchmarks.errors import UserError, nearest, printable
 
 FILES, SORTED, WNIDS = "files", "sorted", "wnids"
 """Orders that can be said in a word: the numbers in the published files of the data set; class folders sorted by name,
@@ -52,7 +52,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class ClassOrder:
-    """Which class of the data set every label number of a file means."""
+    """The classes of the data set that the label numbers of a file stand for."""
 
     classes: tuple[int, ...]
     """(num_classes,): label number → class of the data set."""
@@ -95,7 +95,7 @@ def class_order(dataset: str, class_names: Sequence[str], root: Path, source: st
         classes = _numbers(listed, class_names, keys, place)
     words = [_WORDS[order]] if isinstance(order, str) else []
     words += [f"as in {place}"] if place else []
-    return ClassOrder(classes, f"{', '.join(words)}; {_examples(classes, class_names)}")
+    return ClassOrder(classes, printable(f"{', '.join(words)}; {_examples(classes, class_names)}"))
 
 
 def own_order(stated: Sequence[str], class_names: Sequence[str]) -> ClassOrder:

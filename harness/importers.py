@@ -50,8 +50,6 @@ USED_BY = {
 of ours."""
 KEYS = {"frepo": ("image", "label"), "kip": ("images", "labels")}
 """Source → names of images and labels in its ``.npz``."""
-LABEL_SPACES = ("probability", "centred", "logits")
-"""What soft labels can be said to be. Of logits the softmax is taken."""
 TOLERANCE = 1e-3
 """Sums of labels are rounded: in float16 by less than this. bfloat16 has a larger one of its own."""
 LARGEST_TARGET = 3.0
@@ -72,7 +70,7 @@ class Imported:
     """What the files of one set say; whether it fits a data set is for `fitted` to find out."""
 
     source: str
-    """Whose format it is: one of ``harness.class_orders.SOURCES``, or ``own``."""
+    """Code that writes this format: one of ``harness.class_orders.SOURCES``, or ``own``."""
     images: Tensor
     """(n, channels, height, width). Only shape and dtype, on the device ``meta``, where there is ``arrays``."""
     labels: Tensor
@@ -138,9 +136,9 @@ def fitted(
 ) -> Synthetic:
     """``found`` as a set for a data set of these classes and (channels, height, width), on the CPU; float32.
 
-    ``label_space`` says what labels (n, num_classes) are, one of ``LABEL_SPACES``; None: what the format or else the
-    numbers say. ``order``: (num_classes,), label number → class of the data set; None: the same. ``most``: images that
-    a set may have; None: any number.
+    ``label_space`` says what labels (n, num_classes) are: ``probability``, ``centred``, or ``logits``, of which the
+    softmax is taken; None: what the format or else the numbers say. ``order``: (num_classes,), label number → class of
+    the data set; None: the same. ``most``: images that a set may have; None: any number.
 
     Images are brought into class-major order by their largest labels. Learned labels may have the largest value
     anywhere: where the classes that they name are not equally large, the images stay in the classes of the file. A set
@@ -261,7 +259,7 @@ def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -
 
 
 def doubts(synthetic: Synthetic, class_names: Sequence[str]) -> list[str]:
-    """What is unusual about the labels of a set, though it may be learned: a line for each."""
+    """Lines about labels of a set that are unusual, though they may be learned."""
     labels = synthetic.labels
     lines = []
     if synthetic.label_space == "centred":
@@ -297,7 +295,7 @@ SMOOTH, ROUGH = 1.7, 0.65
 
 
 def pixel_doubts(images: Tensor, real: Tensor, preprocess: Preprocess) -> list[str]:
-    """Why ``images`` seem not to be preprocessed by ``preprocess``, on at most one line; distilled images may be odd.
+    """At most one line: why ``images`` seem not to be preprocessed by ``preprocess``.
 
     ``images``, ``real``: (n, C, H, W), the set and real images that were preprocessed. Both are compared with the
     preprocessing undone: how far they spread around the mean colour of real images, and how much of that are large

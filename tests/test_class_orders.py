@@ -1,4 +1,4 @@
-"""What the label numbers of others mean: known orders, lists of one's own, and refusals instead of guesses."""
+"""Label numbers of others: known orders, lists of one's own, and refusals instead of guesses."""
 
 from __future__ import annotations
 
