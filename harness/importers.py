@@ -247,8 +247,9 @@ def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -
         raise UserError(f"{are}: they are probabilities. Leave out --label-space {said}")
     if said == "logits":
         return labels.softmax(1), "probability"
-    if probability:
-        return labels, "probability"
+    if probability:  # where rounding was as coarse as bfloat16's, sums are made 1, as sets of this suite have them
+        rounded = (sums - 1).abs() > TOLERANCE
+        return torch.where(rounded[:, None], labels / sums[:, None], labels), "probability"
     # FRePo and KIP learn their targets, and what was learned need not sum to 0.
     if said == "centred" or centred or (source in KEYS and float(labels.abs().max()) <= LARGEST_TARGET):
         return labels, "centred"

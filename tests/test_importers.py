@@ -26,7 +26,7 @@ from benchmarks.preprocess import Preprocess, fit
 from benchmarks.task import generator_for
 from harness import artifact, cell, record, run
 from harness.evaluate_set import main
-from harness.importers import USED_BY, doubts, fitted, pixel_doubts, read
+from harness.importers import TOLERANCE, USED_BY, doubts, fitted, pixel_doubts, read
 from harness.measure import memory
 from methods.base import Synthetic
 from tests.test_artifact import digits, some_set
@@ -142,6 +142,16 @@ def test_rounded_probabilities_are_probabilities(said: str | None, dtype: torch.
     synthetic = fitted(read(mtt(tmp_path, images=IMAGES.to(dtype), labels=soft)), NAMES, SHAPE, said)
     assert synthetic.label_space == "probability" and torch.equal(synthetic.labels, soft.float())
     assert synthetic.images.dtype == torch.float32 and torch.equal(synthetic.images, IMAGES.to(dtype).float())
+
+
+def test_probabilities_in_bfloat16_have_sums_of_1_in_the_end(tmp_path: Path) -> None:
+    soft = (CENTRED * 2 + torch.linspace(0, 1, 10)).softmax(1)
+    rounded = soft.bfloat16()
+    assert float((rounded.float().sum(1) - 1).abs().max()) > TOLERANCE
+    synthetic = of(*mtt(tmp_path, images=IMAGES, labels=rounded))
+    assert synthetic.label_space == "probability"
+    torch.testing.assert_close(synthetic.labels.sum(1), torch.ones(20), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(synthetic.labels, soft, atol=0, rtol=2 * torch.finfo(torch.bfloat16).eps)
 
 
 def test_the_softmax_of_logits_is_taken(tmp_path: Path) -> None:
