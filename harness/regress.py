@@ -262,6 +262,8 @@ def _compare_cell(name: str, before: Group, after: Group, bounds: Bounds) -> lis
             _accuracy(name, "test accuracy", _by_seed(before, "values"), _by_seed(after, "values"), bounds),
             _accuracy(name, "KRR accuracy", _by_seed(before, "krr_values"), _by_seed(after, "krr_values"), bounds),
         ]
+    elif before.ok and verdict not in DECISIVE:  # as where an error and a success became two time limits
+        findings.append(_not_compared(name, "cell", "no seed of NEW ended well"))
     return findings
 
 
@@ -319,7 +321,10 @@ def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     peaks: list[dict[str, float]] = []
     for group in (before, after):
         memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in group.counted]
-        found = {meter: [m[key] for m in memories if m["meter"] == meter] for meter, (key, _) in METERS.items()}
+        found = {
+            meter: [m[key] for m in memories if m["meter"] == meter and m[key] is not None]
+            for meter, (key, _) in METERS.items()
+        }
         peaks.append({meter: statistics.median(values) for meter, values in found.items() if values})
     old, new = peaks
     if not old or not new:

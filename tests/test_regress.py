@@ -116,6 +116,24 @@ def test_a_planted_regression_is_seen_and_the_other_way_round_it_is_an_improveme
     assert only(back, "improved") == quantity and not back.failed
 
 
+def test_numbers_that_no_seed_of_the_other_side_has_are_not_hidden_by_its_status() -> None:
+    """A success and an error became two time limits, which are as good on average."""
+    before, after = [made(0), made(1)], [made(0), made(1)]
+    before[1]["status"] = "error"
+    for slow in after:
+        slow["status"] = "timeout"
+    found = compare(before, after)
+    assert verdicts(found)["status"] == "insignificant" and found.status == 3
+    assert "no seed of NEW ended well" in markdown(found)
+
+
+def test_a_meter_without_a_number_is_not_compared() -> None:
+    before, after = made(), made()
+    after["cost"]["memory"]["host_rss_bytes"] = None
+    found = compare([before], [after])
+    assert verdicts(found)["peak memory"] == "not compared" and found.status == 3
+
+
 def test_every_kind_of_number_is_planted() -> None:
     assert {*PLANTED, "status"} == set(verdicts(compare([made()], [made()])))
 
