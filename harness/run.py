@@ -57,7 +57,7 @@ FLOOR = "random_real"
 BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
 AGAIN = ".again"
-"""The folder inside the output where a cell runs that has an ``ok`` result already."""
+"""The folder inside the output where a cell runs that has a result already."""
 ROOM_BYTES = 2**16
 """A record is smaller."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
@@ -287,7 +287,7 @@ def _draw(records: Sequence[Record], folder: Path) -> None:
 def _run(
     jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record], *, force: bool
 ) -> tuple[list[Record], bool, str | None]:
-    """The records of ``jobs`` as far as they got; whether a cell failed whose result of before stands; and why the run
+    """The records of ``jobs`` as far as they got; whether a cell failed whose earlier result is kept; and why the run
     stopped before its end, if it did."""
     records: list[Record] = []
     failed = False
@@ -307,10 +307,10 @@ def _run(
                 return records, failed, f"stopped, as {output} cannot be written ({problem})"
             job = _with_forecast(job)
             started = time.monotonic()
-            found = launch(job) if before is None or before["status"] != "ok" else _replace(job, launch)
+            found = launch(job) if before is None or before["status"] not in FINAL else _replace(job, before, launch)
             _say(f"  {_outcome(found)} ({time.monotonic() - started:.0f} s)")
-            if before is not None and before["status"] == "ok" and found["status"] != "ok":
-                _say("  the result of before is kept")
+            if before is not None and _stays(before, found):
+                _say("  the earlier result is kept")
                 found, failed = before, True
             records.append(found)
     except KeyboardInterrupt:
@@ -318,8 +318,15 @@ def _run(
     return records, failed, None
 
 
-def _replace(job: Job, launch: Callable[[Job], Record]) -> Record:
-    """Run ``job`` again in a folder of its own: its result of before stays until there is another that is ``ok``."""
+def _stays(before: Record, found: Record) -> bool:
+    """Whether the result ``before`` is kept: a set that is there gives way to a set alone, no result to an error."""
+    if found["status"] == "ok":
+        return False
+    return before["status"] == "ok" or (before["status"] in FINAL and found["status"] not in FINAL)
+
+
+def _replace(job: Job, before: Record, launch: Callable[[Job], Record]) -> Record:
+    """Run ``job`` again in a folder of its own, so that its result ``before`` is there until another takes its place."""
     folder = Path(job.output) / AGAIN
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir()
@@ -327,7 +334,7 @@ def _replace(job: Job, launch: Callable[[Job], Record]) -> Record:
         again = dataclasses.replace(job, output=str(folder))
         found = launch(again)
         moved = [(again.log_path, job.log_path)]
-        if found["status"] == "ok":
+        if not _stays(before, found):
             # The record last: a set that is not the one of its record is noticed, and the cell runs again.
             picture = [path.with_suffix(".png") for path in (again.artifact_path, job.artifact_path)]
             moved += [(again.artifact_path, job.artifact_path), (picture[0], picture[1])]

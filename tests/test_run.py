@@ -205,7 +205,7 @@ def test_a_result_stays_until_there_is_another(
     now = {path: path.read_bytes() for path in before}
     assert code == {"ok": 0, "killed": 130}.get(status, 1)
     assert (now == before) == (status != "ok") and not (tmp_path / ".again").exists()
-    assert ("the result of before is kept" in said) == (status not in ("ok", "killed"))
+    assert ("the earlier result is kept" in said) == (status not in ("ok", "killed"))
     (found,) = record.load_all(tmp_path)[0]
     assert found["status"] == "ok" and found["accuracy"]["values"] == [0.75 if status == "ok" else 0.5]
     if status not in ("ok", "killed"):
@@ -218,6 +218,8 @@ def test_what_was_no_good_result_is_replaced(tmp_path: Path, dummy: type[Dummy])
     assert main(command(tmp_path, "", base), launch=Launcher("oom")) == 0
     assert main(command(tmp_path, "--force", base), launch=Launcher("diverged")) == 0
     assert record.load_all(tmp_path)[0][0]["status"] == "diverged"
+    assert main(command(tmp_path, "--force", base), launch=Launcher("error")) == 1
+    assert record.load_all(tmp_path)[0][0]["status"] == "diverged", "an error is no result"
 
 
 @pytest.mark.parametrize("changes", [{"schema": 99}, {"protocol_version": "99"}], ids=["schema", "protocol"])
