@@ -299,9 +299,13 @@ def _problem(found: Any) -> str | None:
     for key in ("method", "dataset", "ipc", "seed", "budget", "protocol"):
         if key not in found["cell"]:
             return f"cell.{key} is missing"
-    for key in ("ipc", "seed"):
-        if not isinstance(found["cell"][key], int):
+    for key in ("ipc", "seed", "width", "depth", "steps", "image_size", "networks_evaluated", "evaluate_steps"):
+        value = found["cell"].get(key)
+        if not isinstance(value, int) and (key in ("ipc", "seed") or value is not None):
             return f"cell.{key} is not a whole number"
+    threads = found["provenance"].get("threads")
+    if threads is not None and not _is_number(threads):
+        return "provenance.threads is not a number"
     accuracy, cost, memory = found["accuracy"], found["cost"], found["cost"].get("memory")
     if not isinstance(memory, dict):
         return "cost.memory is not an object"

@@ -68,6 +68,9 @@ def test_the_schema_has_the_documented_parts() -> None:
         (json.dumps(example(cost={**example()["cost"], "prepare_seconds": "1"})), "prepare_seconds is not a number"),
         (json.dumps(example(artifact={"name": "a.safetensors"})), "no name and sha256"),
         (json.dumps(example(cell={**example()["cell"], "ipc": "1"})), "cell.ipc is not a whole number"),
+        (json.dumps(example(cell={**example()["cell"], "width": "1"})), "cell.width is not a whole number"),
+        (json.dumps(example(cell={**example()["cell"], "steps": [1]})), "cell.steps is not a whole number"),
+        (json.dumps(example(provenance={"threads": "2"})), "provenance.threads is not a number"),
         (json.dumps(example())[:-40], "damaged record"),
     ],
 )
