@@ -549,7 +549,7 @@ def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
 @functools.cache
 def _tell(line: str) -> None:
     """Say ``line`` to the user, once however many experiments load the same data."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def check_image_size(source: str, size: int | None) -> None:

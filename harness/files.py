@@ -59,7 +59,8 @@ def only_runner(folder: Path, command: str) -> Iterator[None]:
             raise UserError(f"{folder} is in use by {other}: wait for it, or name another --output") from None
         raise UserError(f"{folder} is in use by another run: wait for it, or name another --output") from None
     except OSError as error:
-        print(f"{path} cannot be locked ({error.strerror}): a second run there would go unnoticed", file=sys.stderr)
+        line = f"{path} cannot be locked ({error.strerror}): a second run there would go unnoticed"
+        print(printable(line), file=sys.stderr)
         yield
         return
     try:

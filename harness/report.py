@@ -930,10 +930,9 @@ def literal(text: str) -> str:
 
 
 def csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A line for each of ``rows``; line breaks and escape codes in a text show as in a string of Python."""
-    return pd.DataFrame({k: printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows).to_csv(
-        index=False
-    )
+    """A line for each of ``rows``; line breaks and escape codes show as in a string of Python."""
+    shown = ({printable(k): printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
+    return pd.DataFrame(shown).to_csv(index=False)
 
 
 def screen(table: Table) -> str:

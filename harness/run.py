@@ -326,7 +326,7 @@ def _stays(before: Record, found: Record) -> bool:
 
 
 def _replace(job: Job, before: Record, launch: Callable[[Job], Record]) -> Record:
-    """Run ``job`` again in a folder of its own, so that its result ``before`` is there until another takes its place."""
+    """Run ``job`` again in a folder of its own: its result ``before`` is there until another takes its place."""
     folder = Path(job.output) / AGAIN
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir()

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from benchmarks.errors import printable
 from harness.files import replacing
 from harness.record import PROTOCOL_VERSION
 
@@ -72,7 +73,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         except FileNotFoundError:
             raise self._missing(name) from None
         except _DAMAGE:
-            print(f"  cache: {path} is damaged and is made again", file=sys.stderr)
+            print(printable(f"  cache: {path} is damaged and is made again"), file=sys.stderr)
             path.unlink(missing_ok=True)
             raise self._missing(name) from None
         return tensors
