@@ -294,7 +294,7 @@ class _Source:
     files: Sequence[str | Path]
     """Every file that ``decode`` reads, in the order of what it returns."""
     facts: str = ""
-    """What else its result follows from."""
+    """Whatever else determines its result."""
     slow: bool = True
     """Whether the result of ``decode`` is worth keeping."""
     left_out: str = ""
@@ -558,7 +558,7 @@ def _find_folder(name: str, folder: Path, image_size: int | None) -> _Source:
 
 
 def _odd_class(train: Sequence[str], test: Sequence[str], split: str) -> str:
-    """What to say of the first class that is in only one of train/ and ``split``/."""
+    """Describe the first class that is in only one of train/ and ``split``/."""
 
     def plain(class_name: str) -> str:
         return unicodedata.normalize("NFC", class_name).casefold()
@@ -771,7 +771,7 @@ def _labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in ``folder`` by name, but what is passed over."""
+    """Entries of ``folder`` in order of name, without those that are passed over."""
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not _passed_over(entry.name)), key=lambda entry: entry.name)
 

@@ -260,7 +260,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
 
 
 FONT_SIZE, LINE, LABEL_WIDTH, GAP = 11, 15, 160, 2
-"""Of pictures, in pixels: letters, a line of them, at most a label beside a row, and the white between images."""
+"""Sizes in pictures, in pixels: letters, a line of them, the widest label of a row, and the white between images."""
 
 
 def picture(images: Tensor, class_names: Sequence[str]) -> Image.Image:

@@ -23,7 +23,7 @@ CLOSED_PIPE = 141
 NEGATIVE = re.compile(r"-(\.?\d|inf\b|nan\b)", re.IGNORECASE)
 """Begins a value, and not a flag, although it has a dash."""
 LARGEST = 2**63 - 1
-"""Of whole numbers: no more fit into a tensor."""
+"""The largest whole number that is taken: no more fit into a tensor."""
 
 
 class Parser(argparse.ArgumentParser):

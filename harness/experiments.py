@@ -63,7 +63,7 @@ BUDGETS = {
 WIDTH = 128
 """The published width of either network."""
 MOST_POINTS = 1000
-"""Of a curve."""
+"""The most points of a curve."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def fitted(
 
     Images are brought into class-major order by their largest labels. Learned labels may have the largest value
     anywhere: where the classes that they name are not equally large, the images stay in the classes of the file. A set
-    of this suite stays as it is, but for the ``order``.
+    of this suite changes in the ``order`` alone.
 
     Raises UserError where images, labels and data set do not fit each other, where labels are not of their space, where
     a class has more images than another, and where a number is not finite.

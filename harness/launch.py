@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
-"""What every cell's process starts with, whatever the method; a variable that the user has set stays as it is.
+"""Variables that every cell's process starts with, whatever the method; one that the user has set stays as it is.
 
 ``GOMP_SPINCOUNT``: how often a thread of torch's OpenMP looks for the others before it sleeps. By default it looks for
 milliseconds, in which those it waits for may have no core: beside one other process a step took 30 times as long.

@@ -168,7 +168,7 @@ def total_bytes(device: str) -> int | None:
 
 
 def _memory(device: str) -> tuple[int | None, int | None]:
-    """What is free, and what there is."""
+    """Bytes that are free, and bytes that there are."""
     if device == "cpu":
         sizes = {}
         with contextlib.suppress(OSError):

@@ -83,7 +83,7 @@ class Memory(TypedDict):
     period_seconds: float | None
     """Mean time between two samples of the headline; null where its peak is kept by a counter."""
     busy: str | None
-    """What other work was seen on the device meanwhile, or on the cores, in words; null: none, or no way to see it."""
+    """Other work that was seen on the device or the cores meanwhile, in words; null: none, or no way to see it."""
     missing: str | None
     """Why NVML has no number, or not all the time, in words; null: it has, or there is no GPU."""
 
@@ -147,7 +147,7 @@ class Record(TypedDict):
     accuracy: Accuracy
     cost: Cost
     artifact: Artifact | None
-    """The distilled set beside the record; null where there is none, and in records of before it was written down."""
+    """The distilled set beside the record; null where there is none, and in records of earlier versions."""
     provenance: dict[str, Any]
 
 
@@ -244,7 +244,7 @@ def refuse_newer(folder: Path) -> None:
 
 
 def _newer(found: Any) -> str | None:
-    """What is of a later version in ``found``, in words."""
+    """Name what is of a later version in ``found``."""
     if not isinstance(found, dict):
         return None
     schema, protocol = found.get("schema"), found.get("protocol_version")
@@ -346,7 +346,7 @@ DEEPEST = 100
 
 
 def _out_of_range(found: Mapping[str, Any]) -> str | None:
-    """What has a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
+    """Name a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
     if not _is_shallow(found):
         return f"nested more than {DEEPEST} levels deep"
     texts = {f"cell.{name}": found["cell"][name] for name in ("method", "dataset", "budget", "protocol")}

@@ -58,7 +58,7 @@ COUNTERS = {
 RANKS = {"ok": 2, "oom": 1, "timeout": 1, "diverged": 1, "error": 0}
 """Status → how good it is."""
 FEWEST_NETWORKS = 3
-"""Of fewer networks the spread of the accuracies says nothing."""
+"""The spread of the accuracies of fewer networks says nothing."""
 BLOCKS = 20
 """Neighbouring windows of a run are taken together until so many are left, as they are not independent."""
 LONGER = 2
@@ -268,7 +268,7 @@ def _compare_cell(name: str, before: Group, after: Group, bounds: Bounds) -> lis
 
 
 def _mixed(group: Group) -> str:
-    """What the records of one side were measured with where that differs among them: they are not one number."""
+    """Names of the circumstances in which the records of one side differ: they are not one number."""
     from harness.report import Group, parted
 
     parts = parted((Group((r,)) for r in group.records), lambda alone: alone.circumstances)

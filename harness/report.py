@@ -102,7 +102,7 @@ class Group:
 
     @property
     def circumstances(self) -> dict[str, Any]:
-        """What of the provenance tells rows apart, flat and without nulls: threads, torch, driver, environment, …"""
+        """Provenance that tells rows apart, flat and without nulls: threads, torch, driver, environment, …"""
         return {name: value for r in self.records for name, value in _circumstances(r).items()}
 
     @property
@@ -136,7 +136,7 @@ class Group:
 
     @property
     def evaluation(self) -> tuple[Any, ...]:
-        """What groups share that were evaluated alike. The norm of the evaluated network is the protocol's."""
+        """Shared by groups that were evaluated alike. The norm of the evaluated network is the protocol's."""
         return self.contest, *(self.cell.get(name) for name in EVALUATION)
 
     @property
@@ -384,16 +384,16 @@ class Ratios:
     """What a method takes of what ``OURS`` takes; None where one of the two was not measured."""
 
     seconds: float | None = None
-    """Of the median of an iteration."""
+    """Ratio of the medians of an iteration."""
     operations: float | None = None
-    """Of the operations of an iteration, which take no clock to count."""
+    """Ratio of the operations of an iteration, which take no clock to count."""
     memory: float | None = None
-    """Of the peaks, as ``meter`` has both."""
+    """Ratio of the peaks, as ``meter`` has both."""
     meter: str | None = None
     allocated: float | None = None
-    """Of the peaks that torch allocated on the GPU: without context, cache and libraries, which flatten a ratio."""
+    """Ratio of the peaks that torch allocated on the GPU: without context, cache and libraries, which flatten it."""
     live: float | None = None
-    """Of the peaks of live tensors."""
+    """Ratio of the peaks of live tensors."""
 
 
 def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
@@ -757,7 +757,7 @@ def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
 
 
 def _operations_per_second(group: Group) -> float:
-    """Of distilling; 0 where they were not counted."""
+    """Operations per second of distilling; 0 where they were not counted."""
     end = group.curve[-1]
     return (group.most("flops_per_step") or 0.0) * end.step / end.seconds if end.seconds else 0.0
 
@@ -848,7 +848,7 @@ def accuracy_words(groups: Iterable[Group]) -> str:
 
 
 def _times_words(groups: Sequence[Group]) -> list[str]:
-    """What the seconds depend on beside the machine: a sentence each, without its stop."""
+    """Name what the seconds depend on beside the machine: a sentence each, without its stop."""
     windows = _span(number for group in groups for number in group.costs("steps_per_sample"))
     at_once = _listed(number for group in groups for number in group.costs("networks_at_once"))
     sentences = {

@@ -1,5 +1,5 @@
-"""What comes before everything else in a process that is started from the command line, by ``python -m harness.…`` or
-by ``frepo-bench``: whose packages are imported, how text is written, and what Ctrl-C does.
+"""Preparations of a process that is started from the command line, by ``python -m harness.…`` or by ``frepo-bench``:
+whose packages are imported, how text is written, and what Ctrl-C does.
 
 Little is imported here: an interrupt before `begin` still shows a traceback.
 """

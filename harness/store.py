@@ -135,6 +135,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """What changes when a file is written to or replaced."""
+    """Properties of a file that change when it is written to or replaced."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

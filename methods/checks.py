@@ -56,7 +56,7 @@ def check_class(cls: type[Method], where: str) -> None:
 
 
 def check_losses(losses: object, where: str, device: torch.device) -> None:
-    """What ``step`` returned: names → detached floating point tensors, 0-d, on ``device``; waits for no device.
+    """Check what ``step`` returned: names → detached floating point tensors, 0-d, on ``device``; waits for no device.
 
     Raises UserError where not.
     """

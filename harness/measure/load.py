@@ -21,7 +21,7 @@ class Reading(NamedTuple):
     busy: float
     """Summed over the cores that this process may use, whoever used them."""
     own: float
-    """Of computing in all threads of this process."""
+    """Computing time of all threads of this process."""
 
 
 def read() -> Reading | None:
