@@ -290,9 +290,10 @@ WIDE, NARROW = 8.0, 0.1
 """Spread of a set relative to real images, beyond which its preprocessing is doubted. Sets of this suite and published
 ones have 0.2 (KIP from noise) to 3.9 (DM, one image per class), standardised CIFAR-10 taken for whitened has 17."""
 SMOOTH, ROUGH = 1.7, 0.65
-"""Coarse structure relative to fine, both relative to real images. Published and own sets have up to 1.5, and less than
-0.65 only where their coarse structure is at least half that of real images. Standardised images taken for whitened have
-1.8 to 6.5, whitened images taken for standardised 0.1 to 0.6."""
+"""Coarse structure relative to fine, both relative to real images. Published and own sets have up to 1.9 (FRePo on
+whitened images, with a coarse structure of 2.1), and less than 0.65 only where their coarse structure is at least half
+that of real images. Standardised images taken for whitened have 1.8 to 6.5 with a coarse structure of 5.5 and more;
+whitened images taken for standardised have 0.1 to 0.6. Digits of 8×8 pixels are not told apart."""
 
 
 def pixel_doubts(images: Tensor, real: Tensor, preprocess: Preprocess) -> list[str]:
@@ -324,7 +325,7 @@ def pixel_doubts(images: Tensor, real: Tensor, preprocess: Preprocess) -> list[s
     elif not NARROW <= spread <= WIDE:
         low, high = float(natural.min()), float(natural.max())
         why = f"undone, it spreads the pixels {spread:.2g} times as far as in real images, from {low:.2g} to {high:.2g}"
-    elif coarse > 4 and coarse > SMOOTH * fine:
+    elif coarse > 5 and coarse > SMOOTH * fine:
         why = f"undone, {structure}: they may not be whitened"
     elif spread < 0.9 and coarse < 0.45 and coarse < ROUGH * fine:
         why = f"undone, {structure}: they may be whitened"
