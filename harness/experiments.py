@@ -447,7 +447,8 @@ def prepare_is_reduced(method: type[Method], cell: Cell, config: Mapping[str, An
     """Whether a cost cell prepares less than the method does: what its ``BUDGETS`` change for it is in force."""
     published = {**dataclasses.asdict(method.Config()), **method.PAPER.get((cell.dataset, cell.ipc), {})}
     full = json.loads(json.dumps(published))
-    return cell.budget == "cost" and any(config[name] != full[name] for name in method.BUDGETS.get("cost", {}))
+    changed = method.BUDGETS.get("cost", {}).keys() - {"steps"}
+    return cell.budget == "cost" and any(config[name] != full[name] for name in changed)
 
 
 def default_width(budget: str, device: str) -> int:

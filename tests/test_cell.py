@@ -412,7 +412,7 @@ def test_a_cost_cell_times_whole_cycles_and_evaluates_nothing(tmp_path: Path, du
 def test_a_cost_cell_says_that_less_was_prepared(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dummy, "BUDGETS", {**dummy.BUDGETS, "cost": {"lr": 0.5}})
+    monkeypatch.setattr(dummy, "BUDGETS", {**dummy.BUDGETS, "cost": {"lr": 0.5, "steps": 6}})
     cost = {"budget": "cost", "networks_evaluated": 0, "steps": 6}
     assert run(job(tmp_path, config={"lr": 0.5}, **cost))["cost"]["prepare"] == "reduced"
     assert run(job(tmp_path, config={"lr": 0.1}, **cost))["cost"]["prepare"] is None  # as the method has it
