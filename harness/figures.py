@@ -600,7 +600,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
     written = [*scaling.write(records, folder), *write(records, folder)]
     if not written:
         raise UserError(f"nothing in {folder} to draw: no curves, and no iterations at several widths")
-    print("\n".join(map(str, written)))
+    print("\n".join(printable(str(path)) for path in written))
     return 0 if whole else 1
 
 

@@ -259,7 +259,8 @@ def _carry_out(jobs: Sequence[Job], output: Path, launch: Callable[[Job], Record
     if stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         done = f"{len(records)} of {len(jobs)} cells are done and kept in {output}"
-        print(f"\n{stopped}: {done}; the same command{on}", file=sys.stderr)
+        print(file=sys.stderr)
+        _say(f"{stopped}: {done}; the same command{on}")
         return 130 if stopped == BY_USER else 1
     return 0 if written and not failed and all(found["status"] in FINAL for found in records) else 1
 
