@@ -591,7 +591,8 @@ def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
     folder = root / "tiny-imagenet-200"
     if not folder.is_dir():
         raise _missing("tiny_imagenet", folder, "unzip http://cs231n.stanford.edu/tiny-imagenet-200.zip there")
-    [(train_files, class_names)], _ = _labelled(folder / "train")
+    [(train_files, class_names)], left_out = _labelled(folder / "train")
+    left_out = [path for path in left_out if not path.endswith("_boxes.txt")]  # part of the published set
     annotations, images = folder / "val" / "val_annotations.txt", folder / "val" / "images"
     with _damaged("tiny_imagenet", folder):
         _expect("tiny_imagenet", class_names, listed_wnids(root))
@@ -600,7 +601,8 @@ def _find_tiny_imagenet(root: Path, image_size: int) -> _Source:
     unlisted = {name for name in os.listdir(images) if not _passed_over(name)}.difference(file for file, _ in rows)
     if unlisted:
         raise UserError(f"tiny_imagenet: {annotations} does not name the class of {min(unlisted)}")
-    return _image_source("tiny_imagenet", train_files, test_files, class_names, image_size, rgb=True)
+    line = _left_out_line("tiny_imagenet", folder, left_out)
+    return _image_source("tiny_imagenet", train_files, test_files, class_names, image_size, rgb=True, left_out=line)
 
 
 def _find_cub200(root: Path, image_size: int) -> _Source:
@@ -677,11 +679,12 @@ def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) ->
         url = f"https://s3.amazonaws.com/fast-ai-imageclas/{name}2-160.tgz"
         remedy = f"unpack {url} there" if name == "imagewoof" else "add --download to fetch it"
         raise _missing(name, candidates[0], remedy)
-    ((train_files, wnids), (test_files, test_wnids)), _ = _labelled(folder / "train", folder / "val")
+    ((train_files, wnids), (test_files, test_wnids)), left_out = _labelled(folder / "train", folder / "val")
     for found in (wnids, test_wnids):
         _expect(name, found, _TEN_CLASSES[name])
     class_names = [_TEN_CLASSES[name][wnid] for wnid in wnids]
-    return _image_source(name, train_files, test_files, class_names, image_size, rgb=True)
+    line = _left_out_line(name, folder, left_out)
+    return _image_source(name, train_files, test_files, class_names, image_size, rgb=True, left_out=line)
 
 
 def _expect(name: str, found: Sequence[str], published: Iterable[str]) -> None:

@@ -55,9 +55,9 @@ WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
 TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
 """Slow cycles: so many are timed, or fewer where they take longer than this."""
 LOOK_SECONDS = 10.0
-"""After so long, and again after twice as long, the estimate is held against the steps that were taken …"""
+"""After so long, and again after twice as long, the estimate is held against the steps that were taken."""
 WRONG_BY, WRONG_SECONDS = 1.25, 10.0
-"""… and corrected where it is off by this factor and by so many seconds."""
+"""An estimate is corrected where it is off by this factor and by so many seconds."""
 GPU_WINDOW_SECONDS = 0.05
 """A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
 
@@ -163,7 +163,7 @@ class _Run:
         cost["parameters_evaluated"] = _parameters(network_spec(benchmark, protocol).build(generator_for("count")))
 
         if method_class.iterative:
-            with memory_limit(cell.memory_limit_bytes, device):
+            with memory_limit(cell.memory_limit_bytes, device), self._beside("preparing"):
                 cycle, step_seconds = self._warm_up(method_class, config, benchmark, store, clock)
             self._count(method_class, config, benchmark, store)
             steps = cell.steps or self._steps_for(cell.seconds, cycle, step_seconds)
@@ -171,7 +171,7 @@ class _Run:
             self._estimate(steps, step_seconds)
             meter.idle()
             with contextlib.ExitStack() as files:
-                with memory_limit(cell.memory_limit_bytes, device):
+                with memory_limit(cell.memory_limit_bytes, device), self._beside("distilling"):
                     method = method_class(benchmark.task, config, steps)
                     method.prepare(store)
                     snapshots = self._distil(method, benchmark, steps, step_seconds, clock, meter, files)
@@ -185,7 +185,8 @@ class _Run:
                 self._evaluate(synthetic, benchmark, protocol, clock)
                 self._curve(snapshots, steps, benchmark, protocol)
         else:
-            synthetic = self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
+            with self._beside("preparing"):
+                synthetic = self._prepare(lambda: method_class(benchmark.task, config, 0), store, clock).synthetic()
             self._check_trainable(synthetic, "after prepare()", benchmark, protocol.recipe)
             self._evaluate(synthetic, benchmark, protocol, clock)
         self._save(synthetic, benchmark, protocol)
@@ -320,8 +321,6 @@ class _Run:
         total = 0.0
         estimate = _Estimate(steps, steps * step_seconds)
         energy = EnergyMeter(meter.gpu)
-        # On a GPU one thread of the processor gives out the work.
-        load = LoadMeter(torch.get_num_threads() if self.job.cell.device_kind == "cpu" else 1)
         meter.start()
         energy.start()
         try:
@@ -348,13 +347,25 @@ class _Run:
                     snapshots[end] = (total, file)
             cost["joules_per_step"] = energy.per_step(steps, total)
         finally:
-            cost["memory"] = meter.stop()
-            cost["memory"]["busy"] = "; ".join(filter(None, (cost["memory"]["busy"], load.stop()))) or None
+            before, cost["memory"] = cost["memory"]["busy"], meter.stop()
+            cost["memory"]["busy"] = _joined(before, cost["memory"]["busy"])
             progress.close()
         limit, resident = self.job.cell.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
         if limit is not None and self.job.cell.device_kind == "cpu" and resident is not None and resident > limit:
             raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
         return snapshots
+
+    @contextlib.contextmanager
+    def _beside(self, phase: str) -> Iterator[None]:
+        """Write down where others kept the cores busy while the seconds of ``phase`` were measured."""
+        # On a GPU one thread of the processor gives out the work.
+        load = LoadMeter(torch.get_num_threads() if self.job.cell.device_kind == "cpu" else 1)
+        try:
+            yield
+        finally:
+            if words := load.stop():
+                memory = self.found["cost"]["memory"]
+                memory["busy"] = _joined(memory["busy"], f"while {phase} {words}")
 
     def _check_synthetic(self, synthetic: object, when: str, benchmark: Benchmark, *, initial: bool = False) -> None:
         """Raises UserError for a set that is not what the cell asks for, as `check_synthetic` does."""
@@ -398,17 +409,18 @@ class _Run:
 
     def _evaluate(self, synthetic: Synthetic, benchmark: Benchmark, protocol: Protocol, clock: Clock) -> None:
         accuracy, cost, cell = self.found["accuracy"], self.found["cost"], self.job.cell
-        begin = clock.read()
-        cost["networks_at_once"] = self.job.networks_at_once or networks_at_once(
-            synthetic,
-            benchmark,
-            protocol,
-            networks=cell.networks_evaluated,
-            max_steps=cell.evaluate_steps,
-            read=clock.read,
-        )
-        accuracy["values"], accuracy["krr_values"] = self._values(synthetic, benchmark, protocol)
-        cost["evaluate_seconds"] = clock.read() - begin
+        with self._beside("evaluating"):
+            begin = clock.read()
+            cost["networks_at_once"] = self.job.networks_at_once or networks_at_once(
+                synthetic,
+                benchmark,
+                protocol,
+                networks=cell.networks_evaluated,
+                max_steps=cell.evaluate_steps,
+                read=clock.read,
+            )
+            accuracy["values"], accuracy["krr_values"] = self._values(synthetic, benchmark, protocol)
+            cost["evaluate_seconds"] = clock.read() - begin
         accuracy["mean"], accuracy["std"] = record.summarise(accuracy["values"])
 
     def _curve(
@@ -560,6 +572,10 @@ def _load_libraries(device: torch.device) -> None:
     weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     torch.nn.functional.conv2d(images, weight).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.Adam([weight]).step()
+
+
+def _joined(*words: str | None) -> str | None:
+    return "; ".join(filter(None, words)) or None
 
 
 def _remove(*paths: Path) -> None:

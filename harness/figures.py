@@ -333,7 +333,7 @@ WIDTH_INCHES = 6.75
 """Of the text of a two-column page."""
 PANEL_INCHES, LINE_INCHES, LEGEND_INCHES = 1.6, 0.1, 0.24
 """Heights of a row of panels, of a line of the footer, and of a row of the legend."""
-FOOTER_CHARACTERS = 165
+FOOTER_CHARACTERS = 150
 """In a line of the footer."""
 LEGEND_CHARACTERS, HANDLE_CHARACTERS = 115, 9
 """In a row of the legend, and of these what the line before a label takes."""

@@ -219,6 +219,8 @@ def load(path: Path) -> Record:
     is not a whole record.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")  # to read a pipe might never end
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"damaged record {path}: {error}") from error

@@ -692,17 +692,19 @@ def claims(groups: Sequence[Group]) -> list[str]:
 
 
 def _iterations(groups: Sequence[Group]) -> list[str]:
-    """A line for every method, data set, ipc and network, at the largest width that has a ratio."""
+    """A line for every method, data set, ipc, network and setting, at the largest width that has a ratio."""
     largest: dict[tuple[Any, ...], str] = {}
-    for group in groups:  # in the order of their widths
+    for group, setting in zip(groups, variants(groups), strict=True):  # in the order of their widths
         cell, found = group.cell, ratios(group, groups)
         if cell["method"] == OURS or found.seconds is None:
             continue
         operations = "" if found.operations is None else f" ({_times(found.operations)} the operations)"
         memory = "" if found.memory is None else f" and {_memory(found)}"
         where = f"{cell['dataset']}, ipc {cell['ipc']}, {cell['network']}, width {cell['width']}"
+        where += "" if setting == NONE else f", {setting}"
         takes = f"takes {_times(found.seconds)} the time{operations}{memory} of {OURS}'s"
-        largest[cell["method"], *group.contest, cell["network"]] = f"{where}: an iteration of {cell['method']} {takes}."
+        key = cell["method"], *group.contest, cell["network"], setting
+        largest[key] = f"{where}: an iteration of {cell['method']} {takes}."
     return list(largest.values())
 
 

@@ -737,8 +737,22 @@ print(os.environ.get("GOMP_SPINCOUNT"))"""
 def test_work_beside_a_cell_is_in_its_record(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell.LoadMeter, "stop", lambda self: "other processes kept 0.8 of 2 cores busy")
-    assert run(job(tmp_path))["cost"]["memory"]["busy"] == "other processes kept 0.8 of 2 cores busy"
+    """Of each phase whose seconds are measured, and of what happened between the two readings."""
+    steps: list[int] = []
+    monkeypatch.setattr(dummy, "step", lambda self, plain=dummy.step: (steps.append(1), plain(self))[1])
+
+    class Meter:
+        def __init__(self, threads: int) -> None:
+            self.before = len(steps)
+
+        def stop(self) -> str:
+            return f"{len(steps) - self.before} steps"
+
+    monkeypatch.setattr(cell, "LoadMeter", Meter)
+    found = run(job(tmp_path, steps=7))
+    preparing, distilling, evaluating = str(found["cost"]["memory"]["busy"]).split("; ")
+    assert (distilling, evaluating) == ("while distilling 7 steps", "while evaluating 0 steps")
+    assert preparing.startswith("while preparing ") and preparing != "while preparing 0 steps"
 
 
 def test_the_first_process_is_started_before_its_job_and_ended_where_there_is_none(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import gzip
 import hashlib
+import itertools
 import os
 import pickle
 import re
@@ -718,6 +719,17 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
     assert colours(raw.train_images) == ["green", "green", "red", "red"]
     assert raw.test_labels.tolist() == [1, 0]
     assert colours(raw.test_images) == ["red", "green"]
+    assert raw.left_out == ""  # the tables of boxes are part of the set
+
+
+def test_what_is_left_out_of_published_image_files_is_said(tmp_path: Path) -> None:
+    (tiny_imagenet(tmp_path) / "train" / "n1" / "images" / "b.heic").touch()
+    for split, wnid in itertools.product(("train", "val"), WNIDS):
+        save_image(tmp_path / "imagenette2" / split / wnid / "a.JPEG", "red", (20, 16))
+    (tmp_path / "imagenette2" / "val" / WNIDS[0] / "b.heic").touch()
+    for name in ("tiny_imagenet", "imagenette"):
+        line = load_raw(name, tmp_path).left_out
+        assert line.startswith(f"{name}: 1 file or link is left out") and "b.heic" in line
 
 
 def test_a_damaged_tiny_imagenet(tmp_path: Path) -> None:

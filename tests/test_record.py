@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -256,3 +257,8 @@ def test_the_spread_is_that_of_a_sample() -> None:
     assert mean == pytest.approx(0.2) and std == pytest.approx(0.1)
     assert record.summarise([0.4]) == (0.4, None)
     assert record.summarise([]) == (None, None)
+
+
+def test_a_pipe_among_the_records_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "r.json")
+    assert record.load_all(tmp_path) == ([], [f"damaged record {tmp_path / 'r.json'}: it is no regular file"])

@@ -723,3 +723,12 @@ def test_claims_about_iterations_are_of_the_largest_width(tmp_path: Path) -> Non
     text = written(records, tmp_path)
     expected = "width 32: an iteration of mtt takes 50.0× the time and 9.0× the memory (peak host RSS above baseline)"
     assert expected in text and text.count("an iteration of mtt") == 1
+
+
+def test_claims_about_iterations_name_the_threads_where_they_differ(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt", 1.2), cost(seconds=0.05), cost("mtt", 0.5)]
+    for measured, threads in zip(records, (1, 1, 2, 2), strict=True):
+        measured["provenance"]["threads"] = threads
+    text = written(records, tmp_path)
+    assert "threads=1: an iteration of mtt takes 12.0× the time" in text
+    assert "threads=2: an iteration of mtt takes 10.0× the time" in text
