@@ -30,9 +30,7 @@ from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS, Protocol, Recipe
 from benchmarks.task import generator_for
-from harness import artifact, record
 from harness.evaluate import evaluate, network_spec, networks_at_once
-from harness.experiments import BUDGETS, Cell, Job, prepare_is_reduced, tuples
 from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, show_bytes, time_limit
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
@@ -40,9 +38,11 @@ from harness.measure.energy import EnergyMeter
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import driver_version
+from harness.plan.experiments import BUDGETS, Cell, Job, prepare_is_reduced, tuples
 from harness.progress import Progress
-from harness.record import Record
-from harness.store import DiskStore, folder_for
+from harness.records import artifact, record
+from harness.records.record import Record
+from harness.records.store import DiskStore, folder_for
 from methods.base import Method, Synthetic
 from methods.checks import NotFinite, check_losses, check_synthetic
 

@@ -22,13 +22,13 @@ from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness.command_line import Parser, end, exit_status, file_path, finite, whole
-from harness.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, check_image_size, plan
-from harness.launch import restart_with_environment
+from harness.launch.local import restart_with_environment
+from harness.plan.experiments import BUDGETS, DEFAULT_OUTPUT, WIDTH, Job, Request, check, check_image_size, plan
 
 if TYPE_CHECKING:
     from benchmarks.datasets import Benchmark
-    from harness.artifact import Artifact
-    from harness.importers import Imported
+    from harness.records.artifact import Artifact
+    from harness.records.importers import Imported
     from methods.base import Synthetic
 
 PROGRAM = "python -m harness.evaluate_set"
@@ -138,7 +138,8 @@ def _main(arguments: Sequence[str], program: str) -> int:
         _parser(program).print_help()
         return 0
     restart_with_environment()
-    from harness import cell, importers
+    from harness import cell
+    from harness.records import importers
     from harness.run import carry_out
 
     found = importers.read(given.files, experiment=given.experiment)
@@ -175,8 +176,8 @@ def prepare(given: argparse.Namespace, found: Imported, *, command: str) -> tupl
     """
     from benchmarks.datasets import load_raw
     from benchmarks.folders import default_cache, default_root
-    from harness.class_orders import class_order, own_order
-    from harness.importers import doubts, fitted
+    from harness.records.class_orders import class_order, own_order
+    from harness.records.importers import doubts, fitted
 
     protocol = PROTOCOLS[given.protocol]
     if given.lr is not None:
@@ -289,7 +290,7 @@ def _fill_in(given: argparse.Namespace, own: Mapping[str, Any], preprocess: str)
 def _complete(given: argparse.Namespace) -> None:
     """Raises UserError for what a foreign file does not say, and nobody else did."""
     if given.preprocess is None:
-        from harness.importers import USED_BY
+        from harness.records.importers import USED_BY
 
         listed = "; ".join(f"{name}: {papers}" for name, papers in USED_BY.items())
         raise UserError(

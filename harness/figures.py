@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
-from harness import scaling
 from harness.command_line import end, exit_status
-from harness.files import replacing
-from harness.record import Record, summarise
+from harness.records.files import replacing
+from harness.records.record import Record, summarise
 from harness.report import (
     METERS,
     NONE,
@@ -39,7 +38,8 @@ from harness.report import (
     read_folder,
     variants,
 )
-from harness.scaling import AGAINST, sweeps
+from harness.reports import scaling
+from harness.reports.scaling import AGAINST, sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

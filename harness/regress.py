@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.errors import UserError
 from harness.command_line import Parser, end, exit_status, file_path, finite
-from harness.files import replacing
-from harness.record import Record, load, load_all
+from harness.records.files import replacing
+from harness.records.record import Record, load, load_all
 
 PROGRAM = "python -m harness.regress"
 

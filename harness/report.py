@@ -27,9 +27,9 @@ from tabulate import tabulate
 
 from benchmarks.errors import UserError, printable
 from harness.command_line import Parser, end, exit_status, file_path
-from harness.experiments import BUDGETS, DEFAULT_OUTPUT
-from harness.files import write_texts
-from harness.record import Record, load_all, summarise
+from harness.plan.experiments import BUDGETS, DEFAULT_OUTPUT
+from harness.records.files import write_texts
+from harness.records.record import Record, load_all, summarise
 
 PROGRAM = "python -m harness.report"
 METERS = {
@@ -487,7 +487,8 @@ def _number(values: Sequence[float], summary: Callable[[Sequence[float]], float]
 
 @cache
 def _reported() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(Path(__file__).with_name("reported.json").read_text(encoding="utf-8"))
+    file = Path(__file__).with_name("reports") / "reported.json"
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 
 

@@ -29,9 +29,10 @@ from typing import Any
 import methods
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
-from harness import record
 from harness.command_line import LARGEST, Parser, end, exit_status, file_path, finite, whole
-from harness.experiments import (
+from harness.launch.local import started
+from harness.limits import parse_bytes, parse_seconds, show_bytes
+from harness.plan.experiments import (
     BUDGETS,
     DEFAULT_OUTPUT,
     EXPERIMENTS,
@@ -45,11 +46,10 @@ from harness.experiments import (
     resolve,
     unpublished,
 )
-from harness.files import only_runner
-from harness.launch import started
-from harness.limits import parse_bytes, parse_seconds, show_bytes
-from harness.options import describe, split
-from harness.record import FINAL, Record
+from harness.plan.options import describe, split
+from harness.records import record
+from harness.records.files import only_runner
+from harness.records.record import FINAL, Record
 
 PROGRAM = "python -m harness.run"
 FLOOR = "random_real"
@@ -207,7 +207,7 @@ def _main(arguments: Sequence[str], program: str, launch: Callable[[Job], Record
         jobs = [job for request in wanted for job in plan(request)]
         for name, dataset, ipc in [each for request in wanted for each in unpublished(request)]:
             _say(f"{name} on {dataset}, ipc {ipc}: no published setting, left out")
-        from harness import forecast
+        from harness.measure import forecast
 
         print(forecast.table(jobs, given.memory_limit))
         return 0
@@ -274,7 +274,8 @@ def _with_floor(request: Request) -> Request:
 
 def _draw(records: Sequence[Record], folder: Path) -> None:
     """Exponents and figures; without the packages that draw, a line says so and nothing is lost."""
-    from harness import figures, scaling
+    from harness import figures
+    from harness.reports import scaling
 
     written = scaling.write(records, folder)
     try:
@@ -366,7 +367,7 @@ def _with_forecast(job: Job) -> Job:
         return job
     if job.cell.memory_limit_bytes is None and job.cell.budget != "cost":
         return job
-    from harness import forecast
+    from harness.measure import forecast
 
     try:
         needed = forecast.forecast(job).peak_live_bytes
@@ -404,7 +405,7 @@ def _lost_set(job: Job, found: Record) -> str | None:
     """Why the distilled set of ``found`` is not there as it was written, in words; None: it is, or there never was."""
     if found["status"] != "ok" or not found["accuracy"]["values"]:
         return None
-    from harness import artifact
+    from harness.records import artifact
 
     written = found["artifact"]
     return artifact.lost(job.artifact_path, job.cell.ipc, None if written is None else written["sha256"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness import launch
+from harness.launch import local as launch
 
 # Before torch is imported: the tests as well must end on a busy machine.
 os.environ.update({**launch.ENVIRONMENT, **os.environ})

@@ -18,8 +18,8 @@ import methods
 from benchmarks.datasets import RawData, Shape, blank
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
-from harness.experiments import Job, Request, plan, tuples
 from harness.measure.counters import Counters, Uncounted, count
+from harness.plan.experiments import Job, Request, plan, tuples
 from methods.base import Method
 
 COMMITTED = Path(__file__).with_suffix(".json")

@@ -22,7 +22,7 @@ from benchmarks.datasets import load as load_benchmark
 from benchmarks.errors import UserError
 from benchmarks.preprocess import fit
 from benchmarks.task import generator_for
-from harness import artifact
+from harness.records import artifact
 from methods.base import Synthetic
 
 CELL = {"method": "frepo", "dataset": "digits", "ipc": 10, "seed": 0, "steps": 100, "data_fingerprint": "abc"}
@@ -355,7 +355,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader
 
-from harness.artifact import load
+from harness.records.artifact import load
 distilled = load(sys.argv[1])
 train_set, transform = distilled.dataset, distilled.transform
 

@@ -21,10 +21,12 @@ from benchmarks import preprocess
 from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
 from benchmarks.folders import default_cache
-from harness import artifact, cell, launch, progress, record
+from harness import cell, progress
 from harness.cell import curve_steps, run, windows
-from harness.experiments import Cell, Job, Request, plan
+from harness.launch import local as launch
 from harness.measure import memory
+from harness.plan.experiments import Cell, Job, Request, plan
+from harness.records import artifact, record
 from harness.report import grouped
 from methods.base import Synthetic
 from tests.dummies import Dummy, dummy

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import DATASETS
 from benchmarks.datasets import wordnet_ids
 from benchmarks.errors import UserError
-from harness.class_orders import NAMELESS, NUMBERED, ORDERS, SOURCES, class_order, own_order
+from harness.records.class_orders import NAMELESS, NUMBERED, ORDERS, SOURCES, class_order, own_order
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 WOOF = tuple(wordnet_ids("imagewoof"))  # as this suite has them: sorted by WordNet id

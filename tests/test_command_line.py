@@ -21,10 +21,12 @@ import methods
 from benchmarks import folders
 from benchmarks.errors import UserError, nearest, printable
 from benchmarks.networks import NetworkSpec
-from harness import __main__, experiments, launch, limits, run, startup
+from harness import __main__, limits, run, startup
 from harness.command_line import exit_status
-from harness.experiments import Request, plan, unpublished
-from harness.options import describe, parse, split
+from harness.launch import local as launch
+from harness.plan import experiments
+from harness.plan.experiments import Request, plan, unpublished
+from harness.plan.options import describe, parse, split
 from tests.dummies import Dummy, dummy
 from tests.test_importers import dc
 
@@ -323,7 +325,7 @@ def test_a_forecast_tells_of_widths_beyond_memory(tmp_path: Path) -> None:
 def test_a_forecast_leaves_out_what_was_not_published(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from harness import forecast
+    from harness.measure import forecast
 
     planned: list[tuple[str, int]] = []
 

@@ -625,7 +625,7 @@ def test_a_broken_method_is_seen(cls: type[Method], check: Callable[[type[Method
 @pytest.mark.parametrize(
     "source",
     [
-        "import harness.record",
+        "import harness.records.record",
         "from harness import record",
         "import time",
         "from methods import dsa",

@@ -15,7 +15,7 @@ import pytest
 import methods
 from harness import evaluate_set, run
 from harness.__main__ import COMMANDS
-from harness.experiments import BUDGETS, WIDTH, Request, check, resolve
+from harness.plan.experiments import BUDGETS, WIDTH, Request, check, resolve
 from tests.test_artifact import digits, saved, some_set
 
 ROOT = Path(__file__).parents[1]

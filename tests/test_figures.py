@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from benchmarks.errors import UserError
-from harness import figures, record
+from harness import figures
 from harness.figures import OWN_NETWORKS, Drawing, Panel, drawings
-from harness.record import Record
+from harness.records import record
+from harness.records.record import Record
 from tests.test_report import MIB, made
 
 PROTOCOL_OF = {"frepo": "frepo", "mtt": "mtt"}

@@ -18,12 +18,14 @@ import torch
 from benchmarks import training
 from benchmarks.datasets import PUBLISHED, Shape, blank, stand_in
 from benchmarks.errors import UserError
-from harness import cell, forecast, launch, limits, record
-from harness.experiments import Job, Request, plan
-from harness.forecast import ACCELERATOR, CPU, count_blank
+from harness import cell, limits
+from harness.launch import local as launch
 from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, parse_bytes, parse_seconds, time_limit
-from harness.measure import memory
+from harness.measure import forecast, memory
 from harness.measure.counters import Counters
+from harness.measure.forecast import ACCELERATOR, CPU, count_blank
+from harness.plan.experiments import Job, Request, plan
+from harness.records import record
 from harness.run import main
 from tests import counters
 from tests.counters import cells, changes, count_real

@@ -24,10 +24,11 @@ from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
 from benchmarks.preprocess import Preprocess, fit
 from benchmarks.task import generator_for
-from harness import artifact, cell, record, run
+from harness import cell, run
 from harness.evaluate_set import main
-from harness.importers import TOLERANCE, USED_BY, doubts, fitted, pixel_doubts, read
 from harness.measure import memory
+from harness.records import artifact, record
+from harness.records.importers import TOLERANCE, USED_BY, doubts, fitted, pixel_doubts, read
 from methods.base import Synthetic
 from tests.test_artifact import digits, some_set
 

@@ -58,7 +58,7 @@ def test_every_import_points_down() -> None:
     ("file", "line", "seen"),
     [
         ("benchmarks/x.py", "import methods", True),
-        ("benchmarks/x.py", "from harness.record import Record", True),
+        ("benchmarks/x.py", "from harness.records.record import Record", True),
         ("benchmarks/deep/x.py", "from ...methods import base", True),
         ("benchmarks/speed/x.py", "from harness import run", False),
         ("benchmarks/x.py", "import time", False),

@@ -15,7 +15,7 @@ from harness.measure import check, load, memory
 from harness.measure.clock import Clock
 from harness.measure.load import LoadMeter, Reading
 from harness.measure.memory import MemoryMeter, Sampler
-from harness.record import Memory, new
+from harness.records.record import Memory, new
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from benchmarks.errors import UserError
-from harness import record
-from harness.files import replacing
-from harness.record import Record
+from harness.records import record
+from harness.records.files import replacing
+from harness.records.record import Record
 
 
 def example(**changes: Any) -> Record:
@@ -237,7 +237,7 @@ def test_code_that_is_not_committed_is_dirty_and_results_are_not(
     git("init")
     git("add", ".")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "all")
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "harness" / "record.py"))
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "harness" / "records" / "record.py"))
 
     def dirty() -> object:
         return record.provenance("", device="cpu", fingerprint=None)["dirty"]

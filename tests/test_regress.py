@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks.errors import UserError
-from harness import record, regress
+from harness import regress
 from harness.cell import run
 from harness.measure import memory
-from harness.record import Record
+from harness.records import record
+from harness.records.record import Record
 from harness.regress import Bounds, Comparison, compare, main, markdown
 from harness.report import Group
 from tests.dummies import Dummy, dummy

@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 
 from benchmarks.errors import UserError
-from harness import record, report
-from harness.experiments import Cell
-from harness.record import Record
+from harness import report
+from harness.plan.experiments import Cell
+from harness.records import record
+from harness.records.record import Record
 
 CELL = {
     "method": "frepo",

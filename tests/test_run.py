@@ -22,12 +22,13 @@ import pytest
 
 from benchmarks import datasets, preprocess
 from benchmarks.errors import UserError
-from harness import cell, record, report, run
-from harness.experiments import BUDGETS, Job, Request, plan, prepare_is_reduced, resolve
-from harness.files import only_runner
+from harness import cell, report, run
 from harness.measure import memory
-from harness.options import describe, parse, split
-from harness.record import Record
+from harness.plan.experiments import BUDGETS, Job, Request, plan, prepare_is_reduced, resolve
+from harness.plan.options import describe, parse, split
+from harness.records import record
+from harness.records.files import only_runner
+from harness.records.record import Record
 from harness.run import main
 from methods.mtt import MTT
 from tests.dummies import Dummy, DummyConfig, dummy
@@ -266,7 +267,7 @@ def test_two_runs_do_not_share_an_output(
 
 def test_the_lock_of_a_run_that_was_killed_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom harness.files import only_runner\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom harness.records.files import only_runner\n"
         "with only_runner(Path(sys.argv[1]), 'a run'):\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == -signal.SIGKILL
@@ -691,7 +692,7 @@ def test_help_and_its_names_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from harness.experiments import Request, plan\n"
+        "from harness.plan.experiments import Request, plan\n"
         "plan(Request(('frepo', 'mtt'), ('digits',), budget='smoke', device='cpu', output=Path(sys.argv[1])))",
         "import harness.cell",
     ],

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import scaling
-from harness.record import Record
-from harness.scaling import power_law
+from harness.records.record import Record
+from harness.reports import scaling
+from harness.reports.scaling import power_law
 from tests.test_report import MIB, cells, made
 
 WIDTHS = (16, 32, 64, 128)

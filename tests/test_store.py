@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.store import DiskStore, folder_for
+from harness.records.store import DiskStore, folder_for
 
 
 class Times:

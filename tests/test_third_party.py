@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import record
+from harness.records import record
 from methods.base import Method
 from tests.test_conformance import CHECKS
 from tests.test_documents import ROOT, blocks

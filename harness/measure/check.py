@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.errors import UserError
 from harness.command_line import Parser, end, exit_status
-from harness.experiments import find_device
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter
-from harness.record import Memory, device_name
+from harness.plan.experiments import find_device
+from harness.records.record import Memory, device_name
 
 STEPS, STEP_SECONDS = 3, 1.0
 KEPT, PASSING = 128 * 2**20, 256 * 2**20

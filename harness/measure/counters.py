@@ -2,7 +2,7 @@
 
 They are exact and repeatable, and the same on every machine: what a method computes and keeps is seen operator by
 operator, and nothing depends on a clock, an allocator or on which random numbers come up. The same code counts real
-tensors and, in ``harness.forecast``, fake ones, which have a shape but no values.
+tensors and, in ``harness.measure.forecast``, fake ones, which have a shape but no values.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from harness.measure.nvml import Gpu
-from harness.record import Memory, Meter
+from harness.records.record import Memory, Meter
 
 PERIOD = 0.01
 """Seconds between samples of a level that the system keeps no peak of, at least."""

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, choose, printable
 from harness.limits import show_bytes, total_bytes
-from harness.options import flag_of, parse, typed
-from harness.record import PROTOCOL_VERSION
+from harness.plan.options import flag_of, parse, typed
+from harness.records.record import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from benchmarks.datasets import RawData

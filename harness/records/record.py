@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from benchmarks.errors import UserError
-from harness.files import replacing
+from harness.records.files import replacing
 
 SCHEMA = 1
 PROTOCOL_VERSION = "2"
@@ -449,7 +449,7 @@ def _commit() -> dict[str, Any]:
 
     A new method that is not committed counts as a difference; results and documents do not.
     """
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(

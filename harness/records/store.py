@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.errors import printable
-from harness.files import replacing
-from harness.record import PROTOCOL_VERSION
+from harness.records.files import replacing
+from harness.records.record import PROTOCOL_VERSION
 
 _HEADER = "frepo_bench"
 _DAMAGE = (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError)

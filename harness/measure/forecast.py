@@ -32,9 +32,9 @@ from benchmarks.datasets import PUBLISHED, RawData, load_raw, stand_in
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
-from harness.experiments import Cell, Job, tuples
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
+from harness.plan.experiments import Cell, Job, tuples
 from harness.progress import Progress
 from methods.base import Method
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
-from harness import record, startup
-from harness.experiments import Job
+from harness import startup
 from harness.limits import show_seconds
-from harness.record import Record, Status
+from harness.plan.experiments import Job
+from harness.records import record
+from harness.records.record import Record, Status
 from harness.startup import ROOT
 
 COMMAND = (sys.executable, "-P", "-m", "harness.cell")

@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from benchmarks.errors import UserError
 from benchmarks.preprocess import Preprocess
-from harness import artifact
-from harness.artifact import Artifact
+from harness.records import artifact
+from harness.records.artifact import Artifact
 from methods.base import LabelSpace, Synthetic
 
 USED_BY = {
@@ -70,7 +70,7 @@ class Imported:
     """What the files of one set say; whether it fits a data set is for `fitted` to find out."""
 
     source: str
-    """Code that writes this format: one of ``harness.class_orders.SOURCES``, or ``own``."""
+    """Code that writes this format: one of ``harness.records.class_orders.SOURCES``, or ``own``."""
     images: Tensor
     """(n, channels, height, width). Only shape and dtype, on the device ``meta``, where there is ``arrays``."""
     labels: Tensor

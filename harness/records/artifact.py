@@ -4,7 +4,7 @@ One ``.safetensors`` file holds the images, the labels, the learned step size an
 what is no tensor stands in one JSON entry of its header. Nothing in it tells time, host, path or command, so that the
 same run gives the same bytes. A PNG beside it shows the images in natural colours.
 
-    from harness.artifact import load
+    from harness.records.artifact import load
     distilled = load("frepo.safetensors")
     train_set, transform = distilled.dataset, distilled.transform
 """
@@ -34,7 +34,7 @@ from benchmarks.errors import UserError, printable
 from benchmarks.networks import NetworkSpec
 from benchmarks.pictures import upright
 from benchmarks.preprocess import Preprocess
-from harness.files import replacing
+from harness.records.files import replacing
 from methods.base import LabelSpace, Synthetic
 
 SCHEMA = 1

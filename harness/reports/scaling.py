@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.files import write_texts
-from harness.record import Record
+from harness.records.files import write_texts
+from harness.records.record import Record
 from harness.report import (
     METERS,
     NONE,

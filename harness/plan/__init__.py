@@ -1,0 +1,1 @@
+"""From a request to the distillations and evaluations that it asks for. Nothing here computes."""
