@@ -1,66 +1,48 @@
-"""The record of one cell: what was asked, what came out, what it cost, and on what.
+"""The records of a distillation and of its evaluations: what was asked, what came out, what it cost, and on what.
 
-One JSON file per cell; units stand in the names. Raw samples and values are kept, so that every table and figure can be
-computed again from the records alone.
+Everything of one distillation lies in one folder (`Distilled`)::
+
+    record.json                   Record: the distillation and what it cost
+    set.safetensors, set.png      the distilled set, and a picture of it
+    snapshots/step-12.safetensors the synthetic images after so many steps, where a curve was asked for
+    evaluations/NAME-HASH.json    EvaluationRecord: one question asked of the set
+    events.jsonl                  losses, step times and memory while it was distilled
+    log.txt                       the traceback, where something failed
+
+Units stand in the names of the fields. Raw samples and values are kept, so that every table and figure can be computed
+again from the records alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from benchmarks.errors import UserError
 from harness.records.files import replacing
 
-SCHEMA = 1
+SCHEMA = 2
 PROTOCOL_VERSION = "2"
 """Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
+RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
+SNAPSHOTS, EVENTS, LOG = "snapshots", "events.jsonl", "log.txt"
+"""Names inside the folder of a distillation."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
-LATER_COSTS = ("prepare", "compile_seconds", "peak_live_bytes", "forecast_bytes", "networks_at_once")
-LATER_MEMORY = ("period_seconds", "busy", "missing")
-"""What the first records of this schema do not have."""
-WORDS = ("meter", "busy", "missing", "prepare")
-"""Of the keys that may be null, those that are not numbers."""
-ENVIRONMENT = (
-    *("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "TORCH_", "PYTORCH_", "CUBLAS_", "CUDNN_"),
-    *("NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
-)
-"""Beginnings of the environment variables that can move a number: threads, kernels, allocators."""
 FINAL: tuple[Status, ...] = ("ok", "oom", "timeout", "diverged")
-"""Results: a cell that has one of these is not run again. ``error`` is."""
+"""Results: what has one of these is not run again. ``error`` is."""
 
 
 class NewerVersion(UserError):
     """A record that a later version of the suite wrote."""
-
-
-class CurvePoint(TypedDict):
-    """The synthetic set as it stood after ``step`` steps and ``seconds`` of distilling."""
-
-    step: int
-    seconds: float
-    values: list[float]
-
-
-class Accuracy(TypedDict):
-    """Test accuracies as fractions, one per network evaluated; ``std`` is that of a sample (n − 1)."""
-
-    values: list[float]
-    mean: float | None
-    std: float | None
-    krr_values: list[float]
-    curve: list[CurvePoint]
 
 
 class Memory(TypedDict):
@@ -94,7 +76,7 @@ class Cost(TypedDict):
     prepare_seconds: float | None
     """One-off work, including what it took when it was done: entries of the cache count with their recorded seconds."""
     prepare: Literal["reduced"] | None
-    """``reduced``: less was prepared than the method needs, for a cost cell; null: all that its settings say."""
+    """``reduced``: less was prepared than the method needs, because only the cost of a step was asked for."""
     prepare_cached: int | None
     """How many entries came from the cache of an earlier cell."""
     warmup_seconds: float | None
@@ -103,17 +85,14 @@ class Cost(TypedDict):
     step_seconds: list[float]
     """Seconds per step, one sample per window of whole cycles."""
     steps_per_sample: int | None
+    interleaved: str | None
+    """The methods whose steps were taken by turns in one process, in words; null: the cell was alone."""
     distill_seconds: float | None
-    evaluate_seconds: float | None
-    """To choose how many networks are trained at a time included."""
-    networks_at_once: int | None
-    """Networks trained at a time to evaluate. Accuracies agree to rounding whichever, and with
-    ``--networks-at-once`` to the bit."""
     memory: Memory
     joules_per_step: float | None
-    """Of the whole GPU, from the first step to the last; null where it has no counter, or for less than a second."""
+    """Energy of the whole GPU, from the first step to the last; null without a counter, or for less than a second."""
     flops_per_step: float | None
-    """Of matrix products, convolutions and solves; a multiplication and an addition are two."""
+    """Operations of matrix products, convolutions and solves; a multiplication and an addition are two."""
     saved_bytes_per_step: float | None
     """Tensors kept for the backward passes, every storage counted once a step."""
     peak_live_bytes: int | None
@@ -122,46 +101,127 @@ class Cost(TypedDict):
     forecast_bytes: int | None
     """``peak_live_bytes`` as forecast, with nothing computed."""
     parameters: int | None
-    """Of the network that distils."""
-    parameters_evaluated: int | None
-    """Of the network that is evaluated; the norm may differ."""
+    """Parameters of the network that distils."""
 
 
 class Artifact(TypedDict):
-    """The file of a distilled set, and the SHA-256 of its bytes."""
+    """The file of a distilled set, relative to the folder, and the SHA-256 of its bytes."""
 
     name: str
     sha256: str
 
 
+class Snapshot(Artifact):
+    """The synthetic set as it stood after ``step`` steps and ``seconds`` of distilling."""
+
+    step: int
+    seconds: float
+
+
 class Record(TypedDict):
+    """A distillation."""
+
     schema: int
     protocol_version: str
-    cell: dict[str, Any]
+    identity: str
+    """8 hexadecimal digits, which follow from ``distillation``, ``config`` and ``protocol_version``."""
+    distillation: dict[str, Any]
+    """Everything that determines the set, the hyper-parameters apart: the fields of `harness.plan.Distillation`."""
     config: dict[str, Any]
     """Every hyper-parameter as asked for: known before the cell runs, so the same however the cell ends."""
     resolved: dict[str, Any]
     """The same after the method has resolved those that follow from the data; empty where it never came to that."""
+    asked: dict[str, str]
+    """``budget`` and ``protocol``: the words for which the settings above stand, no part of the identity."""
     status: Status
     message: str | None
-    accuracy: Accuracy
+    time_limit_seconds: float | None
+    """The limit, where it struck."""
+    steps: int | None
+    """Updates of the synthetic images; null where the method has none, or none were taken."""
     cost: Cost
     artifact: Artifact | None
-    """The distilled set beside the record; null where there is none, and in records of earlier versions."""
+    """The distilled set; null where there is none."""
+    snapshots: list[Snapshot]
     provenance: dict[str, Any]
 
 
-def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Record:
+class AskedSet(TypedDict):
+    """A set that an evaluation asked about."""
+
+    distillation: str
+    """Identity of the distillation."""
+    step: int | None
+    """The set after so many steps; null: after the last."""
+    sha256: str | None
+    """SHA-256 of the file of the set; null: the whole real training set, which has no file."""
+
+
+class EvaluationRecord(TypedDict):
+    """One question asked of one set, or of several."""
+
+    schema: int
+    protocol_version: str
+    identity: str
+    """8 hexadecimal digits, which follow from all of the following that determines a value."""
+    evaluation: str
+    """Name of the evaluation."""
+    sets: list[AskedSet]
+    config: dict[str, Any]
+    """The fields of the evaluation's ``Config``, resolved."""
+    seed: int
+    device_kind: str
+    tf32: bool
+    status: Status
+    message: str | None
+    time_limit_seconds: float | None
+    values: dict[str, list[float]]
+    """Name of a quantity → its raw values, one per network, attacker or step."""
+    cost: dict[str, float | None]
+    """``seconds`` of the evaluation, and whatever else it reports of its cost: ``networks_at_once``, ``parameters``."""
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The folder of one distillation, as it was read."""
+
+    folder: Path
+    record: Record
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    """In the order of their file names."""
+
+    @property
+    def set_path(self) -> Path:
+        return self.folder / SET
+
+
+def identity(*parts: Any) -> str:
+    """8 hexadecimal digits of a hash over ``parts``, which JSON can write, and the version of the protocol."""
+    text = json.dumps([PROTOCOL_VERSION, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def new(
+    identity: str,
+    distillation: Mapping[str, Any],
+    config: Mapping[str, Any],
+    asked: Mapping[str, str],
+    provenance: Mapping[str, Any],
+) -> Record:
     """A record with nothing measured yet; its status is ``error`` until the cell says otherwise."""
     return {
         "schema": SCHEMA,
         "protocol_version": PROTOCOL_VERSION,
-        "cell": dict(cell),
+        "identity": identity,
+        "distillation": dict(distillation),
         "config": dict(config),
         "resolved": {},
+        "asked": dict(asked),
         "status": "error",
         "message": None,
-        "accuracy": {"values": [], "mean": None, "std": None, "krr_values": [], "curve": []},
+        "time_limit_seconds": None,
+        "steps": None,
         "cost": {
             "prepare_seconds": None,
             "prepare": None,
@@ -170,9 +230,8 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
             "compile_seconds": None,
             "step_seconds": [],
             "steps_per_sample": None,
+            "interleaved": None,
             "distill_seconds": None,
-            "evaluate_seconds": None,
-            "networks_at_once": None,
             "memory": {
                 "meter": None,
                 "idle_bytes": None,
@@ -191,9 +250,40 @@ def new(cell: Mapping[str, Any], config: Mapping[str, Any], provenance: Mapping[
             "peak_live_bytes": None,
             "forecast_bytes": None,
             "parameters": None,
-            "parameters_evaluated": None,
         },
         "artifact": None,
+        "snapshots": [],
+        "provenance": dict(provenance),
+    }
+
+
+def new_evaluation(
+    identity: str,
+    evaluation: str,
+    sets: Sequence[AskedSet],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    *,
+    seed: int,
+    device_kind: str,
+    tf32: bool,
+) -> EvaluationRecord:
+    """A record of an evaluation with no values yet; its status is ``error`` until the cell says otherwise."""
+    return {
+        "schema": SCHEMA,
+        "protocol_version": PROTOCOL_VERSION,
+        "identity": identity,
+        "evaluation": evaluation,
+        "sets": list(sets),
+        "config": dict(config),
+        "seed": seed,
+        "device_kind": device_kind,
+        "tf32": tf32,
+        "status": "error",
+        "message": None,
+        "time_limit_seconds": None,
+        "values": {},
+        "cost": {"seconds": None},
         "provenance": dict(provenance),
     }
 
@@ -204,8 +294,8 @@ def summarise(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def write(record: Record, path: Path) -> None:
-    """Write ``path`` in one go: whoever reads it finds the whole record or none."""
+def write(record: Record | EvaluationRecord, path: Path) -> None:
+    """Write ``path`` at once: whoever reads it sees the whole record or none."""
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
         # A file name that is no UTF-8 has lone surrogates: in JSON they are escapes.
@@ -213,43 +303,94 @@ def write(record: Record, path: Path) -> None:
 
 
 def load(path: Path) -> Record:
-    """Read and check a record.
+    """Read and check the record of a distillation.
 
     Raises UserError naming the file: NewerVersion where its schema or protocol is one of a later version, else where it
     is not a whole record.
     """
+    return cast(Record, _load(path, _problem))
+
+
+def load_evaluation(path: Path) -> EvaluationRecord:
+    """Read and check the record of an evaluation. Raises UserError as `load` does."""
+    return cast(EvaluationRecord, _load(path, _evaluation_problem))
+
+
+def _load(path: Path, problem: Callable[[Any], str | None]) -> Any:
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is no regular file")  # to read a pipe might never end
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"damaged record {path}: {error}") from error
-    if newer := _newer(found):
+    if newer := _newer(content):
         raise NewerVersion(
             f"{path} was written by a newer version of this suite ({newer}): update the suite, or take another folder"
         )
-    _complete(found)
-    if problem := _problem(found):
-        raise UserError(f"damaged record {path}: {problem}")
-    return cast(Record, found)
+    if wrong := problem(content):
+        raise UserError(f"damaged record {path}: {wrong}")
+    return content
 
 
-def refuse_newer(folder: Path) -> None:
-    """Raises NewerVersion where a record in ``folder`` is of a later version: tables made here would lack its row."""
-    for path in sorted(folder.glob("*.json")):
+def folders(root: Path) -> Iterator[Path]:
+    """The folders of distillations under ``root``, itself included, however deep, in the order of their paths.
+
+    Hidden folders are left out: a run keeps its unfinished work there.
+    """
+    for folder, inside, files in os.walk(root):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        if RECORD in files:
+            inside.clear()
+            yield Path(folder)
+
+
+def read(folder: Path) -> Distilled:
+    """The distillation in ``folder`` with its evaluations. Raises UserError where one of the files is damaged."""
+    record = load(folder / RECORD)
+    return Distilled(
+        folder, record, tuple(load_evaluation(path) for path in sorted((folder / EVALUATIONS).glob("*.json")))
+    )
+
+
+def read_all(root: Path) -> tuple[list[Distilled], list[str]]:
+    """All distillations under ``root``, and one line for each file that is damaged.
+
+    A damaged evaluation leaves the others and the distillation as they are.
+    """
+    distilled, damaged = [], []
+    for folder in folders(root):
         try:
-            load(path)
-        except NewerVersion:
-            raise
-        except UserError:
+            record = load(folder / RECORD)
+        except UserError as error:
+            damaged.append(str(error))
             continue
+        evaluations = []
+        for path in sorted((folder / EVALUATIONS).glob("*.json")):
+            try:
+                evaluations.append(load_evaluation(path))
+            except UserError as error:
+                damaged.append(str(error))
+        distilled.append(Distilled(folder, record, tuple(evaluations)))
+    return distilled, damaged
 
 
-def _newer(found: Any) -> str | None:
-    """Name what is of a later version in ``found``."""
-    if not isinstance(found, dict):
+def refuse_newer(root: Path) -> None:
+    """Raises NewerVersion where a record under ``root`` is of a later version: tables made here would lack its row."""
+    for folder in folders(root):
+        for path in (folder / RECORD, *sorted((folder / EVALUATIONS).glob("*.json"))):
+            try:
+                _load(path, lambda content: None)
+            except NewerVersion:
+                raise
+            except UserError:
+                continue
+
+
+def _newer(content: Any) -> str | None:
+    """Name what is of a later version in ``content``."""
+    if not isinstance(content, dict):
         return None
-    schema, protocol = found.get("schema"), found.get("protocol_version")
+    schema, protocol = content.get("schema"), content.get("protocol_version")
     if isinstance(schema, int) and schema > SCHEMA:
         return f"schema {schema}, and this one reads {SCHEMA}"
     if isinstance(protocol, str) and protocol.isdecimal() and int(protocol) > int(PROTOCOL_VERSION):
@@ -257,126 +398,132 @@ def _newer(found: Any) -> str | None:
     return None
 
 
-def load_all(folder: Path) -> tuple[list[Record], list[str]]:
-    """All records of ``folder`` in order of name, and one line for each file that is none."""
-    records, damaged = [], []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            records.append(load(path))
-        except UserError as error:
-            damaged.append(str(error))
-    return records, damaged
-
-
-def _complete(found: Any) -> None:
-    """Give a record of an earlier version nulls for the numbers that were not measured then.
-
-    Its configuration is the resolved one.
-    """
-    if isinstance(found, dict):
-        found.setdefault("resolved", found.get("config"))
-        found.setdefault("artifact", None)
-    cost = found.get("cost") if isinstance(found, dict) else None
-    memory = cost.get("memory") if isinstance(cost, dict) else None
-    for part, names in ((cost, LATER_COSTS), (memory, LATER_MEMORY)):
-        if isinstance(part, dict):
-            for name in names:
-                part.setdefault(name, None)
-
-
-def _problem(found: Any) -> str | None:
-    """What is wrong with ``found`` as a record; None if nothing is."""
-    if not isinstance(found, dict):
-        return "not a JSON object"
-    if found.get("schema") != SCHEMA:
-        return f"schema {found.get('schema')!r}, and this version reads {SCHEMA}"
-    template = new({}, {}, {})
-    for key, expected in template.items():
-        if key not in found:
-            return f"{key!r} is missing"
-        if isinstance(expected, dict) and not isinstance(found[key], dict):
-            return f"{key!r} is not an object"
-    if found["status"] not in get_args(Status):
-        return f"unknown status {found['status']!r}"
-    for key in ("method", "dataset", "ipc", "seed", "budget", "protocol"):
-        if key not in found["cell"]:
-            return f"cell.{key} is missing"
-    for key in ("ipc", "seed", "width", "depth", "steps", "image_size", "networks_evaluated", "evaluate_steps"):
-        value = found["cell"].get(key)
-        if not isinstance(value, int) and (key in ("ipc", "seed") or value is not None):
-            return f"cell.{key} is not a whole number"
-    threads = found["provenance"].get("threads")
-    if threads is not None and not _is_number(threads):
-        return "provenance.threads is not a number"
-    accuracy, cost, memory = found["accuracy"], found["cost"], found["cost"].get("memory")
-    if not isinstance(memory, dict):
-        return "cost.memory is not an object"
-    parts: tuple[tuple[str, dict[str, Any], Mapping[str, Any]], ...] = (
-        ("accuracy", accuracy, template["accuracy"]),
-        ("cost", cost, template["cost"]),
-        ("cost.memory", memory, template["cost"]["memory"]),
-    )
-    for name, part, expected in parts:
-        for key, default in expected.items():
-            if key not in part:
-                return f"{name}.{key} is missing"
-            if default is None and key not in WORDS and part[key] is not None and not _is_number(part[key]):
-                return f"{name}.{key} is not a number"
-    if memory["meter"] not in (None, *get_args(Meter)):
-        return f"unknown meter {memory['meter']!r}"
-    for name, values in (
-        ("accuracy.values", accuracy["values"]),
-        ("accuracy.krr_values", accuracy["krr_values"]),
-        ("cost.step_seconds", cost["step_seconds"]),
-    ):
-        if not (isinstance(values, list) and all(_is_number(value) for value in values)):
-            return f"{name} is not a list of numbers"
-    artifact = found["artifact"]
-    if artifact is not None and not (
-        isinstance(artifact, dict) and all(isinstance(artifact.get(key), str) for key in ("name", "sha256"))
-    ):
-        return "'artifact' has no name and sha256"
-    if found["status"] == "ok" and not accuracy["values"] and found["cell"]["budget"] != "cost":
-        return "status ok without accuracies"
-    return _out_of_range(found)
-
+# --- what a whole record is -------------------------------------------------------------------------------------------
 
 LARGEST = 1e300
 """Numbers are smaller, so that sums of them are finite."""
 DEEPEST = 100
 """Levels of nesting in a record."""
+TEXTS = ("method", "dataset", "network", "norm", "preprocess", "device_kind", "dtype", "data_fingerprint")
+WHOLE_NUMBERS = ("ipc", "seed", "width", "depth")
+"""Fields of a distillation that are texts, and that are whole numbers of at least 0."""
+WORDS = ("meter", "busy", "missing", "prepare", "interleaved")
+"""Fields of the cost that are texts, where they are not null."""
 
 
-def _out_of_range(found: Mapping[str, Any]) -> str | None:
-    """Name a value that nothing measured can have: accuracies are fractions, and no cost is below zero."""
-    if not _is_shallow(found):
-        return f"nested more than {DEEPEST} levels deep"
-    texts = {f"cell.{name}": found["cell"][name] for name in ("method", "dataset", "budget", "protocol")}
-    texts |= {"protocol_version": found["protocol_version"], "message": found["message"] or ""}
-    texts["provenance.device"] = found["provenance"].get("device") or ""
-    if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
-        return f"{wrong[0]} is not a text"
-    accuracy, cost, curve = found["accuracy"], found["cost"], found["accuracy"]["curve"]
-    if not isinstance(curve, list) or not all(
-        isinstance(point, dict)
-        and isinstance(point.get("values"), list)
-        and all(map(_is_number, (point.get("step"), point.get("seconds"), *point["values"])))
-        for point in curve
-    ):
-        return "accuracy.curve is not a list of points"
-    ranges = [
-        *((f"accuracy.{name}", accuracy[name], 1.0) for name in ("values", "krr_values", "mean", "std")),
-        *(("accuracy.curve", point["values"], 1.0) for point in curve),
-        *(("accuracy.curve", [point["step"], point["seconds"]], math.inf) for point in curve),
-        *((f"cell.{name}", found["cell"][name], math.inf) for name in ("ipc", "seed")),
-        *((f"cost.{name}", value, math.inf) for name, value in cost.items()),
-        *((f"cost.memory.{name}", value, math.inf) for name, value in cost["memory"].items()),
-    ]
-    for name, value, largest in ranges:
-        numbers = [number for number in (value if isinstance(value, list) else [value]) if _is_number(number)]
-        if any(not 0 <= number <= largest for number in numbers):
-            return f"{name} is out of range"
+def _problem(content: Any) -> str | None:
+    """What is wrong with ``content`` as the record of a distillation; None if nothing is."""
+    template = new("", {}, {}, {}, {})
+    if problem := _outline_problem(content, template):
+        return problem
+    distillation, cost = content["distillation"], content["cost"]
+    for key in (*TEXTS, *WHOLE_NUMBERS):
+        if key not in distillation:
+            return f"distillation.{key} is missing"
+    for key in TEXTS:
+        if not isinstance(distillation[key], str):
+            return f"distillation.{key} is not a text"
+    for key in (*WHOLE_NUMBERS, "steps", "image_size"):
+        value = distillation.get(key)
+        if not _is_count(value) and (key in WHOLE_NUMBERS or value is not None):
+            return f"distillation.{key} is not a whole number"
+    for key in ("budget", "protocol"):
+        if not isinstance(content["asked"].get(key), str):
+            return f"asked.{key} is not a text"
+    if not isinstance(cost.get("memory"), dict):
+        return "cost.memory is not an object"
+    parts = (("cost", cost, template["cost"]), ("cost.memory", cost["memory"], template["cost"]["memory"]))
+    for name, part, expected in cast(Any, parts):
+        for key, default in expected.items():
+            if key not in part:
+                return f"{name}.{key} is missing"
+            value = part[key]
+            if default is None and value is not None:
+                if key in WORDS and not isinstance(value, str):
+                    return f"{name}.{key} is not a text"
+                if key not in WORDS and not _is_number(value):
+                    return f"{name}.{key} is not a number"
+            if _is_number(value) and value < 0:
+                return f"{name}.{key} is out of range"
+    if cost["memory"]["meter"] not in (None, *get_args(Meter)):
+        return f"unknown meter {cost['memory']['meter']!r}"
+    if not _are_numbers(cost["step_seconds"], math.inf):
+        return "cost.step_seconds is not a list of numbers of at least 0"
+    if content["artifact"] is not None and not _is_artifact(content["artifact"]):
+        return "'artifact' has no name and sha256"
+    for snapshot in content["snapshots"]:
+        if not (_is_artifact(snapshot) and _is_count(snapshot.get("step")) and _is_number(snapshot.get("seconds"))):
+            return "a snapshot has no name, sha256, step and seconds"
+    if content["steps"] is not None and not _is_count(content["steps"]):
+        return "steps is not a whole number"
     return None
+
+
+def _evaluation_problem(content: Any) -> str | None:
+    """What is wrong with ``content`` as the record of an evaluation; None if nothing is."""
+    template = new_evaluation("", "", [], {}, {}, seed=0, device_kind="", tf32=False)
+    if problem := _outline_problem(content, template):
+        return problem
+    if not _is_count(content["seed"]):
+        return "seed is not a whole number"
+    for asked in content["sets"]:
+        if not isinstance(asked, dict) or not isinstance(asked.get("distillation"), str):
+            return "a set has no distillation"
+        if not (asked.get("step") is None or _is_count(asked["step"])):
+            return "the step of a set is not a whole number"
+        if not isinstance(asked.get("sha256"), str | None):
+            return "the sha256 of a set is not a text"
+    if not content["sets"]:
+        return "sets are missing"
+    for name, values in content["values"].items():
+        if not (isinstance(values, list) and all(map(_is_number, values))):
+            return f"values.{name} is not a list of numbers"
+        if "accuracy" in name and not _are_numbers(values, 1.0):
+            return f"values.{name} is out of range"
+    for name, value in content["cost"].items():
+        if value is not None and not (_is_number(value) and value >= 0):
+            return f"cost.{name} is not a number of at least 0"
+    if content["status"] == "ok" and not any(content["values"].values()):
+        return "status ok without values"
+    return None
+
+
+def _outline_problem(content: Any, template: Mapping[str, Any]) -> str | None:
+    """What both kinds of record share: the fields of ``template``, of its types, and a status."""
+    if not isinstance(content, dict):
+        return "not a JSON object"
+    if content.get("schema") != SCHEMA:
+        return f"schema {content.get('schema')!r}, and this version reads {SCHEMA}"
+    if not _is_shallow(content):
+        return f"nested more than {DEEPEST} levels deep"
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    for key, expected in template.items():
+        if key not in content:
+            return f"{key!r} is missing"
+        if type(expected) in kinds and not isinstance(content[key], type(expected)):
+            return f"{key!r} is not {kinds[type(expected)]}"
+    if content["status"] not in get_args(Status):
+        return f"unknown status {content['status']!r}"
+    if not isinstance(content["message"], str | None):
+        return "message is not a text"
+    limit, threads = content["time_limit_seconds"], content["provenance"].get("threads")
+    if not (limit is None or _is_number(limit)) or not (threads is None or _is_number(threads)):
+        return "time_limit_seconds or provenance.threads is not a number"
+    if not isinstance(content["provenance"].get("device") or "", str):
+        return "provenance.device is not a text"
+    return None
+
+
+def _is_artifact(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "sha256"))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
+def _are_numbers(values: Any, largest: float) -> bool:
+    return isinstance(values, list) and all(_is_number(value) and 0 <= value <= largest for value in values)
 
 
 def _is_shallow(value: object) -> bool:
@@ -393,73 +540,3 @@ def _parts(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
-
-
-def provenance(
-    command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
-) -> dict[str, Any]:
-    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
-    return {
-        **_commit(),
-        "command": command,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "threads": None,
-        "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
-        "driver": None,
-        "cuda": None,
-        "torch": _version("torch"),
-        "torchvision": _version("torchvision"),
-        "frepo_bench": _version("frepo-bench"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "data_fingerprint": fingerprint,
-    }
-
-
-def cpu_name() -> str:
-    """The processor as it names itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def device_name(device: str) -> str:
-    """The name of the processor or of the GPU ``device`` (``cuda`` or ``cuda:N``)."""
-    if not device.startswith("cuda"):
-        return cpu_name()
-    import torch
-
-    return torch.cuda.get_device_name(device)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> dict[str, Any]:
-    """The commit of this working tree and whether the code differs from it; nulls where there is no repository.
-
-    A new method that is not committed counts as a difference; results and documents do not.
-    """
-    here = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != here:
-            return {"commit": None, "dirty": None}  # installed inside somebody else's repository
-        changed = git("status", "--porcelain", "--untracked-files=all", "--", "benchmarks", "methods", "harness")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}

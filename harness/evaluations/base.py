@@ -1,0 +1,87 @@
+"""The interface of an evaluation: one question asked of one distilled set, or of several."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from benchmarks.datasets import Benchmark
+from benchmarks.errors import UserError
+from methods.base import Synthetic
+
+Progress = Callable[[int, int], None]
+"""``progress(done, total)``, in units of the evaluation's own."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How tables and figures show the values of one name."""
+
+    title: str
+    """The column, with its unit: ``accuracy (%)``."""
+    percent: bool = True
+    """Whether values are fractions, shown times 100."""
+    against: str | None = None
+    """None: the values repeat one measurement, so a table shows mean ± sample standard deviation. Else they are a
+    series, and this is the label of the axis that they are drawn against, from 1 on; a table shows the last one."""
+    drawn: bool = True
+    """Whether a figure shows it, method beside method."""
+
+
+class Evaluation(ABC):
+    """One question; a file of this package holds exactly one.
+
+    ``Config`` is resolved like that of a method: the defaults, the budget, the command line.
+    """
+
+    Config: ClassVar[type[Any]]
+    """Frozen dataclass; its fields are options of the command line, ``--NAME.FIELD``. One that trains networks inherits
+    from `harness.evaluations.training.Training`."""
+    quantities: ClassVar[Mapping[str, Quantity]]
+    """Everything that ``run`` may return, in the order of the columns."""
+    sets: ClassVar[Literal["one", "sequence"]] = "one"
+    """Whether it asks about one set or about several."""
+    grows: ClassVar[str | None] = None
+    """The field of ``Config`` that counts the values, if there is one. It is no part of the identity: asking for more
+    computes those that are missing."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.cost: dict[str, float] = {}
+        """Numbers that ``run`` adds to the record's cost, beside the seconds."""
+
+    @abstractmethod
+    def run(
+        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+    ) -> Mapping[str, list[float]]:
+        """Raw values by name, one per network, attacker or step.
+
+        ``sets``: on the device and in the space of the images of ``benchmark``, whose test images answer the question.
+        ``seed``: of the distillation; what is drawn depends on it and on an index, never on the method, so that
+        comparisons are paired. ``begin``: how many values are there already, where the evaluation grows; they are
+        computed from that index on.
+
+        Raises Untrainable where a set cannot answer the question.
+        """
+
+
+class Untrainable(Exception):
+    """A set from which no network can be trained; the evaluation is recorded as diverged."""
+
+
+def check_class(evaluation: type[Evaluation], shown: str) -> None:
+    """Raises UserError where ``evaluation``, called ``shown``, does not keep to the interface."""
+    config = getattr(evaluation, "Config", None)
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise UserError(f"{shown}: Config must be a frozen dataclass")
+    quantities = getattr(evaluation, "quantities", None)
+    if not isinstance(quantities, Mapping) or not all(isinstance(q, Quantity) for q in quantities.values()):
+        raise UserError(f"{shown}: quantities must map each name of a value to a Quantity")
+    fields = {field.name for field in dataclasses.fields(config)}
+    if evaluation.grows is not None and evaluation.grows not in fields:
+        raise UserError(f"{shown}: grows is {evaluation.grows!r}, which is no field of its Config")
+    if evaluation.sets not in ("one", "sequence"):
+        raise UserError(f"{shown}: sets is {evaluation.sets!r}; it must be 'one' or 'sequence'")

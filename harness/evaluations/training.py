@@ -1,0 +1,206 @@
+"""Evaluations that train fresh networks on a distilled set by a protocol's recipe, and test each of them.
+
+Which networks, and the order and augmentation of what they see, depend on the distillation's seed and the network's
+index and never on the method, so that comparisons are paired. The network of the last step is tested, never the best on
+the test set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmarks.datasets import Benchmark
+from benchmarks.errors import UserError
+from benchmarks.networks import Network, NetworkSpec
+from benchmarks.protocols import PROTOCOLS, Protocol
+from benchmarks.task import generator_for
+from benchmarks.training import train_together
+from harness.evaluations.base import Evaluation, Progress, Untrainable
+from harness.measure.clock import Clock
+from methods.base import Synthetic
+
+TRIAL_WARMUP, TRIAL_STEPS = 2, 5
+"""Steps before the clock is read, and steps that are timed, to choose how many networks train at a time."""
+ONE_AT_A_TIME = ("cpu",)
+"""Devices that one network fills: on two cores three networks together took longer than one after the other, except
+with ten images (``benchmarks/speed`` compares)."""
+TRIED_FROM = 200
+"""Steps of a network from which the trial is a small part of the work."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained on a set."""
+
+    protocol: str = "native"
+    """The recipe: that of each method's paper (``native``), ``common``, or the name of any other."""
+    network: str | None = None
+    """None: the network that distilled under ``native``, else the protocol's."""
+    width: int | None = None
+    """Channels of the first block. None: those of the network that distilled."""
+    depth: int | None = None
+    """Blocks. None: those of the network that distilled, or by image size for another network."""
+    steps: int | None = None
+    """At most so many optimiser steps for each network; the schedule shrinks with them. None: the recipe's."""
+    networks: int = 5
+    """Networks that are trained, each from its own initial weights."""
+    networks_at_once: int | None = None
+    """Networks that are trained at a time, which moves accuracies by rounding alone. None: as is fastest."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value out of range."""
+        for name in ("width", "depth", "steps", "networks", "networks_at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+class NetworkEvaluation(Evaluation):
+    """An evaluation that trains fresh networks on one set and tests each."""
+
+    Config = Training
+    sets = "one"
+    grows: ClassVar[str | None] = "networks"
+
+    config: Training
+
+    @abstractmethod
+    def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
+        """Values of one trained ``network``, one for each quantity that applies."""
+
+    def run(
+        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+    ) -> Mapping[str, list[float]]:
+        """Train networks ``begin`` to ``config.networks`` − 1, and test each.
+
+        Raises Untrainable where the recipe uses a learned step size that is below 0.
+        """
+        (synthetic,) = sets
+        protocol = PROTOCOLS[self.config.protocol]
+        if protocol.recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
+            raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
+        values: dict[str, list[float]] = {}
+        for network in self._trained(synthetic, benchmark, protocol, seed, progress, begin):
+            for name, value in self.test(network, synthetic, benchmark).items():
+                values.setdefault(name, []).append(value)
+        return values
+
+    def _trained(
+        self,
+        synthetic: Synthetic,
+        benchmark: Benchmark,
+        protocol: Protocol,
+        seed: int,
+        progress: Progress,
+        begin: int,
+    ) -> Iterator[Network]:
+        config, spec = self.config, network_spec(benchmark, self.config)
+        count = config.networks - begin
+
+        def train(seed: int | str, indices: Iterable[int], steps: int | None, shown: Progress | None) -> list[Network]:
+            return trained_networks(
+                spec, synthetic, benchmark, protocol, seed, indices, max_steps=steps, progress=shown
+            )
+
+        at_once = config.networks_at_once or _networks_at_once(train, synthetic, protocol, count, config.steps)
+        self.cost |= {"networks_at_once": at_once, "parameters": spec.parameters()}
+        for first in range(0, count, at_once):
+            done = range(first, min(first + at_once, count))
+            yield from train(seed, [begin + index for index in done], config.steps, _shifted(progress, done, count))
+
+
+def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
+    """The network that is trained, by a ``config`` that names its protocol; with the norm that the protocol tests with.
+
+    Raises UserError for a network that does not exist or does not fit the images.
+    """
+    name = config.network or benchmark.spec.name
+    return dataclasses.replace(
+        benchmark.spec,
+        name=name,
+        width=config.width or benchmark.spec.width,
+        depth=config.depth or (benchmark.spec.depth if name == benchmark.spec.name else None),
+        norm=PROTOCOLS[config.protocol].test_norm,
+    )
+
+
+def trained_networks(
+    spec: NetworkSpec,
+    synthetic: Synthetic,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    seed: int | str,
+    indices: Iterable[int],
+    *,
+    max_steps: int | None = None,
+    progress: Progress | None = None,
+) -> list[Network]:
+    """The networks ``indices`` of ``seed``, trained together on the synthetic set by the recipe of ``protocol``.
+
+    ``max_steps`` shortens the recipe. ``progress(done, total)`` counts the training steps of one network.
+    """
+    device, dtype = synthetic.images.device, synthetic.images.dtype
+    indices = list(indices)
+    networks = [
+        spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
+    ]
+    train_together(
+        networks,
+        synthetic.images,
+        synthetic.labels,
+        synthetic.label_space,
+        protocol.recipe,
+        flip=protocol.recipe.flip(benchmark.flip, benchmark.name),
+        generators=[generator_for("evaluation", seed, index) for index in indices],
+        lr=synthetic.lr,
+        max_steps=max_steps,
+        progress=progress,
+    )
+    return networks
+
+
+def _networks_at_once(
+    train: Callable[[int | str, Iterable[int], int | None, Progress | None], list[Network]],
+    synthetic: Synthetic,
+    protocol: Protocol,
+    networks: int,
+    max_steps: int | None,
+) -> int:
+    """How many of ``networks`` are best trained at a time: 1 or all, whichever takes less time on this device.
+
+    On a GPU both ways are tried, with networks and generators that are thrown away. Nothing is tried on a CPU, which
+    would lose the same bits from run to run for little, nor where there is little to gain: for one network, or few
+    steps.
+    """
+    steps = protocol.recipe.steps(len(synthetic.images))
+    few = networks == 1 or min(steps, max_steps or steps) < TRIED_FROM
+    if few or synthetic.images.device.type in ONE_AT_A_TIME:
+        return 1
+    clock = Clock(synthetic.images.device)
+
+    def seconds(count: int) -> float:
+        """Seconds of the timed steps with ``count`` networks at a time."""
+        readings = []
+
+        def progress(done: int, steps: int) -> None:
+            if done in (TRIAL_WARMUP, steps):
+                readings.append(clock.read())
+
+        train("trial", range(count), TRIAL_WARMUP + TRIAL_STEPS, progress)
+        return readings[1] - readings[0]
+
+    try:
+        return networks if seconds(networks) < networks * seconds(1) else 1
+    except torch.OutOfMemoryError:  # of all together: a single one is what every evaluation needs
+        return 1
+
+
+def _shifted(progress: Progress, indices: range, networks: int) -> Progress:
+    """``progress`` of the networks ``indices`` as progress over all of them."""
+    return lambda done, steps: progress(indices.start * steps + len(indices) * done, networks * steps)

@@ -1,0 +1,88 @@
+"""What a number was measured with: code, versions, machine, environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "TORCH_", "PYTORCH_", "CUBLAS_", "CUDNN_"),
+    *("NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
+)
+"""Beginnings of the environment variables that can move a number: threads, kernels, allocators."""
+
+
+def provenance(
+    command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
+    return {
+        **_commit(),
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "threads": None,
+        "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
+        "driver": None,
+        "cuda": None,
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "frepo_bench": _version("frepo-bench"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "data_fingerprint": fingerprint,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as it names itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """The name of the processor or of the GPU ``device`` (``cuda`` or ``cuda:N``)."""
+    if not device.startswith("cuda"):
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of this working tree and whether the code differs from it; nulls where there is no repository.
+
+    A new method that is not committed counts as a difference; results and documents do not.
+    """
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here:
+            return {"commit": None, "dirty": None}  # installed inside somebody else's repository
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", "benchmarks", "methods", "harness")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
