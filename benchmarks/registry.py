@@ -7,14 +7,12 @@ import inspect
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from benchmarks.errors import UserError, choose
 
-T = TypeVar("T")
 
-
-class Registry(Generic[T]):
+class Registry:
     """The subclasses of one base class, each in a file of its own. Listing names imports none of them."""
 
     def __init__(self, kind: str, package: str, *, others: tuple[str, ...], group: str) -> None:
@@ -29,7 +27,7 @@ class Registry(Generic[T]):
         """The names of all plugins, built-in and installed, sorted."""
         return sorted(self._builtin() | self._installed().keys())
 
-    def get(self, name: str, base: type[T], check: Callable[[type[T], str], None] = lambda plugin, shown: None) -> Any:
+    def get(self, name: str, base: type[Any], check: Callable[[Any, str], None]) -> Any:
         """The class called ``name``, a subclass of ``base``.
 
         ``check(class, shown name)`` may refuse it. Raises UserError for an unknown name (with the list and the nearest

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "frepo_bench.evaluations"
 """Entry-point group for evaluations of other packages: ``name = "package.module:Class"``."""
-_REGISTRY: Registry[Evaluation] = Registry(
-    "evaluation", "harness.evaluations", others=("base", "training"), group=ENTRY_POINTS
-)
+_REGISTRY = Registry("evaluation", "harness.evaluations", others=("base", "training"), group=ENTRY_POINTS)
 
 
 def names() -> list[str]:

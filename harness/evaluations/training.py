@@ -123,7 +123,7 @@ def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
     name = config.network or benchmark.spec.name
     return dataclasses.replace(
         benchmark.spec,
-        name=name,
+        name=name,  # type: ignore[arg-type]  (checked on construction)
         width=config.width or benchmark.spec.width,
         depth=config.depth or (benchmark.spec.depth if name == benchmark.spec.name else None),
         norm=PROTOCOLS[config.protocol].test_norm,
