@@ -142,6 +142,8 @@ class Record(TypedDict):
     cost: Cost
     artifact: Artifact | None
     """The distilled set; null where there is none."""
+    curve_points: int
+    """Points of the curve for which snapshots were taken."""
     snapshots: list[Snapshot]
     provenance: dict[str, Any]
 
@@ -179,6 +181,8 @@ class EvaluationRecord(TypedDict):
     """Name of a quantity → its raw values, one per network, attacker or step."""
     cost: dict[str, float | None]
     """``seconds`` of the evaluation, and whatever else it reports of its cost: ``networks_at_once``, ``parameters``."""
+    busy: str | None
+    """Other work that was seen on the cores meanwhile, in words; null: none, or no way to see it."""
     provenance: dict[str, Any]
 
 
@@ -252,6 +256,7 @@ def new(
             "parameters": None,
         },
         "artifact": None,
+        "curve_points": 0,
         "snapshots": [],
         "provenance": dict(provenance),
     }
@@ -284,6 +289,7 @@ def new_evaluation(
         "time_limit_seconds": None,
         "values": {},
         "cost": {"seconds": None},
+        "busy": None,
         "provenance": dict(provenance),
     }
 
@@ -454,6 +460,8 @@ def _problem(content: Any) -> str | None:
     for snapshot in content["snapshots"]:
         if not (_is_artifact(snapshot) and _is_count(snapshot.get("step")) and _is_number(snapshot.get("seconds"))):
             return "a snapshot has no name, sha256, step and seconds"
+    if not _is_count(content["curve_points"]):
+        return "curve_points is not a whole number"
     if content["steps"] is not None and not _is_count(content["steps"]):
         return "steps is not a whole number"
     return None
@@ -480,6 +488,8 @@ def _evaluation_problem(content: Any) -> str | None:
             return f"values.{name} is not a list of numbers"
         if "accuracy" in name and not _are_numbers(values, 1.0):
             return f"values.{name} is out of range"
+    if not isinstance(content["busy"], str | None):
+        return "busy is not a text"
     for name, value in content["cost"].items():
         if value is not None and not (_is_number(value) and value >= 0):
             return f"cost.{name} is not a number of at least 0"
