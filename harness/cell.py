@@ -29,6 +29,7 @@ from harness.distil import Diverged, check_set, distil, say
 from harness.evaluations.base import Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, time_limit
 from harness.measure.clock import Clock
+from harness.measure.forecast import forecast_bytes
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import driver_version
@@ -47,7 +48,6 @@ from harness.records.record import (
     SNAPSHOTS,
     EvaluationRecord,
     Record,
-    summarise,
 )
 from methods.base import Synthetic
 from methods.checks import NotFinite
@@ -101,8 +101,10 @@ class _Cell:
         written = record.new(job.identity, distillation.to_dict(), job.config, job.asked, self._provenance())
         written["curve_points"] = job.curve_points
         _remove(*(job.path / name for name in (SET, PICTURE, LOG, EVENTS, SNAPSHOTS)))
-        with self._outcome(written, job.path / RECORD):
+        with self._outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
             if distillation.method != WHOLE_DATA:
+                # At the end, when everything is measured, however that went.
+                stack.callback(lambda: written["cost"].update(forecast_bytes=forecast_bytes(job)))
                 synthetic = distil(job, written, self.benchmark, self.clock, self.meter)
                 with contextlib.suppress(NotFinite):  # a cell whose cost alone is asked for may end so
                     check_set(synthetic, "the set", job, self.benchmark.task)
@@ -152,8 +154,6 @@ class _Cell:
                     name: [*numbers, *written["values"].get(name, [])] for name, numbers in earlier["values"].items()
                 }
                 written["cost"]["seconds"] = seconds + (earlier["cost"]["seconds"] or 0.0)
-        if written["status"] == "ok" and ask.asked["step"] is None:
-            say(f"{question.evaluation}: {_shown(evaluations.get(question.evaluation), written)}")
         return written
 
     def _set(self, ask: Ask) -> Synthetic:
@@ -239,19 +239,6 @@ class _Progress:
     def close(self) -> None:
         if self._shown is not None:
             self._shown.close()
-
-
-def _shown(evaluation: Any, written: EvaluationRecord) -> str:
-    """The values in words: ``accuracy (%) 93.21 ± 0.40 (3)``."""
-    parts = []
-    for name, numbers in written["values"].items():
-        quantity = evaluation.quantities[name]
-        scale = 100 if quantity.percent else 1
-        mean, std = summarise(numbers) if quantity.against is None else (numbers[-1], None)
-        assert mean is not None
-        spread = "" if std is None else f" ± {scale * std:.2f}"
-        parts.append(f"{quantity.title} {scale * mean:.2f}{spread}, n = {len(numbers)}")
-    return "; ".join(parts)
 
 
 def _same_machine(earlier: EvaluationRecord, written: EvaluationRecord) -> bool:

@@ -89,7 +89,6 @@ class _Distilling:
 
     def run(self) -> Synthetic:
         distillation, cost, device = self.job.distillation, self.record["cost"], self.benchmark.task.device
-        cost["forecast_bytes"] = self.job.forecast_bytes
         cost["prepare"] = "reduced" if self.job.reduced else None
         cost["parameters"] = self.benchmark.spec.parameters()
         if not self.method_class.iterative:

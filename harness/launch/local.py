@@ -92,6 +92,8 @@ def _fail(job: Job, status: Status, message: str) -> None:
     """Write what became of ``job`` where its process could not: into the first record that it still had to make."""
     import torch
 
+    from harness.measure.forecast import forecast_bytes
+
     known = provenance(
         job.command,
         device=device_name(job.device),
@@ -104,7 +106,7 @@ def _fail(job: Job, status: Status, message: str) -> None:
     distilled = existing(job)
     if distilled is None or reason_to_distil(job, distilled) is not None:
         failed = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, known)
-        failed["cost"]["forecast_bytes"] = job.forecast_bytes
+        failed["cost"]["forecast_bytes"] = forecast_bytes(job)
         path = job.path / RECORD
     elif ask := next(asks(job, distilled), None):
         failed = record.new_evaluation(

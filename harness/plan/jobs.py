@@ -121,8 +121,6 @@ class Job:
     """No part of an identity: a result that a limit did not stop is the same without it."""
     force: bool = False
     """Whether questions are answered again that have an answer."""
-    forecast_bytes: int | None = None
-    """Peak of live tensors as forecast, for the record."""
 
     @property
     def identity(self) -> str:
