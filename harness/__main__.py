@@ -26,7 +26,7 @@ COMMANDS = {
     "list": Command("harness.run", "methods, data sets, networks, protocols, budgets, experiments", ("--list",)),
     "report": Command("harness.report", "make the tables of a folder of records again"),
     "figures": Command("harness.figures", "draw the figures of a folder of records, and fit exponents"),
-    "evaluate": Command("harness.evaluate_set", "test a distilled set that is there already"),
+    "evaluate": Command("harness.evaluate", "ask questions of distilled sets that are there already"),
     "regress": Command("harness.regress", "compare two folders of records: is anything worse?"),
 }
 

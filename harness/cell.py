@@ -104,7 +104,7 @@ class _Cell:
         with self._outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
             if distillation.method != WHOLE_DATA:
                 # At the end, when everything is measured, however that went.
-                stack.callback(lambda: written["cost"].update(forecast_bytes=forecast_bytes(job)))
+                stack.callback(lambda: written["cost"].__setitem__("forecast_bytes", forecast_bytes(job)))
                 synthetic = distil(job, written, self.benchmark, self.clock, self.meter)
                 with contextlib.suppress(NotFinite):  # a cell whose cost alone is asked for may end so
                     check_set(synthetic, "the set", job, self.benchmark.task)

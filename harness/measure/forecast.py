@@ -57,7 +57,7 @@ def forecast(job: Job) -> Counters:
 
 
 def forecast_bytes(job: Job) -> int | None:
-    """Peak of live tensors in the cell of ``job``; None where memory is not what is asked, and where nobody can tell."""
+    """Peak of live tensors in the cell of ``job``; None where memory is not asked for, or unknown."""
     distillation = job.distillation
     if distillation.memory_limit_bytes is None and not distillation.cost_only:
         return None
