@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
 import random
 import sys
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,35 +218,23 @@ def test_a_mistake_is_seen(check: Check, says: str, changes: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("docstring", "line", "says"),
     [
-        ("Somebody, A paper, 2020.", "from methods import _unroll, base", None),
-        ("Somebody, A paper, 2020.", "from .part import x", None),
-        ("A method that nobody published.", "", "begin with its paper"),
-        ("", "", "begin with its paper"),
-        ("Somebody, A paper, 2020.", "import harness.cell", "imports harness.cell; a method knows no harness"),
-        ("Somebody, A paper, 2020.", "import methods", "imports methods; a method imports no other"),
-        ("Somebody, A paper, 2020.", "from methods.dsa import match_loss", "no other method"),
-        ("Somebody, A paper, 2020.", "import methods.dsa", "no other method"),
-        ("Somebody, A paper, 2020.", "def f():\n    import logging", "writes no log"),
-        ("Somebody, A paper, 2020.", "from time import perf_counter", "no clock"),
-        ("Somebody, A paper, 2020.", "def f(x):\n    print(x)", "calls print; a method writes no log"),
-        ("Somebody, A paper, 2020.", "def f(x):\n    import torch\n    torch.save(x, 'x')", "no disk"),
+        ("A paper, 2020.", "from methods import _unroll, base", None),
+        ("A paper, 2020.", "from .part import x", None),
+        ("A method that nobody published.", "", "does not begin with its paper"),
+        (None, "", "does not begin with its paper"),
+        ("A paper, 2020.", "import harness.cell", "imports harness.cell; a method knows no harness"),
+        ("A paper, 2020.", "import methods", "imports methods; a method imports no other method"),
+        ("A paper, 2020.", "from methods.dsa import DSA", "imports methods.dsa.DSA; a method imports no other method"),
+        ("A paper, 2020.", "def f(x):\n    print(x)", "calls print; a method writes no log"),
+        ("A paper, 2020.", "torch.save(x, 'x')", "calls torch.save; a method touches no disk"),
     ],
 )
 def test_the_source_of_a_method(
-    docstring: str, line: str, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    docstring: str | None, line: str, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "planted"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "part.py").write_text("x = 1")
-    source = f'"""{docstring}"""\nfrom methods.base import Method\n{line}\nclass Planted(Method):\n    pass\n'
-    (package / "method.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("planted", "planted.method", "planted.part"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    method = importlib.import_module("planted.method").Planted
-    if says is None:
-        checks.check_source("planted", method)
-    else:
-        with pytest.raises(UserError, match=f"^planted: the file .*{says}"):
-            checks.check_source("planted", method)
+    module = types.ModuleType("package.method", docstring)
+    module.__package__, module.__file__ = "package", str(tmp_path / "method.py")
+    (tmp_path / "method.py").write_text(f"{line}\n")
+    monkeypatch.setitem(sys.modules, "package.method", module)
+    with contextlib.nullcontext() if says is None else pytest.raises(UserError, match=f"^mine: the file {says}"):
+        checks.check_source("mine", type("Mine", (Sound,), {"__module__": "package.method"}))
