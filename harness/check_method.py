@@ -6,7 +6,6 @@ passes, 1 one fails, 2 there is no such method.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import traceback
@@ -37,11 +36,9 @@ def _main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("name", metavar="NAME", help="a file of methods/, or an entry point of an installed package")
     name = choose("method", parser.parse(arguments).name, methods.names())
 
-    import torch
-
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the task is too small for more
     from methods.checks import CHECKS
 
-    torch.set_num_threads(1)  # the task is tiny
     try:
         method = methods.get(name)
     except UserError as error:
@@ -54,19 +51,20 @@ def _main(arguments: Sequence[str], program: str) -> int:
             check(name, method)
         except Exception as error:
             failed += 1
-            print(f"FAILED  {label:<13} {printable(_reason(error, inspect.getfile(method)))}", flush=True)
+            print(f"FAILED  {label:<13} {printable(_reason(error, sys.modules.get(method.__module__)))}", flush=True)
         else:
             print(f"ok      {label:<13} {(check.__doc__ or '').splitlines()[0]}", flush=True)
     print(f"{name}: {f'{failed} of {len(CHECKS)} checks failed' if failed else f'all {len(CHECKS)} checks pass'}")
     return 1 if failed else 0
 
 
-def _reason(error: Exception, file: str) -> str:
-    """The message of a check; of any other error its type too, and the last line of the method's ``file`` it passed."""
+def _reason(error: Exception, module: object) -> str:
+    """The message of a check; for any other error also its type, and the last line it passed in the method's module."""
     if isinstance(error, UserError):
         return str(error)
+    file = getattr(module, "__file__", "")
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    place = f" ({os.path.basename(file)}, line {lines[-1]})" if lines else ""
+    place = f" ({file}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {error}{place}"
 
 
