@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,8 @@ METHOD = blocks("python", PAGE)[0]
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """The interpreter of a fresh environment, in which packages can be installed: it has all that this process has."""
-    pytest.importorskip("pip")
-    pytest.importorskip("setuptools", "77")
+    if find_spec("pip") is None or find_spec("setuptools") is None or int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip("installing needs pip and setuptools 77 in this environment")
     venv.create(tmp_path / "venv")
     (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (packages / "these.pth").write_text("\n".join([str(ROOT), *filter(os.path.isdir, sys.path)]))
