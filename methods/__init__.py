@@ -44,14 +44,14 @@ def get(name: str) -> type[Method]:
         raise UserError(f"methods/{name}.py holds no Method: name it _{name}.py if it is not meant to be one")
     point = _installed()[name]
     try:
-        found = point.load()
+        member = point.load()
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # messages of many lines exist; ours is one
         raise UserError(f"method {name!r} ({point.value}) cannot be loaded: {reason}") from error
-    if not (inspect.isclass(found) and issubclass(found, Method)):
+    if not (inspect.isclass(member) and issubclass(member, Method)):
         raise UserError(f"method {name!r} ({point.value}) is not a subclass of methods.base.Method")
-    check_class(found, f"method {name!r} ({point.value})")
-    return found
+    check_class(member, f"method {name!r} ({point.value})")
+    return member
 
 
 def _builtin() -> set[str]:
