@@ -181,7 +181,7 @@ class _LeftOut(Exception):
 
 
 def _job_of(distilled: Distilled, request: EvaluateRequest, places: tuple[str, str, str]) -> Job:
-    """The job that asks ``distilled`` what the ``request`` asks. ``places``: device, data root, cache. Raises _LeftOut."""
+    """The job that asks what ``request`` asks. ``places``: device, data root, cache. Raises _LeftOut."""
     written = distilled.record
     distillation = Distillation(**written["distillation"])
     if written["status"] != "ok":

@@ -17,7 +17,7 @@ from benchmarks.networks import Network, NetworkSpec
 from methods import bptt
 from methods._unroll import flatten, unroll
 from methods.bptt import BPTT, BPTTConfig
-from tests.test_conformance import tiny_task
+from methods.checks import tiny_task
 
 SETTINGS: dict[str, Any] = {"unroll": 4, "batch_size": 40, "lr_init": 0.1}
 

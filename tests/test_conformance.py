@@ -22,7 +22,7 @@ from benchmarks.errors import UserError
 from benchmarks.task import Task
 from methods import checks
 from methods.base import Method, Store, Synthetic
-from methods.checks import CHECKS, CLASSES, IPC, Waiting, prepared, tiny_task  # noqa: F401  (other tests use them)
+from methods.checks import CHECKS, CLASSES
 
 Check = Callable[[str, type[Method]], None]
 

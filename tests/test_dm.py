@@ -17,8 +17,8 @@ from benchmarks.networks import Network, NetworkSpec
 from benchmarks.task import Task
 from methods import _matching, dm
 from methods._matching import sum_over_chunks
+from methods.checks import CLASSES, IPC, tiny_task
 from methods.dm import DM, DMConfig, mean_embedding_loss, mean_embeddings
-from tests.test_conformance import CLASSES, IPC, tiny_task
 from tests.test_matching import images, limit_chunks, network
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import evaluate_set, run
+from harness import evaluate, run
 from harness.__main__ import COMMANDS
 from harness.plan.experiments import BUDGETS, WIDTH, Request, check, resolve
 from tests.test_artifact import digits, saved, some_set
@@ -66,7 +66,7 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
     if arguments[1] in ("harness.report", "harness.regress", "pytest", "benchmarks.speed.compare"):
         return
     if arguments[1] == "harness.evaluate_set":
-        evaluate_set.parse(arguments[2:])
+        evaluate.parse(arguments[2:])
         return
     assert arguments[:2] == ["-m", "harness.run"]
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from methods._ntk import kernels
+from methods.checks import tiny_task
 from methods.kip import KIP, KIPConfig, kip_loss, predictor, solved_labels
-from tests.test_conformance import tiny_task
 
 
 def method(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> KIP:

@@ -24,9 +24,9 @@ from methods._matching import (
     matching_loss,
     sum_over_chunks,
 )
+from methods.checks import CLASSES, IPC, tiny_task
 from methods.dc import DC, DCConfig
 from methods.dsa import DSA, DSAConfig
-from tests.test_conformance import CLASSES, IPC, tiny_task
 
 SETTINGS: dict[str, Any] = {"outer_loop": 3, "inner_loop": 4, "batch_real": 7, "batch_train": 4}
 BOTH = pytest.mark.parametrize("cls", [DC, DSA])

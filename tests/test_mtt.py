@@ -15,8 +15,8 @@ from benchmarks.training import train_together
 from methods import mtt
 from methods._unroll import flatten, minibatches, unroll
 from methods.base import Store
+from methods.checks import tiny_task
 from methods.mtt import MTT, MTTConfig
-from tests.test_conformance import tiny_task
 
 SETTINGS: dict[str, Any] = {
     "syn_steps": 3,

@@ -14,7 +14,7 @@ from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, vico_recipe
 from benchmarks.training import Average, accuracy, half_squared_error, predict, train, train_together, warmup_cosine
-from tests.test_conformance import Waiting
+from methods.checks import Waiting
 
 SPEC = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
 PLAIN = Recipe(loss="cross_entropy", optimiser="sgd", lr=0.1, batch_size=4, shuffle=True, epochs=2)
