@@ -1,0 +1,516 @@
+"""Rows of tables: distillations that differ in nothing but the seed, with the evaluations of their sets by one recipe.
+
+The distillations of a row agree in everything that was asked for and in what they were measured with. A set that was
+evaluated by two recipes stands in two rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.errors import UserError
+from harness import evaluations
+from harness.records.record import Distilled, EvaluationRecord, Record
+
+if TYPE_CHECKING:
+    from harness.evaluations.base import Evaluation
+
+METERS = {
+    "nvml": ("device_bytes", "peak GPU memory, NVML (MiB)"),
+    "torch": ("allocated_bytes", "peak GPU memory, allocated by torch (MiB)"),
+    "host_rss": ("host_rss_bytes", "peak host RSS above baseline (MiB)"),
+}
+"""Meter → the number of the record it gives, and the column that shows it."""
+LISTED = ("python", "torchvision", "frepo_bench", "platform", "commit", "dirty")
+"""Fields of the provenance in which the records of a row may differ; the caption lists all that there were."""
+IMMATERIAL = {
+    "command": "how the cell was asked for: what it asked for is in the distillation and the configuration",
+    "started": "when it began",
+    "data_fingerprint": "the distillation has it",
+    "files": "their SHA-256 are in the configuration, and a note names them",
+    "class_order": "the configuration has another order than ours",
+    "doubts": "they follow from the set and the data, and a note has them",
+    "device": "tables hold one",
+}
+"""Fields of the provenance that do not tell rows apart, and why. Every other field does, an unknown one as well."""
+ACCURACY = "accuracy"
+"""The evaluation whose configuration is a recipe as a whole, and the name of its first quantity."""
+RECIPE = ("protocol", "network", "width", "depth", "steps")
+"""Fields of an evaluation's configuration that say how networks are trained: evaluations that agree share a row."""
+COUNTS = ("networks", "networks_at_once")
+"""Fields of an evaluation's configuration in which the evaluations of a row may differ."""
+ALIKE = ("image_size", "preprocess", "dtype")
+"""Fields of a distillation in which sets must agree, beside their task and recipe, to have been tested alike."""
+CEILING = "whole_data"
+"""The method that distils nothing: networks are trained on all real images."""
+OURS = "frepo"
+"""The method that ratios are taken to."""
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The synthetic sets of several seeds after the same share of their steps."""
+
+    step: float
+    """Mean over the seeds, as ``seconds`` of distilling is."""
+    seconds: float
+    values: tuple[float, ...]
+    """Test accuracies over networks and seeds."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """An evaluation of a set of one distillation."""
+
+    record: EvaluationRecord
+    step: int | None
+    """The set after so many steps; None: the last one."""
+    own: str
+    """JSON of the fields of its configuration that are neither part of a recipe nor counts."""
+
+    def values(self, quantity: str) -> list[float]:
+        """The raw values, of an evaluation that ended well."""
+        return self.record["values"].get(quantity, []) if self.record["status"] == "ok" else []
+
+
+@dataclass(frozen=True)
+class Member:
+    """A distillation, and what one recipe says of its set."""
+
+    record: Record
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How networks were trained, and on which kind of device; empty where no recipe was asked for."""
+    evaluated_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Circumstances of the evaluations that are not those of the distillation."""
+    results: tuple[Result, ...] = ()
+
+    def last(self, evaluation: str, own: str = "{}") -> list[Result]:
+        """Evaluations of the last set."""
+        return [r for r in self.results if (r.record["evaluation"], r.own, r.step) == (evaluation, own, None)]
+
+    @property
+    def values(self) -> list[float]:
+        """Test accuracies of the last set."""
+        return [value for result in self.last(ACCURACY) for value in result.values(ACCURACY)]
+
+    @property
+    def status(self) -> str:
+        """How the distillation ended, or where that went well, its evaluation."""
+        tested = [result.record["status"] for result in self.last(ACCURACY) if result.record["status"] != "ok"]
+        return self.record["status"] if self.record["status"] != "ok" else next(iter(tested), "ok")
+
+    @property
+    def points(self) -> list[CurvePoint]:
+        """The curve from the snapshots to the last set. A point has no values where its set could not be tested."""
+        record, values = self.record, dict[int, list[float]]()
+        for result in self.results:
+            if result.record["evaluation"] == ACCURACY and result.step is not None:
+                values.setdefault(result.step, []).extend(result.values(ACCURACY))
+        steps, seconds = record["steps"], record["cost"]["distill_seconds"]
+        if steps is None or seconds is None or not values or not self.values:
+            return []
+        snapshots = sorted((s["step"], s["seconds"]) for s in record["snapshots"] if s["step"] < steps)
+        points = [CurvePoint(step, after, tuple(values.get(step, ()))) for step, after in snapshots]
+        return [*points, CurvePoint(steps, seconds, tuple(self.values))]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The distillations of a row, a seed each."""
+
+    members: tuple[Member, ...]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return tuple(member.record for member in self.members)
+
+    @property
+    def distillation(self) -> dict[str, Any]:
+        return self.records[0]["distillation"]
+
+    @property
+    def method(self) -> str:
+        return str(self.distillation["method"])
+
+    @property
+    def ceiling(self) -> bool:
+        """Whether the networks were trained on all real images."""
+        return self.method == CEILING
+
+    @property
+    def ipc(self) -> str:
+        """Images per class, in words."""
+        return "all" if self.ceiling else str(self.distillation["ipc"])
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return next((member.recipe for member in self.members if member.recipe), {})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Everything that was asked of the distillation, the seed apart, flat."""
+        flat = {**{f"config.{k}": v for k, v in self.records[0]["config"].items()}, **self.distillation}
+        return {name: value for name, value in flat.items() if name != "seed"}
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The same, and the recipe of the evaluation."""
+        return {**self.asked, **{f"evaluation.{name}": value for name, value in self.recipe.items()}}
+
+    @property
+    def distilled_with(self) -> dict[str, Any]:
+        """What the cost was measured with, flat and without nulls: threads, torch, environment, meter, …
+
+        Among it are the methods whose steps were taken by turns, and whether less was prepared than is needed.
+        """
+        flat = {name: value for r in self.records for name, value in circumstances(r["provenance"]).items()}
+        costs = [r["cost"] for r in self.records]
+        parts: dict[str, list[str | None]] = {
+            "meter": [cost["memory"]["meter"] for cost in costs],
+            "prepare": [cost["prepare"] for cost in costs],
+            "interleaved": [cost["interleaved"] for cost in costs],
+        }
+        return flat | {name: next(filter(None, values)) for name, values in parts.items() if any(values)}
+
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """``distilled_with``, and what the evaluation was measured with where that differs."""
+        return self.distilled_with | {k: v for member in self.members for k, v in member.evaluated_with.items()}
+
+    @property
+    def circumstances(self) -> dict[str, Any]:
+        """``measured_with`` without the meter and what was prepared, in which cells may differ that are compared."""
+        return {name: value for name, value in self.measured_with.items() if name not in ("meter", "prepare")}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that tells the rows of a table apart, flat."""
+        return self.circumstances | self.request
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any number of a clock or a test in it."""
+        return any(
+            m.record["status"] == "ok"
+            or m.record["cost"]["step_seconds"]
+            or any(any(result.record["values"].values()) for result in m.results)
+            for m in self.members
+        )
+
+    @property
+    def device(self) -> str:
+        """What it was measured on."""
+        provenances = [m.record["provenance"] for m in self.members]
+        provenances += [result.record["provenance"] for m in self.members for result in m.results]
+        names = (provenance.get("device") for provenance in provenances)
+        return next(filter(None, names), None) or self.distillation["device_kind"] or "unknown device"
+
+    @property
+    def table(self) -> tuple[str, str, str, str]:
+        """What all rows of a table share: device, budget, native or common protocol, and the version of the code."""
+        kind = "common" if (self.recipe or self.records[0]["asked"]).get("protocol") == "common" else "native"
+        version = self.records[0]["protocol_version"]
+        tested = {r.record["protocol_version"] for m in self.members for r in m.results} - {version}
+        version += f" (evaluated by {', '.join(sorted(tested))})" if tested else ""
+        return self.device, self.records[0]["asked"]["budget"], kind, version
+
+    @property
+    def budget(self) -> str:
+        return self.table[1]
+
+    @property
+    def contest(self) -> tuple[Any, ...]:
+        """The task: data and number of images per class."""
+        return self.distillation["dataset"], self.distillation["data_fingerprint"], self.distillation["ipc"]
+
+    @property
+    def test(self) -> tuple[Any, ...]:
+        """Shared by groups that were evaluated alike. The norm of the evaluated network is the protocol's."""
+        shared = {name: self.distillation.get(name) for name in ALIKE}
+        return self.contest, json.dumps([shared, self.recipe], sort_keys=True)
+
+    @property
+    def protocol(self) -> str:
+        """The name of the recipe; where nothing was evaluated, of the one that the method's paper evaluates by."""
+        asked = self.records[0]["asked"]["protocol"]
+        if self.recipe.get("protocol") or asked != "native":
+            return str(self.recipe.get("protocol") or asked)
+        import methods
+
+        try:
+            return methods.get(self.method).PROTOCOL
+        except UserError:  # a method that is not installed here
+            return asked
+
+    @property
+    def counted(self) -> tuple[Record, ...]:
+        """The distillations that ended well; all, where none did."""
+        return tuple(r for r in self.records if r["status"] == "ok") or self.records
+
+    @property
+    def ok(self) -> int:
+        """How many distillations ended well."""
+        return sum(r["status"] == "ok" for r in self.records)
+
+    @property
+    def statuses(self) -> list[tuple[str, int]]:
+        return sorted(Counter(member.status for member in self.members).items())
+
+    @property
+    def values(self) -> list[float]:
+        """Test accuracies over networks and seeds."""
+        return [value for member in self.members for value in member.values]
+
+    @property
+    def step_seconds(self) -> list[float]:
+        return [value for r in self.counted for value in r["cost"]["step_seconds"]]
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """Operations of an iteration over the median of its seconds."""
+        operations, seconds = self.most("flops_per_step"), self.step_seconds
+        return operations / statistics.median(seconds) if operations is not None and any(seconds) else None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether accuracies were asked for."""
+        return self.budget != "cost"
+
+    @property
+    def curve(self) -> list[CurvePoint]:
+        """The points that all seeds have. Points are counted from the end: short runs lack the first ones."""
+        together = zip(*(reversed(m.points) for m in self.members if m.points), strict=False)
+        return [
+            CurvePoint(
+                statistics.fmean(point.step for point in same),
+                statistics.fmean(point.seconds for point in same),
+                tuple(value for point in same for value in point.values),
+            )
+            for same in together
+            if all(point.values for point in same)
+        ][::-1]
+
+    def costs(self, name: str) -> list[float]:
+        """A number of the cost of every distillation that has it."""
+        numbers: list[Any] = [dict(r["cost"])[name] for r in self.counted]
+        return [number for number in numbers if number is not None]
+
+    def test_costs(self, name: str) -> list[float]:
+        """A number of the cost of every evaluation of the accuracy that has it."""
+        numbers = [result.record["cost"].get(name) for m in self.members for result in m.last(ACCURACY)]
+        return [number for number in numbers if number is not None]
+
+    def most(self, name: str) -> float | None:
+        """The largest of ``costs``; None where no record has the number."""
+        return max(self.costs(name), default=None)
+
+    def peak(self, number: str, meter: str | None = None) -> int | None:
+        """The largest of a number of bytes over the seeds, of those records whose headline meter is ``meter``."""
+        memories = [dict(r["cost"]["memory"]) for r in self.counted]
+        peaks: list[Any] = [memory[number] for memory in memories if meter in (None, memory["meter"])]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    def headline(self, meter: str) -> int | None:
+        """The largest peak in bytes by ``meter``, of those records whose headline meter it is."""
+        return self.peak(METERS[meter][0], meter)
+
+    @property
+    def meters(self) -> set[str]:
+        """The headline meters."""
+        return {str(r["cost"]["memory"]["meter"]) for r in self.counted if r["cost"]["memory"]["meter"]}
+
+    @property
+    def reduced(self) -> bool:
+        """Whether less was prepared than the method needs."""
+        return any(r["cost"]["prepare"] == "reduced" for r in self.counted)
+
+
+# --- from folders to rows ---------------------------------------------------------------------------------------------
+
+
+def grouped(distilled: Iterable[Distilled]) -> list[Group]:
+    """The rows of all tables, sorted.
+
+    A distillation that no recipe was asked for, as of a seed that failed, joins every row that is otherwise its own.
+    """
+    distilled = list(distilled)
+    names = {evaluation["evaluation"] for folder in distilled for evaluation in folder.evaluations}
+    plugins = {name: plugin(name) for name in names}
+    together: dict[str, list[Group]] = {}
+    for folder in distilled:
+        for member in _members(folder, plugins):
+            alone = Group((member,))
+            together.setdefault(json.dumps([alone.table, alone.asked], sort_keys=True), []).append(alone)
+    rows = []
+    for same in together.values():
+        for part in parted(same, lambda group: group.distilled_with):
+            recipes: dict[str, list[Member]] = {}
+            for (member,) in (group.members for group in part):
+                if member.recipe:
+                    key = json.dumps([member.recipe, member.evaluated_with], sort_keys=True)
+                    recipes.setdefault(key, []).append(member)
+            without = [member for group in part for member in group.members if not member.recipe]
+            for members in recipes.values() or [[]]:
+                ordered = sorted([*members, *without], key=lambda m: m.record["distillation"]["seed"])
+                rows.append(Group(tuple(ordered)))
+    return sorted(rows, key=_order)
+
+
+def costs_only(distilled: Iterable[Distilled]) -> list[Group]:
+    """The rows that there would be without any evaluation: what distilling cost."""
+    return grouped(dataclasses.replace(folder, evaluations=()) for folder in distilled)
+
+
+def plugin(name: str) -> type[Evaluation] | None:
+    """The evaluation called ``name``; None for one that is not installed here."""
+    try:
+        return evaluations.get(name)
+    except UserError:
+        return None
+
+
+def parted(groups: Iterable[Group], known: Callable[[Group], Mapping[str, Any]]) -> list[list[Group]]:
+    """``groups`` by what is ``known`` of their measurement.
+
+    The record of a cell that was killed knows little of it and has no number: it joins those that it does not
+    contradict, where these are of one kind.
+    """
+    groups = list(groups)
+    places = {id(group): place for place, group in enumerate(groups)}
+    parts: dict[str, list[Group]] = {}
+    for group in sorted(groups, key=lambda group: (not group.measured, -len(known(group)))):
+        mine = known(group)
+        fitting = [
+            part
+            for part in parts.values()
+            if not group.measured and all(known(part[0]).get(name) == value for name, value in mine.items())
+        ]
+        own = parts.setdefault(json.dumps(mine, sort_keys=True), []) if len(fitting) != 1 else fitting[0]
+        own.append(group)
+    return [sorted(part, key=lambda group: places[id(group)]) for part in parts.values()]
+
+
+def circumstances(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance that tells rows apart, flat and without nulls: threads, torch, driver, environment, …"""
+    flat: dict[str, Any] = {}
+    for name, value in provenance.items():
+        if name not in LISTED and name not in IMMATERIAL:
+            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def variants(groups: Sequence[Group]) -> list[str]:
+    """For groups that would look the same, the settings in which they differ; for all, what they were measured with
+    where that differs."""
+    shown = ("method", "dataset", "ipc", "network", "width", "steps")
+    looks = [[group.distillation.get(name) for name in shown] for group in groups]
+    known = [group.measured_with | group.request for group in groups]
+    measured = [group.circumstances for group in groups if group.measured]
+    texts = []
+    for group, look, mine in zip(groups, looks, known, strict=True):
+        twins, own = (
+            [settings for settings, other in zip(known, looks, strict=True) if other == look],
+            group.circumstances,
+        )
+        parts = [
+            f"{name.removeprefix('config.').removeprefix('environment.')}="
+            f"{str(value)[:8] if name == 'data_fingerprint' else value}"
+            for name, value in mine.items()
+            if any(twin.get(name) != value for twin in twins)
+            or (name in own and any(other.get(name) != value for other in measured))
+        ]
+        texts.append(", ".join(parts) or NONE)
+    return texts
+
+
+def quartiles(samples: Sequence[float]) -> tuple[float, float] | None:
+    """The lower and the upper quartile; None of fewer than two samples."""
+    if len(samples) < 2:
+        return None
+    lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return lower, upper
+
+
+def _members(folder: Distilled, plugins: Mapping[str, type[Evaluation] | None]) -> list[Member]:
+    """The distillation once for every recipe by which its set was evaluated; once without, where there is none.
+
+    An evaluation without any field of a recipe belongs to all of them. What was asked of a set that is no longer there,
+    because it was distilled again, belongs to none.
+    """
+    members: list[Member] = []
+    shared: list[Result] = []
+    order = sorted(folder.evaluations, key=lambda evaluation: evaluation["evaluation"] != ACCURACY)
+    for evaluation in order:
+        steps = _steps(evaluation, folder.record)
+        if not steps:
+            continue
+        name, config = evaluation["evaluation"], evaluation["config"]
+        known = plugins[name]
+        counts = {*COUNTS, known.grows if known else None}
+        trained = [k for k in config if (k in RECIPE or name == ACCURACY) and k not in counts]
+        own = {k: v for k, v in config.items() if k not in counts and k not in trained}
+        result = Result(evaluation, steps[0], json.dumps(own, sort_keys=True))
+        if not trained:
+            shared.append(result)
+            continue
+        defaults = {k: folder.record["distillation"].get(k) for k in ("network", "width", "depth")}
+        recipe = {k: defaults.get(k) if config[k] is None else config[k] for k in trained}
+        if recipe.get("network", defaults["network"]) != defaults["network"]:
+            recipe |= {k: config[k] for k in ("depth",) if k in config}  # by image size where it is null
+        recipe |= {"device_kind": evaluation["device_kind"], "tf32": evaluation["tf32"]}
+        differing = _differing(evaluation, folder.record)
+        fitting = [
+            place
+            for place, m in enumerate(members)
+            if m.evaluated_with == differing
+            and (m.recipe == recipe or (name != ACCURACY and all(m.recipe.get(k) == v for k, v in recipe.items())))
+        ]
+        for place in fitting:
+            members[place] = dataclasses.replace(members[place], results=(*members[place].results, result))
+        if not fitting:
+            members.append(Member(folder.record, recipe, differing, (result,)))
+    members = members or [Member(folder.record)]
+    return [dataclasses.replace(member, results=(*member.results, *shared)) for member in members]
+
+
+def _steps(evaluation: EvaluationRecord, record: Record) -> list[int | None]:
+    """After how many steps the sets of ``record`` were taken that ``evaluation`` asked about; None: the last one."""
+    files: dict[int | None, Any] = {None: record["artifact"], **{s["step"]: s for s in record["snapshots"]}}
+    return [
+        asked["step"]
+        for asked in evaluation["sets"]
+        if asked["distillation"] == record["identity"]
+        and asked["step"] in files
+        and asked["sha256"] == (files[asked["step"]] or {}).get("sha256")
+    ]
+
+
+def _differing(evaluation: EvaluationRecord, record: Record) -> dict[str, Any]:
+    """Circumstances of ``evaluation`` that are not those of the distillation; a killed one knows few of them."""
+    own, others = circumstances(evaluation["provenance"]), circumstances(record["provenance"])
+    if any(evaluation["values"].values()):
+        own |= {name: "not set" for name in others.keys() - own.keys() if name.startswith("environment.")}
+    devices = [part["provenance"].get("device") for part in (evaluation, record)]
+    if all(devices):
+        own["device"], others["device"] = devices
+    return {f"evaluation.{name}": value for name, value in sorted(own.items()) if others.get(name) != value}
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    asked = group.distillation
+    return (
+        group.table,
+        asked["dataset"],
+        group.ceiling,
+        asked["ipc"],
+        asked["width"],
+        group.method,
+        json.dumps(group.settings, sort_keys=True),
+    )

@@ -1,0 +1,159 @@
+"""Tables as text: for a screen, as Markdown, LaTeX and CSV; and how numbers look in all of them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from benchmarks.errors import printable
+from harness.reports.groups import NONE
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text, made printable; ``bold`` holds the (row, column) of the best."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]]
+    notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", printable(self.caption))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def percent(mean: float | None, std: float | None) -> str:
+    """``93.0 ± 0.4`` for fractions."""
+    return NONE if mean is None else f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def number(values: Sequence[float], summary: Callable[[Sequence[float]], float], form: str) -> str:
+    return format(summary(values), form) if values else NONE
+
+
+def short(value: float | None, unit: float = 1.0) -> str:
+    """Three digits, or all before the point."""
+    return NONE if value is None else f"{value / unit:{'.3g' if value < 999.5 * unit else ',.0f'}}"
+
+
+def times(ratio: float | None) -> str:
+    return NONE if ratio is None else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def mebibytes(size: float | None) -> str:
+    """Two digits, or all before the point."""
+    return NONE if size is None else f"{size / 2**20:{'.2g' if size < 9.95 * 2**20 else ',.0f'}}"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """The different values, nulls apart: numbers in their order, then texts."""
+    texts = {str(value): value for value in values if value is not None}
+    numbers = [text for text, value in texts.items() if isinstance(value, (int, float))]
+    return ", ".join([*sorted(numbers, key=lambda text: texts[text]), *sorted(texts.keys() - set(numbers))])
+
+
+# --- renderings -------------------------------------------------------------------------------------------------------
+
+_LEFT = {"method", "setting", "data set", "network"}
+
+
+def markdown(table: Table) -> str:
+    """The caption, the table, and the notes, a paragraph each."""
+    rows = [[literal(cell) for cell in row] for row in table.rows]
+    grid = _grid(table.columns, _marked(rows, table.bold), "pipe")
+    return "\n\n".join([literal(table.caption), grid, *map(literal, table.notes)])
+
+
+def literal(text: str) -> str:
+    """``text`` for Markdown, where it shows as it is, in a table as well."""
+    return re.sub(r"([\\`*|]|<(?=[a-zA-Z/!?]))", r"\\\1", printable(text))
+
+
+def csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line for each of ``rows``; line breaks and escape codes show as in a string of Python."""
+    shown = ({printable(k): printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
+    return pd.DataFrame(shown).to_csv(index=False)
+
+
+def screen(table: Table) -> str:
+    """The same for a terminal: narrow columns, wrapped text."""
+    columns = ["\n".join(_narrow(column)) for column in table.columns]
+    texts = [textwrap.fill(text, 100) for text in (table.caption, *table.notes)]
+    grid = _grid(columns, _marked(table.rows, table.bold), "simple")
+    return "\n\n".join([texts[0], grid, "\n".join(texts[1:])]).rstrip()
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
+    align = ["left" if column.replace("\n", " ") in _LEFT else "right" for column in columns]
+    return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
+
+
+def _marked(rows: Sequence[Sequence[str]], bold: frozenset[tuple[int, int]]) -> list[list[str]]:
+    return [[f"**{cell}**" if (i, j) in bold else cell for j, cell in enumerate(row)] for i, row in enumerate(rows)]
+
+
+def _narrow(title: str) -> list[str]:
+    return textwrap.wrap(title, 10, break_long_words=False)
+
+
+TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+_TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"{{{character}}}" for character in "[*"},  # what a line break would take for its argument
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "†": r"$^\dagger$",
+    "–": "--",
+    "÷": r"$\div$",
+}
+
+
+def latex(table: Table) -> str:
+    """A floating table with the rules of booktabs, as wide as the text."""
+
+    def stack(column: str) -> str:
+        return r"\shortstack{" + r" \\ ".join(_escape(part) for part in _narrow(column)) + "}"
+
+    def line(i: int, row: Sequence[str]) -> str:
+        texts = [_escape(cell) for cell in row]
+        return " & ".join(rf"\textbf{{{t}}}" if (i, j) in table.bold else t for j, t in enumerate(texts)) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape(table.caption)}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{{''.join('l' if column in _LEFT else 'r' for column in table.columns)}}}",
+            r"\toprule",
+            " & ".join(stack(column) for column in table.columns) + r" \\",
+            r"\midrule",
+            *(line(i, row) for i, row in enumerate(table.rows)),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *(rf"\par\smallskip{{\footnotesize {_escape(note)}\par}}" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _escape(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)

@@ -1,0 +1,155 @@
+"""Folders of distillations as the harness writes them, made by hand: in memory, and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.records import record
+from harness.records.record import Distilled
+
+MIB = 2**20
+DISTILLATION = {
+    "method": "frepo",
+    "dataset": "mnist",
+    "ipc": 1,
+    "network": "convnet_doubling",
+    "width": 32,
+    "depth": 3,
+    "norm": "batch",
+    "preprocess": "standardise",
+    "seed": 0,
+    "steps": 1000,
+    "device_kind": "cpu",
+    "dtype": "float32",
+    "data_fingerprint": "0123456789abcdef",
+}
+RECIPE = {
+    **{"protocol": "frepo", "network": None, "width": None, "depth": None, "steps": None},
+    **{"networks": 5, "networks_at_once": None},
+}
+"""Configuration of the evaluation of the accuracy."""
+
+
+def made(
+    values: Sequence[float] = (0.90, 0.92),
+    *,
+    krr: Sequence[float] = (),
+    status: Any = "ok",
+    message: str | None = None,
+    meter: Any = "host_rss",
+    peak: int | None = 100 * MIB,
+    config: Mapping[str, Any] | None = None,
+    device: str = "A CPU",
+    budget: str = "quick",
+    protocol: str = "frepo",
+    evaluation: Mapping[str, Any] | None = None,
+    **distillation: Any,
+) -> Distilled:
+    """A distillation, and where there are ``values`` the evaluation of its accuracy by ``protocol``.
+
+    ``evaluation``: what its configuration has otherwise.
+    """
+    asked = {"budget": budget, "protocol": "common" if protocol == "common" else "native"}
+    fields = {**DISTILLATION, **distillation}
+    provenance = {"device": device, "torch": "2.13.0", "python": "3.11.7"}
+    name = record.identity(fields, dict(config or {}), device)
+    written = record.new(name, fields, config or {}, asked, provenance)
+    written["status"], written["message"], written["steps"] = status, message, fields["steps"]
+    cost, memory = written["cost"], written["cost"]["memory"]
+    cost["step_seconds"] = [0.010, 0.030, 0.011]
+    cost["prepare_seconds"], cost["distill_seconds"], cost["parameters"] = 2.0, 30.0, 123456
+    memory["meter"] = meter
+    memory["device_bytes" if meter == "nvml" else "host_rss_bytes"] = peak
+    if fields["method"] != "whole_data" and budget != "cost":
+        written["artifact"] = {"name": record.SET, "sha256": f"of {name}"}
+    distilled = Distilled(Path(name), written)
+    if not values:
+        return distilled
+    raw = {"accuracy": values, **({"krr_accuracy": krr} if krr else {})}
+    return evaluated(distilled, raw, protocol=protocol, **(evaluation or {}))
+
+
+def evaluated(
+    distilled: Distilled,
+    values: Mapping[str, Sequence[float]],
+    name: str = "accuracy",
+    *,
+    config: Mapping[str, Any] | None = None,
+    status: Any = "ok",
+    message: str | None = None,
+    step: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    tf32: bool = False,
+    **changes: Any,
+) -> Distilled:
+    """The same with one more evaluation, of ``step``; ``changes`` to ``config``, by default that of the accuracy."""
+    written = distilled.record
+    files: dict[int | None, Any] = {None: written["artifact"], **{s["step"]: s for s in written["snapshots"]}}
+    evaluation = record.new_evaluation(
+        "",
+        name,
+        [{"distillation": written["identity"], "step": step, "sha256": (files[step] or {}).get("sha256")}],
+        {**(RECIPE if config is None else config), **changes},
+        written["provenance"] if provenance is None else provenance,
+        seed=written["distillation"]["seed"],
+        device_kind=written["distillation"]["device_kind"],
+        tf32=tf32,
+    )
+    evaluation["values"] = {quantity: list(numbers) for quantity, numbers in values.items()}
+    evaluation["status"], evaluation["message"] = status, message
+    evaluation["cost"] = {"seconds": 7.0, "networks_at_once": 1.0, "parameters": 654321.0}
+    evaluation["identity"] = record.identity(evaluation["sets"], name, evaluation["config"], tf32)
+    return replace(distilled, evaluations=(*distilled.evaluations, evaluation))
+
+
+def cost(
+    method: str = "frepo", seconds: float = 0.1, peak: int | None = 100 * MIB, live: int = 50, **changes: Any
+) -> Distilled:
+    """A distillation of which only the cost of a step was asked for."""
+    distilled = made((), method=method, peak=peak, budget="cost", **changes)
+    numbers = distilled.record["cost"]
+    numbers["step_seconds"] = [seconds] * 3 if distilled.record["status"] == "ok" else []
+    numbers["peak_live_bytes"] = live * MIB
+    return distilled
+
+
+def curve(
+    method: str,
+    points: Sequence[tuple[float, Sequence[float]]],
+    prepare: float = 0.0,
+    evaluation: Mapping[str, Any] | None = None,
+    steps: Sequence[int] = (),
+    **changes: Any,
+) -> Distilled:
+    """A distillation with a snapshot at every point (seconds, accuracies), evaluated by the common protocol.
+
+    ``steps``: after how many the points are; by default 1, 2, …
+    """
+    steps = steps or range(1, len(points) + 1)
+    distilled = made((), method=method, protocol="common", **{"steps": steps[-1], **changes})
+    written = distilled.record
+    written["cost"]["prepare_seconds"], written["cost"]["distill_seconds"] = prepare, points[-1][0]
+    written["snapshots"] = [
+        {"name": f"step-{step}.safetensors", "sha256": f"of step {step}", "step": step, "seconds": seconds}
+        for step, (seconds, _) in zip(steps[:-1], points[:-1], strict=True)
+    ]
+    for step, (_, values) in zip([*steps[:-1], None], points, strict=True):
+        settings = {"protocol": "common", **(evaluation or {})}
+        status = "ok" if values else "diverged"
+        distilled = evaluated(distilled, {"accuracy": values}, step=step, status=status, **settings)
+    return distilled
+
+
+def saved(root: Path, *distilled: Distilled) -> str:
+    """Write a folder for each of ``distilled`` into ``root``. Returns its path."""
+    for place, each in enumerate(distilled):
+        folder = root / f"{place}-{each.folder}"
+        (folder / record.EVALUATIONS).mkdir(parents=True)
+        record.write(each.record, folder / record.RECORD)
+        for number, evaluation in enumerate(each.evaluations):
+            record.write(evaluation, folder / record.EVALUATIONS / f"{evaluation['evaluation']}-{number}.json")
+    root.mkdir(exist_ok=True)
+    return str(root)
