@@ -360,7 +360,7 @@ def test_a_snapshot_is_the_tensors_alone(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     assert artifact.lost(path, digest) == "its set step-3.safetensors is not as it was written"
     for _ in range(2):
-        with pytest.raises(UserError, match="step-3.safetensors is damaged or missing"):
+        with pytest.raises(UserError, match=r"step-3\.safetensors is damaged or missing"):
             artifact.load_snapshot(path)
         path.unlink(missing_ok=True)
     assert artifact.lost(path, digest) == "its set step-3.safetensors is missing"
