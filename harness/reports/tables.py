@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.plan.experiments import BUDGETS
+from harness.plan.budgets import BUDGETS
 from harness.records.record import summarise
 from harness.reports.claims import Ratios, claims, ratios, reported, reported_for, time_to_share
 from harness.reports.groups import LISTED, METERS, NONE, OURS, Group, Member, circumstances, quartiles, variants
