@@ -1,4 +1,4 @@
-"""Methods that take turns: their ratio is that of their costs, whatever the machine does. A clock of our own decides."""
+"""Methods that take turns: their ratio is that of their costs, whatever the machine does. The clock is our own."""
 
 from __future__ import annotations
 
