@@ -35,7 +35,7 @@ class DMPlain(Rival):
         task = self.task
         network = convnet(task)
         loss = torch.zeros((), dtype=task.dtype, device=task.device)
-        for rows, synthetic in zip(self.rows, self.images.split(task.ipc), strict=True):
+        for rows, synthetic in zip(self.rows, torch.split(self.images, task.ipc), strict=True):
             real = task.draw(rows, self.config.batch_real)
             op, draws = draw_dsa((real.shape[2], real.shape[3]), 1, task.generator, flip=task.flip)
             target = features(network, apply_dsa(op, real, draws)).mean(0)

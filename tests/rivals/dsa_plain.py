@@ -69,7 +69,8 @@ class DSAPlain(Rival):
         task, images = self.task, self.images.detach()
         optimiser = torch.optim.SGD(self.network, lr=self.config.lr_net)
         for _ in range(self.config.inner_loop):
-            for batch in torch.randperm(len(images), generator=task.generator).split(self.config.batch_train):
+            order = torch.randperm(len(images), generator=task.generator)
+            for batch in torch.split(order, self.config.batch_train):
                 op, draws = draw_dsa((images.shape[2], images.shape[3]), len(batch), task.generator, flip=task.flip)
                 outputs = logits(self.network, apply_dsa(op, images[batch], draws))
                 loss = F.cross_entropy(outputs, self.classes[batch])

@@ -95,7 +95,7 @@ class MTTPlain(Rival):
         batches: list[Tensor] = []
         while len(batches) < config.syn_steps:
             order = torch.randperm(len(self.images), generator=task.generator)
-            batches += reversed(order.split(config.batch_syn or len(order)))
+            batches += reversed(torch.split(order, config.batch_syn or len(order)))
         batches = batches[: config.syn_steps]
         size = (self.images.shape[2], self.images.shape[3])
         augmentations = [draw_dsa(size, len(batch), task.generator, flip=task.flip) for batch in batches]
@@ -118,7 +118,7 @@ class MTTPlain(Rival):
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """The vector (P,) as the parameters of a network."""
-        parts = flat.to(self.task.device).split([shape.numel() for shape in self.shapes])
+        parts = torch.split(flat.to(self.task.device), [shape.numel() for shape in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
