@@ -175,12 +175,13 @@ def features(network: Network, images: Tensor, head: Callable[[Tensor], Tensor] 
 
 
 def loss_gradient(network: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Mean cross entropy on images (n, C, H, W) and labels (n,), 0-d, and its gradient in the parameters of ``network``.
+    """Mean cross entropy on images (n, C, H, W) with labels (n,), 0-d, and its gradient in the network's parameters.
 
     Both are constants, summed over chunks of the batch.
     """
     parameters = list(network.parameters())
-    loss, gradients = torch.zeros((), dtype=images.dtype, device=images.device), ()
+    loss = torch.zeros((), dtype=images.dtype, device=images.device)
+    gradients: tuple[Tensor, ...] = ()
     parts = chunks(network, images)
     for own_images, own_labels in zip(parts, torch.split(labels, len(parts[0])), strict=True):
         share = F.cross_entropy(network(own_images), own_labels, reduction="sum") / len(images)

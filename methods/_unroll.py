@@ -73,7 +73,7 @@ def unroll(
     every step and must give the same both times, so its random numbers are drawn before.
     """
     constant = 0 if window is None else max(steps - window, 0)  # steps before the window
-    state = (start.detach(), torch.zeros_like(start)) if momentum else (start.detach(),)
+    state: State = (start.detach(), torch.zeros_like(start)) if momentum else (start.detach(),)
 
     def descend(
         index: int, state: State, lr: Tensor, learned: Sequence[Tensor], create_graph: bool
