@@ -131,13 +131,12 @@ class GradientMatching(Matching):
             self.network = task.network(task.generator)
         freeze_batch_norm(self.network, task, self.rows)
 
-        # The distance of the gradients, summed over the classes
+        # The distance of the gradients, summed over the classes, and one update of the images
         def distance(c: int, synthetic: Tensor) -> Tensor:
             real, synthetic = self.pair(task.draw(self.rows[c], config.batch_real), synthetic)
             return matching_loss(self.network, real, synthetic, c, config.dis_metric)
 
         loss, gradient = sum_over_chunks(distance, self.images, task.ipc)
-        # One update of the images
         self.update([gradient])
         # Train the network on them, unless it is to be replaced
         self.outer = (self.outer + 1) % self.steps_per_cycle

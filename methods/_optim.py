@@ -1,4 +1,4 @@
-"""Tensors that an optimiser moves, which most synthetic sets are; and LAMB, which torch does not have."""
+"""Synthetic sets that an optimiser moves, and LAMB, which torch does not have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from methods.base import Method
 def initial_images(task: Task, init: Literal["real", "noise"]) -> tuple[Tensor, Tensor]:
     """Images to start from (num_classes * ipc, C, H, W), class-major, and their classes (num_classes * ipc,).
 
-    Random real images, or standard normal noise. The real ones are drawn in both cases.
+    Random real images, or standard normal noise in their place.
     """
     images, classes = task.draw_per_class()
     if init == "noise":

@@ -23,18 +23,17 @@ LabelSpace = Literal["probability", "centred"]
 def check_ranges(config: Any, *, from_zero: Container[str] = (), above_zero: Container[str] = ()) -> None:
     """Check the numbers of the dataclass ``config``, whose class is named after its method: ``FRePoConfig``.
 
-    Fields of type ``int`` must be at least 1, or 0 where ``from_zero`` names them. Fields of type ``float`` must be at
-    least 0, or above 0 where ``above_zero`` names them. Raises UserError where one is not.
+    Fields of type ``int`` must be above 0, or at least 0 where ``from_zero`` names them. Fields of type ``float`` must
+    be at least 0, or above 0 where ``above_zero`` names them. Raises UserError where one is not.
     """
     method = type(config).__name__.removesuffix("Config").lower()
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        least = 1 if "int" in str(field.type) and field.name not in from_zero else 0
-        sound, bound = (value > 0, "above 0") if field.name in above_zero else (value >= least, f"at least {least}")
-        if not sound:
-            raise UserError(f"{method}: {field.name} is {value}; it must be {bound}")
+        zero = field.name in from_zero or ("float" in str(field.type) and field.name not in above_zero)
+        if not (value >= 0 if zero else value > 0):
+            raise UserError(f"{method}: {field.name} is {value}; it must be {'at least' if zero else 'above'} 0")
 
 
 @dataclass(frozen=True)

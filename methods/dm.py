@@ -41,7 +41,7 @@ class DMConfig:
 
 
 def mean_embeddings(network: Network, batches: Sequence[Tensor]) -> Tensor:
-    """The mean features (k, D) of each of k batches, which pass through ``network`` together."""
+    """Mean features (k, D) of k batches, which pass through ``network`` together."""
     together = network.features(torch.cat(list(batches)))
     return torch.stack([own.mean(0) for own in torch.split(together, [len(batch) for batch in batches])])
 
@@ -49,8 +49,8 @@ def mean_embeddings(network: Network, batches: Sequence[Tensor]) -> Tensor:
 def mean_embedding_loss(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Σ over classes of ‖mean ψ(real) − mean ψ(synthetic)‖², 0-d, of a (real, synthetic) pair of batches per class.
 
-    Differentiable in the synthetic images; sums, not means, over features and classes. ``pairs`` may be a generator:
-    the real batches are then not held together, unless batch norm asks for it.
+    Differentiable in the synthetic images. Features and classes are summed, not averaged. ``pairs`` may be a generator:
+    without batch norm only one real batch is then held at a time.
     """
     if batch_norms(network):
         real, synthetic = zip(*pairs, strict=True)

@@ -36,9 +36,9 @@ class HerdingConfig:
 
 
 def herd(features: Tensor, count: int) -> Tensor:
-    """Rows (count,) of ``features`` (N, D), in the order of choice: each brings the mean of the chosen closest to μ.
+    """Rows (count,) of ``features`` (N, D), in the order of choice; each brings their mean closest to that of all, μ.
 
-    The k-th is the x among those left for which ‖μ − (ψ(x) + Σ of the chosen ψ)/k‖ is least, μ the mean of all rows.
+    The k-th choice is the x, not chosen before, with the least ‖μ − (ψ(x) + Σ of the chosen ψ)/k‖.
     """
     mean, squares = features.mean(0), features.square().sum(1)
     total = torch.zeros_like(mean)
@@ -60,7 +60,7 @@ class Herding(Selection):
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"train_steps": 5}, "quick": {"train_steps": 200}}
 
     def choose(self) -> tuple[Tensor, Tensor]:
-        """Trains the network, and herds its features class by class."""
+        """Train the network, and herd its features class by class."""
         task, steps = self.task, self.config.train_steps
         network = task.network(task.generator)
         if steps:

@@ -4,9 +4,9 @@ Nguyen, Chen, Lee, "Dataset Meta-Learning from Kernel Ridge-Regression", ICLR 20
 Points); Nguyen, Novak, Xiao, Lee, "Dataset Distillation with Infinitely Wide Convolutional Networks", NeurIPS 2021.
 
 Differences from the authors' code (github.com/google-research/google-research/tree/master/kip), and why:
-- The kernels are those of fully connected ReLU networks, in closed form. The convolutional kernel with which the
-  published numbers were made took thousands of GPU hours: they are reported, not run, and there is no ``PAPER``.
-- No augmentation of the real images, and none of the ZCA whitening that goes with the convolutional kernel.
+- The kernels are those of fully connected ReLU networks, in closed form. The published numbers were made with a
+  convolutional kernel, in thousands of GPU hours: they are reported, not run, and there is no ``PAPER``.
+- Real images are neither augmented nor whitened by the ZCA that goes with the convolutional kernel.
 - Labels are solved for on the real batch of the step, right after the images have moved; theirs are solved for once,
   on all real images.
 - The native evaluation trains networks with squared error on the labels, as FRePo's does, but on standardised images.
@@ -65,13 +65,16 @@ class KIPConfig:
 
 
 def kip_loss(k_ts: Tensor, k_ss: Tensor, y_syn: Tensor, y_real: Tensor, ridge: float) -> Tensor:
-    """½ mean over images and classes of (K_ts (K_ss + λ·(tr K_ss / n)·I)⁻¹ Y_s − Y_t)², 0-d."""
+    """½ mean over images and classes of (K_ts (K_ss + λ·(tr K_ss / n)·I)⁻¹ Y_s − Y_t)², 0-d (the loss of algorithm 1).
+
+    ``k_ts`` (B, n), ``k_ss`` (n, n), ``y_syn`` (n, C), ``y_real`` (B, C).
+    """
     return (k_ts @ solve(regularised(k_ss, ridge), y_syn) - y_real).square().mean() / 2
 
 
 def solved_labels(k_ts: Tensor, k_ss: Tensor, y_real: Tensor, ridge: float) -> Tensor:
     """The labels (n, C) with the smallest ``kip_loss``, by normal equations with the same relative ridge."""
-    weights = solve(regularised(k_ss, ridge), k_ts.T).T  # turn labels into predictions, (B, n)
+    weights = solve(regularised(k_ss, ridge), k_ts.T).T  # from labels to predictions, (B, n)
     return solve(regularised(weights.T @ weights, ridge), weights.T @ y_real)
 
 
