@@ -55,9 +55,9 @@ class BPTTConfig:
     momentum: float = 0.0
     """Momentum of the inner training."""
     lr_init: float = 0.02
-    """Where the learned step size of the inner training starts."""
+    """Initial step size of the inner training, which is learned."""
     lr_per_step: bool = True
-    """Learn a step size for every inner step; else one for all."""
+    """Learn a step size for every inner step; else one step size for all steps."""
     learn_label: bool = False
     """Learn soft labels as well as the images."""
     pix_init: Literal["real", "noise"] = "real"
@@ -118,7 +118,7 @@ def inner_training(
 def outer_gradient(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy on real data, 0-d, and its gradient (P,) at the final ``parameters`` (P,); both are constants.
 
-    ``network`` takes on the parameters.
+    ``network`` takes on the parameters: with views of a vector in their place it is slower.
     """
     with torch.no_grad():
         for own, trained in zip(network.parameters(), unflatten(network, parameters).values(), strict=True):

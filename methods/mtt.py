@@ -44,7 +44,7 @@ class MTTConfig:
     lr_lr: float = 1e-5
     """Step size of the student's step size α."""
     lr_init: float = 0.01
-    """Where α starts."""
+    """Initial α."""
     momentum: float = 0.5
     """Momentum of the updates of images and α."""
     pix_init: Literal["real", "noise"] = "real"
