@@ -14,6 +14,8 @@ from harness.report import read_folders
 from harness.reports import scaling
 from harness.reports.figures import write
 
+__all__ = ["main", "write"]
+
 PROGRAM = "python -m harness.figures"
 
 

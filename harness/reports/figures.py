@@ -57,7 +57,7 @@ _Sketch = tuple[str, tuple[Any, ...], Drawing]
 def _costs(groups: Sequence[Group]) -> Iterator[_Sketch]:
     """Figures of time and memory: of cost cells, and of others that were run at several widths."""
     attempted = [group for group in groups if _attempted(group)]
-    for key, network, same in _comparable(attempted, lambda group: (group.distillation.get("seconds"),)):
+    for key, network, same in _comparable(attempted, ("seconds",)):
         if same[0].evaluated and all(len(sweep) < 2 for sweep in sweeps(same)):
             continue
         meters: list[str | None] = [*sorted({meter for group in same for meter in group.meters})]
@@ -264,11 +264,13 @@ def _evaluation_figure(
 def _tested_alike(groups: Sequence[Group]) -> Iterator[tuple[tuple[Any, ...], str, list[Group]]]:
     """As `_comparable`, of sets that were evaluated alike, the recipes of their methods' papers apart."""
 
-    def key(group: Group) -> tuple[Any, ...]:
-        recipe = {k: v for k, v in group.recipe.items() if k not in ("protocol", "network", "width", "depth")}
-        return group.distillation["width"], json.dumps([recipe, _elsewhere(group)], sort_keys=True)
+    def recipe(group: Group) -> str | None:
+        if not any(member.results for member in group.members):
+            return None
+        trained = {k: v for k, v in group.recipe.items() if k not in ("protocol", "network", "width", "depth")}
+        return json.dumps([trained, _elsewhere(group)], sort_keys=True)
 
-    yield from _comparable([group for group in groups if group.evaluated], key)
+    yield from _comparable([group for group in groups if group.evaluated], ("width",), recipe)
 
 
 def _elsewhere(group: Group) -> dict[str, Any]:
@@ -278,25 +280,31 @@ def _elsewhere(group: Group) -> dict[str, Any]:
 
 
 def _comparable(
-    groups: Sequence[Group], own: Callable[[Group], tuple[Any, ...]]
+    groups: Sequence[Group], names: Sequence[str], recipe: Callable[[Group], str | None] = lambda group: ""
 ) -> Iterator[tuple[tuple[Any, ...], str, list[Group]]]:
-    """What may stand in one figure, with its key and its network; ``own``: settings that part it too.
+    """What may stand in one figure, with its key and its network; ``names``: settings that part it too.
 
-    Networks trained on all real images stand in the figures of every ipc.
+    Networks trained on all real images stand in the figures of every ipc, and sets without a ``recipe`` in those of
+    every recipe.
     """
-    shared = ("dataset", "data_fingerprint", "depth", "image_size", "dtype", "tf32", "memory_limit_bytes")
+    shared = ("dataset", "data_fingerprint", "depth", "image_size", "dtype", "tf32", "memory_limit_bytes", *names)
 
     def key(group: Group) -> tuple[Any, ...]:
-        return *group.table, *(group.distillation.get(name) for name in shared), *own(group)
+        return *group.table, *(group.distillation.get(name) for name in shared)
 
-    tasks = dict.fromkeys((g.distillation["ipc"], *key(g)) for g in groups if not g.ceiling)
-    for ipc, *asked in tasks:
-        same = [g for g in groups if (g.ceiling or g.distillation["ipc"] == ipc) and key(g) == tuple(asked)]
+    keys = [(key(group), group.distillation["ipc"], recipe(group)) for group in groups]
+    asked = [known for group, known in zip(groups, keys, strict=True) if not group.ceiling and known[2] is not None]
+    for settings, ipc, by in dict.fromkeys(asked):
+        same = [
+            group
+            for group, (own, per_class, own_by) in zip(groups, keys, strict=True)
+            if own == settings and (group.ceiling or per_class == ipc) and own_by in (by, None)
+        ]
         for part in parted(same, lambda group: group.circumstances):
             circumstances = tuple(sorted(part[0].circumstances.items()))
             for network, figure in _by_network(part):
                 if any(not group.ceiling for group in figure):
-                    yield (ipc, *asked, circumstances, network), network, figure
+                    yield (*settings, ipc, by, circumstances, network), network, figure
 
 
 def _by_network(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
