@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
 from harness import evaluations
-from harness.distil import Diverged, check_set, distil, say
+from harness.distil import Diverged, check_set, distil, distil_by_turns, say
 from harness.evaluations.base import Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, time_limit
 from harness.measure.clock import Clock
@@ -62,6 +62,9 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter) -> None:
     Raises UserError where a record cannot be written.
     """
     job.path.mkdir(parents=True, exist_ok=True)
+    if job.beside:
+        _run_by_turns([_Cell(each, now) for each in (job, *job.beside)])
+        return
     distilled = existing(job)
     cell = _Cell(job, now)
     with time_limit(job.time_limit_seconds), contextlib.suppress(_LimitPassed, TimeIsUp):
@@ -70,6 +73,21 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter) -> None:
         assert distilled is not None
         for ask in list(asks(job, distilled)):
             cell.answer(ask)
+
+
+def _run_by_turns(cells: Sequence[_Cell]) -> None:
+    """Time the steps of all ``cells`` by turns. A failure is that of all."""
+    jobs, written, failure = [cell.job for cell in cells], [cell.new() for cell in cells], None
+    try:
+        with time_limit(jobs[0].time_limit_seconds):
+            distil_by_turns(jobs, written, [cell.benchmark for cell in cells], cells[0].clock, cells[0].meter)
+    except (Exception, TimeIsUp, MemoryIsFull) as error:
+        failure = error
+    for cell, record_ in zip(cells, written, strict=True):
+        cell.job.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(_LimitPassed), cell.outcome(record_, cell.job.path / RECORD):
+            if failure is not None:
+                raise failure
 
 
 class _LimitPassed(Exception):
@@ -95,13 +113,17 @@ class _Cell:
             self._benchmark = _benchmark(self.job)
         return self._benchmark
 
+    def new(self) -> Record:
+        """The record of the distillation, with nothing measured yet."""
+        job = self.job
+        return record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, self._provenance())
+
     def distil(self) -> Record:
         """Distil the set and write its record, whatever becomes of it; the set as well where it is ``ok``."""
-        job, distillation = self.job, self.job.distillation
-        written = record.new(job.identity, distillation.to_dict(), job.config, job.asked, self._provenance())
+        job, distillation, written = self.job, self.job.distillation, self.new()
         written["curve_points"] = job.curve_points
         _remove(*(job.path / name for name in (SET, PICTURE, LOG, EVENTS, SNAPSHOTS)))
-        with self._outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
+        with self.outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
             if distillation.method != WHOLE_DATA:
                 # At the end, when everything is measured, however that went.
                 stack.callback(lambda: written["cost"].__setitem__("forecast_bytes", forecast_bytes(job)))
@@ -134,7 +156,7 @@ class _Cell:
         earlier = ask.earlier if ask.earlier and _same_machine(ask.earlier, written) else None
         begin = 0 if earlier is None else count(earlier)
         ask.path.parent.mkdir(exist_ok=True)
-        with self._outcome(written, ask.path):
+        with self.outcome(written, ask.path):
             evaluation_class = evaluations.get(question.evaluation)
             config = evaluation_class.Config(**{name: tuples(value) for name, value in question.config.items()})
             evaluation = evaluation_class(config)
@@ -184,7 +206,7 @@ class _Cell:
         return {**known, **_versions(job.device)}
 
     @contextlib.contextmanager
-    def _outcome(self, written: Record | EvaluationRecord, path: Path) -> Iterator[None]:
+    def outcome(self, written: Record | EvaluationRecord, path: Path) -> Iterator[None]:
         """Write ``written`` to ``path`` with the status with which the work in here ends.
 
         Raises UserError where that fails, and _LimitPassed after the time limit has struck.

@@ -224,43 +224,53 @@ class _Run:
     def _left(self) -> Iterator[Job]:
         """The jobs with anything left to do, one line before each."""
         for number, job in enumerate(self.jobs, 1):
-            place = f"[{number}/{len(self.jobs)}] {job.distillation}"
-            before = existing(job)
-            reason = reason_to_distil(job, before, force=self.force)
-            if reason is None:
+            place = f"[{number}/{len(self.jobs)}] {job}"
+            reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+            if all(reason is None for reason in reasons):
+                before = existing(job)
                 assert before is not None
                 left = list(asks(job, before))
                 if not left:
                     say(f"{place}: {before['status']}, done before on {_where(before)} ({job.path.name})")
-                    self.done.append(job)
+                    self.done += [job, *job.beside]
                     continue
                 names = ", ".join(dict.fromkeys(ask.question.evaluation for ask in left))
                 say(f"{place}: distilled before on {_where(before)}, asked for {names}")
             else:
                 say(place)
-                if reason:
+                for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
             if problem := _unwritable(self.output):
                 self.stopped = f"stopped, as {self.output} cannot be written ({problem})"
                 return
-            if reason is not None and before is not None and before["status"] in FINAL:
-                folder = self.output / AGAIN / job.path.name
-                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-                self._replaced[str(folder)] = job
-                job = dataclasses.replace(job, folder=str(folder))
+            if any(reason is not None for reason in reasons):
+                first, *others = map(self._apart, (job, *job.beside))
+                job = dataclasses.replace(first, beside=tuple(others))
             self._begun[job.folder] = time.monotonic()
             yield job
+
+    def _apart(self, job: Job) -> Job:
+        """``job`` in a folder of its own, if it has a result already: that stays until another takes its place."""
+        before = existing(job)
+        if before is None or before["status"] not in FINAL:
+            return job
+        folder = self.output / AGAIN / job.path.name
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        self._replaced[str(folder)] = job
+        return dataclasses.replace(job, folder=str(folder))
 
     def _finish(self, job: Job) -> None:
         """Say what became of ``job``, and put it where an earlier result was."""
         seconds = time.monotonic() - self._begun[job.folder]
-        after = existing(job)
-        if after is None:
-            raise UserError(f"{job.path} has no record, or one that cannot be read")
-        say(f"  {_outcome(job)} ({seconds:.0f} s)")
-        if job.folder in self._replaced:
-            job = self._exchange(self._replaced[job.folder], job, after)
-        self.done.append(job)
+        for each in (job, *job.beside):
+            after = existing(each)
+            if after is None:
+                raise UserError(f"{each.path} has no record, or one that cannot be read")
+            name = f"{each.distillation.method}: " if job.beside else ""
+            say(f"  {name}{_outcome(each)} ({seconds:.0f} s)")
+            self.done.append(
+                self._exchange(self._replaced[each.folder], each, after) if each.folder in self._replaced else each
+            )
 
     def _exchange(self, job: Job, again: Job, after: Record) -> Job:
         """Put the result of ``again`` into the place of that of ``job``, unless the earlier one is worth more."""
@@ -274,7 +284,9 @@ class _Run:
             os.replace(job.path, _aside(job.path))
             os.replace(again.path, job.path)
             shutil.rmtree(_aside(job.path), ignore_errors=True)
-        shutil.rmtree(self.output / AGAIN, ignore_errors=True)
+        shutil.rmtree(again.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            again.path.parent.rmdir()
         return job
 
 

@@ -90,6 +90,8 @@ def plan(request: Request) -> list[Job]:
             )
         if request.ceiling:
             own += _ceilings(own, request.output)
+        if request.interleave:
+            own = _interleaved(own, request.output)
         jobs |= {job.folder: job for job in own}
     return list(jobs.values())
 
@@ -135,6 +137,23 @@ def questions(
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         made.append(Question(name, values, evaluations.get(name).grows))
     return tuple(made)
+
+
+def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
+    """A job for each ipc, width and seed in ``jobs``, with those of the other methods beside it."""
+    together: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs:
+        together.setdefault((job.distillation.ipc, job.distillation.width, job.distillation.seed), []).append(job)
+    made = []
+    for group in together.values():
+        names = ", ".join(sorted(job.distillation.method for job in group))
+        distillations = [dataclasses.replace(job.distillation, interleaved=names) for job in group]
+        first, *others = [
+            dataclasses.replace(job, distillation=own, folder=str(output / own.name(job.config)))
+            for job, own in zip(group, distillations, strict=True)
+        ]
+        made.append(dataclasses.replace(first, beside=tuple(others)))
+    return made
 
 
 def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
