@@ -26,7 +26,7 @@ from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
 from harness import evaluations
 from harness.distil import Diverged, check_set, distil, distil_by_turns, say
-from harness.evaluations.base import Untrainable
+from harness.evaluations.base import Evaluation, Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, time_limit
 from harness.measure.clock import Clock
 from harness.measure.forecast import forecast_bytes
@@ -170,7 +170,7 @@ class _Cell:
                 written["busy"] = load_meter.stop()
             seconds = self.clock.read() - started
             written["cost"] = {"seconds": seconds, **evaluation.cost}
-            written["values"] = {name: list(map(float, numbers)) for name, numbers in values.items()}
+            written["values"] = _checked(values, evaluation_class, written)
             if earlier is not None:
                 written["values"] = {
                     name: [*numbers, *written["values"].get(name, [])] for name, numbers in earlier["values"].items()
@@ -261,6 +261,19 @@ class _Progress:
     def close(self) -> None:
         if self._shown is not None:
             self._shown.close()
+
+
+def _checked(
+    values: Mapping[str, Sequence[float]], evaluation: type[Evaluation], written: EvaluationRecord
+) -> dict[str, list[float]]:
+    """``values``, which ``evaluation`` returned. Raises UserError for those that a record or a table cannot hold."""
+    numbers = {name: list(map(float, series)) for name, series in values.items()}
+    if unknown := sorted(numbers.keys() - evaluation.quantities.keys()):
+        known = ", ".join(evaluation.quantities)
+        raise UserError(f"{written['evaluation']} returned {', '.join(unknown)}; its quantities are {known}")
+    if problem := record.evaluation_problem({**written, "status": "ok", "values": numbers}):
+        raise UserError(f"{written['evaluation']} returned what no record holds: {problem}")
+    return numbers
 
 
 def _same_machine(earlier: EvaluationRecord, written: EvaluationRecord) -> bool:
