@@ -71,6 +71,8 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
         _fail(job, "error", f"the process was ended by {signal.Signals(-code).name}")
     elif code > 0:
         _fail(job, "error", f"the process ended with status {code}; its messages are above")
+    elif existing(job) is None:
+        _fail(job, "error", "the process ended without a record")
 
 
 def _start() -> subprocess.Popen[bytes]:
