@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.errors import UserError, printable
 from harness.plan.jobs import WHOLE_DATA, Job, Question
@@ -18,7 +18,7 @@ R = TypeVar("R", Record, EvaluationRecord)
 CURVE_EVALUATION = "accuracy"
 """The evaluation that is asked of the snapshots of a curve as well."""
 SAME_MACHINE = ("device", "threads", "torch")
-"""Provenance in which values must agree to be continued; others are computed anew."""
+"""Provenance in which values must agree to be continued, for rounding differs; others are computed anew."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ask:
     path: Path
     """Where the answer goes."""
     earlier: EvaluationRecord | None
-    """An answer with fewer values than are asked for now."""
+    """An answer with values, but fewer than are asked for now."""
 
 
 def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -> str | None:
@@ -80,7 +80,24 @@ def asks(job: Job, distilled: Record) -> Iterator[Ask]:
             if earlier is None or earlier["sets"] != [asked]:  # of a set that is not there any more
                 yield Ask(question, asked, key, path, None)
             elif not _is_answer(job, question, earlier):
-                yield Ask(question, asked, key, path, earlier if earlier["status"] == "ok" else None)
+                yield Ask(question, asked, key, path, earlier if question.wanted and count(earlier) else None)
+
+
+def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord:
+    """The record that the answer to ``ask`` goes into, with the values that are there already."""
+    written = record.new_evaluation(
+        ask.identity,
+        ask.question.evaluation,
+        [ask.asked],
+        ask.question.config,
+        provenance,
+        seed=job.distillation.seed,
+        device_kind=job.device_kind,
+        tf32=job.tf32,
+    )
+    if ask.earlier and all(ask.earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
+        written["values"], written["cost"] = ask.earlier["values"], ask.earlier["cost"]
+    return written
 
 
 def existing(job: Job) -> Record | None:
@@ -103,11 +120,14 @@ def existing_evaluation(path: Path) -> EvaluationRecord | None:
 
 
 def _is_answer(job: Job, question: Question, earlier: EvaluationRecord) -> bool:
+    enough = question.wanted is None or count(earlier) >= question.wanted
+    if earlier["status"] == "ok":
+        return enough
+    if question.wanted is not None and enough:  # more were asked for, and failed
+        return False
     if earlier["status"] == "timeout" and earlier["time_limit_seconds"] is not None:
         return job.time_limit_seconds is not None and job.time_limit_seconds <= earlier["time_limit_seconds"]
-    if earlier["status"] != "ok":
-        return earlier["status"] in FINAL
-    return question.wanted is None or count(earlier) >= question.wanted
+    return earlier["status"] in FINAL
 
 
 def count(answer: EvaluationRecord) -> int:
