@@ -40,7 +40,7 @@ from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
 from harness.records.files import only_runner
 from harness.records.provenance import device_name
-from harness.records.record import FINAL, RECORD, Distilled, EvaluationRecord, Record
+from harness.records.record import FINAL, RECORD, AskedSet, Distilled, EvaluationRecord, Record
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
@@ -343,8 +343,10 @@ def _outcome(job: Job) -> str:
     after = distilled.record
     if after["status"] != "ok":
         return f"{after['status']}: {after['message']}"
-    asked = {question.evaluation for question in job.questions}
-    answers = [a for a in distilled.evaluations if a["evaluation"] in asked and a["sets"][0]["step"] is None]
+    last: AskedSet = {"distillation": after["identity"], "step": None, "sha256": None}
+    seed, kind = job.distillation.seed, job.device_kind
+    asked = {question.identity([last], seed=seed, device_kind=kind, tf32=job.tf32) for question in job.questions}
+    answers = [answer for answer in distilled.evaluations if answer["identity"] in asked]
     if answers:
         return "; ".join(map(_answer, answers))
     samples = after["cost"]["step_seconds"]

@@ -40,9 +40,7 @@ def plan(request: Request) -> list[Job]:
     import methods
     from benchmarks.folders import default_cache, default_root
 
-    device = find_device(request.device, there=not request.forecast)
-    if request.tf32 and not device.startswith("cuda"):
-        raise UserError("--tf32 needs a CUDA device")
+    device = device_of(request, there=not request.forecast)
     cache = request.cache or default_cache()
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
@@ -252,6 +250,14 @@ def find_device(wanted: str | None, *, there: bool = True) -> str:
         if index >= count:
             raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
     return wanted
+
+
+def device_of(request: Evaluating, *, there: bool = True) -> str:
+    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none."""
+    device = find_device(request.device, there=there)
+    if request.tf32 and not device.startswith("cuda"):
+        raise UserError("--tf32 needs a CUDA device")
+    return device
 
 
 def protocol_of(request: Request, method: type[Method]) -> Protocol:
