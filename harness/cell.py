@@ -131,10 +131,10 @@ class _Cell:
             device_kind=job.device_kind,
             tf32=job.tf32,
         )
-        earlier = ask.earlier if ask.earlier and _same_machine(ask.earlier, written) else None
+        earlier = ask.earlier if ask.earlier and not job.force and _same_machine(ask.earlier, written) else None
         begin = 0 if earlier is None else count(earlier)
         ask.path.parent.mkdir(exist_ok=True)
-        with self._outcome(written, ask.path):
+        with self._outcome(written, ask.path, stays=ask.earlier is not None):
             evaluation_class = evaluations.get(question.evaluation)
             config = evaluation_class.Config(**{name: tuples(value) for name, value in question.config.items()})
             evaluation = evaluation_class(config)
@@ -184,8 +184,10 @@ class _Cell:
         return {**known, **_versions(job.device)}
 
     @contextlib.contextmanager
-    def _outcome(self, written: Record | EvaluationRecord, path: Path) -> Iterator[None]:
+    def _outcome(self, written: Record | EvaluationRecord, path: Path, *, stays: bool = False) -> Iterator[None]:
         """Write ``written`` to ``path`` with the status with which the work in here ends.
+
+        ``stays``: ``path`` has values already, which nothing without values replaces.
 
         Raises UserError where that fails, and _LimitPassed after the time limit has struck.
         """
@@ -214,7 +216,10 @@ class _Cell:
         if written["message"] is not None:
             written["message"] = printable(written["message"])
         try:
-            record.write(written, path)
+            if stays and written["status"] != "ok":
+                say(f"  {path.stem}: {written['status']}: {written['message']}; the earlier answer is kept")
+            else:
+                record.write(written, path)
         except OSError as error:
             values: dict[str, list[float]] = written.get("values", {})  # type: ignore[assignment]
             shown = "; ".join(f"{name} {numbers}" for name, numbers in values.items())
