@@ -148,7 +148,7 @@ class _Cell:
         """Evaluate, and write the record of it, whatever becomes of it. Values that are there already are kept."""
         job, question = self.job, ask.question
         written = begun(job, ask, self._provenance())
-        with self.outcome(written, ask.path):
+        with self.outcome(written, ask.path, stays=ask.earlier is not None):
             evaluation_class = evaluations.get(question.evaluation)
             config = evaluation_class.Config(**{name: tuples(value) for name, value in question.config.items()})
             evaluation = evaluation_class(config)
@@ -195,8 +195,10 @@ class _Cell:
         return {**known, **_versions(job.device)}
 
     @contextlib.contextmanager
-    def outcome(self, written: Record | EvaluationRecord, path: Path) -> Iterator[None]:
+    def outcome(self, written: Record | EvaluationRecord, path: Path, *, stays: bool = False) -> Iterator[None]:
         """Write ``written`` to ``path`` with the status with which the work in here ends.
+
+        ``stays``: ``path`` has values already, which nothing without values replaces.
 
         Raises UserError where that fails, and _LimitPassed after the time limit has struck.
         """
@@ -229,11 +231,14 @@ class _Cell:
         if written["message"] is not None:
             written["message"] = printable(written["message"])
         if written["status"] != "ok" and "artifact" in written:  # the limit may strike after the set was written
-            written["artifact"] = None
+            written["artifact"] = None  # type: ignore[typeddict-unknown-key]
             _remove(self.job.path / SET, self.job.path / PICTURE)
         try:
-            path.parent.mkdir(exist_ok=True)
-            record.write(written, path)
+            if stays and written["status"] != "ok":
+                say(f"  {path.stem}: {written['status']}: {written['message']}; the earlier answer is kept")
+            else:
+                path.parent.mkdir(exist_ok=True)
+                record.write(written, path)
         except OSError as error:
             values: dict[str, list[float]] = written.get("values", {})  # type: ignore[assignment]
             shown = "; ".join(f"{name} {numbers}" for name, numbers in values.items())

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
@@ -23,7 +23,7 @@ COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
-Launcher = Callable[[Iterable[Job]], Iterator[Job]]
+Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
 """Takes jobs and yields each when what became of it is written into its folder, in any order."""
 
 
@@ -38,7 +38,7 @@ def started() -> Iterator[Launcher]:
             _stop(process)
 
 
-def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None) -> Iterator[Job]:
+def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None) -> Generator[Job, None, None]:
     """Run each of ``jobs`` in its own process, one after the other.
 
     ``waiting``: processes that were started and wait for a job; those that are used are taken out.
@@ -111,6 +111,9 @@ def _fail(job: Job, status: Status, message: str) -> None:
         failed["cost"]["forecast_bytes"] = forecast_bytes(job)
         path = job.path / RECORD
     elif ask := next(asks(job, distilled), None):
+        if ask.earlier:  # fewer values are better than none
+            print(f"  {ask.question.evaluation}: {message}; the earlier answer is kept", file=sys.stderr, flush=True)
+            return
         failed, path = begun(job, ask, known), ask.path
     else:
         return

@@ -18,20 +18,25 @@ R = TypeVar("R", Record, EvaluationRecord)
 CURVE_EVALUATION = "accuracy"
 """The evaluation that is asked of the snapshots of a curve as well."""
 SAME_MACHINE = ("device", "threads", "torch")
-"""Provenance in which values must agree to be continued, for rounding differs; others are computed anew."""
+"""Provenance in which values must agree to be continued; others are computed anew."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question asked of a set, whose answer is not there, or not all of it."""
+    """A question asked of a set."""
 
     question: Question
     asked: AskedSet
     identity: str
     path: Path
     """Where the answer goes."""
-    earlier: EvaluationRecord | None
-    """An answer with values, but fewer than are asked for now."""
+    answer: EvaluationRecord | None
+    """What is there already, whatever its status and however many values it has."""
+
+    @property
+    def earlier(self) -> EvaluationRecord | None:
+        """An answer with values, which stays until there is a better one."""
+        return self.answer if self.answer and self.answer["status"] == "ok" else None
 
 
 def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -> str | None:
@@ -62,6 +67,11 @@ def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -
 
 def asks(job: Job, distilled: Record) -> Iterator[Ask]:
     """The questions of ``job`` that are still to be answered for the set that ``distilled`` tells of."""
+    return (ask for ask in all_asks(job, distilled) if job.force or not _is_answered(job, ask))
+
+
+def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
+    """Every question of ``job``, answered or not; none where there is no set."""
     if distilled["status"] != "ok":
         return
     artifact, identity = distilled["artifact"], distilled["identity"]
@@ -76,15 +86,14 @@ def asks(job: Job, distilled: Record) -> Iterator[Ask]:
         for asked in [*sets, *curve]:
             key = question.identity([asked], seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
             path = job.path / EVALUATIONS / f"{question.evaluation}-{key}.json"
-            earlier = None if job.force else existing_evaluation(path)
-            if earlier is None or earlier["sets"] != [asked]:  # of a set that is not there any more
-                yield Ask(question, asked, key, path, None)
-            elif not _is_answer(job, question, earlier):
-                yield Ask(question, asked, key, path, earlier if question.wanted and count(earlier) else None)
+            answer = existing_evaluation(path)
+            if answer is not None and answer["sets"] != [asked]:
+                answer = None  # of a set that is not there any more
+            yield Ask(question, asked, key, path, answer)
 
 
 def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord:
-    """The record that the answer to ``ask`` goes into, with the values that are there already."""
+    """The record that the answer to ``ask`` goes into, with the values that are there already and may stay."""
     written = record.new_evaluation(
         ask.identity,
         ask.question.evaluation,
@@ -95,8 +104,9 @@ def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord
         device_kind=job.device_kind,
         tf32=job.tf32,
     )
-    if ask.earlier and all(ask.earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
-        written["values"], written["cost"] = ask.earlier["values"], ask.earlier["cost"]
+    earlier = None if job.force else ask.earlier
+    if earlier and all(earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
+        written["values"], written["cost"] = earlier["values"], earlier["cost"]
     return written
 
 
@@ -119,15 +129,15 @@ def existing_evaluation(path: Path) -> EvaluationRecord | None:
         return None
 
 
-def _is_answer(job: Job, question: Question, earlier: EvaluationRecord) -> bool:
-    enough = question.wanted is None or count(earlier) >= question.wanted
-    if earlier["status"] == "ok":
-        return enough
-    if question.wanted is not None and enough:  # more were asked for, and failed
+def _is_answered(job: Job, ask: Ask) -> bool:
+    answer, wanted = ask.answer, ask.question.wanted
+    if answer is None:
         return False
-    if earlier["status"] == "timeout" and earlier["time_limit_seconds"] is not None:
-        return job.time_limit_seconds is not None and job.time_limit_seconds <= earlier["time_limit_seconds"]
-    return earlier["status"] in FINAL
+    if answer["status"] == "timeout" and answer["time_limit_seconds"] is not None:
+        return job.time_limit_seconds is not None and job.time_limit_seconds <= answer["time_limit_seconds"]
+    if answer["status"] != "ok":
+        return answer["status"] in FINAL
+    return wanted is None or count(answer) >= wanted
 
 
 def count(answer: EvaluationRecord) -> int:
