@@ -238,20 +238,24 @@ def test_a_bad_request_about_a_folder(
 @dataclass(frozen=True)
 class ProbeConfig:
     rate: float = 0.5
+    name: str = "rate"
 
 
 class Probe(Evaluation):
     """Remember the set and the test images."""
 
     Config = ProbeConfig
-    quantities: ClassVar[Mapping[str, Quantity]] = {"rate": Quantity("rate", percent=False)}
+    quantities: ClassVar[Mapping[str, Quantity]] = {
+        "rate": Quantity("rate", percent=False),
+        "accuracy_of_it": Quantity("accuracy of it (%)"),
+    }
     seen: ClassVar[list[tuple[Synthetic, Benchmark]]] = []
 
     def run(
         self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
         self.seen.append((sets[0], benchmark))
-        return {"rate": [self.config.rate]}
+        return {self.config.name: [self.config.rate]}
 
 
 @pytest.fixture
@@ -275,6 +279,24 @@ def test_a_question_without_a_protocol_is_asked_of_every_set(
         assert [answer["values"] for answer in each.evaluations][1:] == [{"rate": [0.25]}]
     assert main(results, "--probe.rate", 0.5) == 2
     assert "probe is not among the evaluations: name it in --evaluations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--probe.name other", "probe returned other; its quantities are rate, accuracy_of_it"),
+        ("--probe.name accuracy_of_it --probe.rate 75", "values.accuracy_of_it is out of range"),
+        ("--probe.rate 1e301", "values.rate is not a list of numbers"),
+    ],
+)
+def test_values_that_cannot_be_shown_are_an_error(
+    options: str, said: str, results: Path, probe: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(results / "common", "--evaluations", "probe", *options.split()) == 1
+    assert said in capsys.readouterr().err
+    for each in all_in(results / "common"):
+        statuses = {answer["evaluation"]: (answer["status"], answer["values"] == {}) for answer in each.evaluations}
+        assert statuses == {"accuracy": ("ok", False), "probe": ("error", True)}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The registry: a file is a method, an entry point is a method, and errors help."""
+"""The registries: a file is a method or an evaluation, and so is an entry point; errors help."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 
 import methods
 from benchmarks.errors import UserError
+from benchmarks.registry import Registry
+from harness import evaluations
+from harness.evaluations.base import Evaluation
 from harness.run import main
 from methods.base import Method
 
-Install = Callable[[str, str, str], None]
+Install = Callable[..., None]
 
 METHOD = """
 from dataclasses import dataclass
@@ -35,23 +38,23 @@ class Mine(Method):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Installs under a method name a package of one module, given its source; the class is ``Mine``."""
+    """Installs under a plugin's name a package of one module, given its source; the class is ``Mine``."""
 
-    def installed(name: str, module: str, source: str) -> None:
+    def installed(name: str, module: str, source: str, group: str = methods.ENTRY_POINTS) -> None:
         (tmp_path / f"{module}.py").write_text(source)
         info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{methods.ENTRY_POINTS}]\n{name} = {module}:Mine\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:Mine\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     return installed
 
 
-def refusal(name: str) -> str:
+def refusal(name: str, get: Callable[[str], object] = methods.get) -> str:
     with pytest.raises(UserError) as caught:
-        methods.get(name)
+        get(name)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -135,15 +138,72 @@ def test_a_broken_package_does_not_hide_the_others(install: Install, capsys: pyt
     assert "[protocol mtt]" in shown
 
 
-def test_a_file_without_a_method_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "helpers.py").write_text("from methods.base import Method")
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    builtin = methods._builtin()
-    monkeypatch.setattr(methods, "_builtin", lambda: builtin | {"helpers"})
-    assert "methods/helpers.py holds no Method" in refusal("helpers")
-    sys.modules.pop("methods.helpers")
+def test_a_file_without_a_method_says_so() -> None:
+    registry = Registry("method", "methods", others=("base",), group=methods.ENTRY_POINTS)
+    message = refusal("checks", lambda name: registry.get(name, Method, lambda cls, shown: None))
+    assert message == "methods/checks.py holds no Method: name it _checks.py if it is not meant to be one"
 
 
 def test_listing_does_not_import_torch() -> None:
-    code = "import sys, methods; methods.names(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, methods\nfrom harness import evaluations\n"
+        "methods.names(), evaluations.names()\nsys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+EVALUATION = """
+from dataclasses import dataclass
+from harness.evaluations.base import Evaluation, Quantity
+from harness.evaluations.training import NetworkEvaluation, Training
+
+@dataclass(frozen=True)
+class Config(Training):
+    rate: float = 0.1
+
+class Mine(NetworkEvaluation):
+    Config = Config
+    quantities = {"rate": Quantity("rate")}
+    def test(self, network, synthetic, benchmark): ...
+"""
+
+
+def test_files_and_entry_points_are_evaluations(install: Install) -> None:
+    assert {"accuracy"} <= set(evaluations.names()) and not {"base", "training"} & set(evaluations.names())
+    for name in evaluations.names():
+        assert issubclass(evaluations.get(name), Evaluation)
+    assert "did you mean 'accuracy'?" in refusal("acuracy", evaluations.get)
+    install("mine", "evaluation_of_mine", EVALUATION, evaluations.ENTRY_POINTS)
+    assert "mine" in evaluations.names() and "mine" not in methods.names()
+    assert evaluations.get("mine").__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'"),
+        ("Mine = 3", "not a subclass of harness.evaluations.base.Evaluation"),
+        (EVALUATION.replace("def test", "def tset"), "lacks test()"),
+        (EVALUATION.replace("(NetworkEvaluation)", "(Evaluation)"), "lacks run()"),
+        (EVALUATION.replace("Config = Config", "Config = 3"), "Config is of type int; expected a frozen dataclass"),
+        (EVALUATION.replace("Config(Training)", "Config"), "Config must inherit from harness.evaluations.training"),
+        (
+            EVALUATION.replace("    quantities", "    quantity"),
+            "quantities must map the name of each value to a Quantity",
+        ),
+        (EVALUATION.replace('{"rate": Quantity("rate")}', "{}"), "quantities must map the name of each value"),
+        (EVALUATION.replace('Quantity("rate")', '"rate"'), "quantities must map the name of each value"),
+        (EVALUATION + "    grows = 'netwrks'", "grows is 'netwrks', which is no field of its Config"),
+        (EVALUATION + "    sets = 'two'", "sets is 'two'; it must be 'one' or 'sequence'"),
+    ],
+    ids=["import", "number", "test", "run", "config", "training", "none", "empty", "text", "grows", "sets"],
+)
+def test_an_installed_evaluation_that_cannot_be_used(
+    install: Install, source: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("theirs", "evaluation_of_theirs", source, evaluations.ENTRY_POINTS)
+    message = refusal("theirs", evaluations.get)
+    assert reason in message and "evaluation_of_theirs:Mine" in message
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert reason in shown and "accuracy  Top-1 accuracy" in shown, "it hides the others"
