@@ -18,7 +18,7 @@ from typing import Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import Parser, end, exit_status, file_path
@@ -173,7 +173,7 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
     source = distillation.dataset
     if source.startswith("folder:"):
         source = request.dataset or ""
-        if f"folder:{Path(source.removeprefix('folder:')).resolve().name}" != distillation.dataset:
+        if f"folder:{printable(Path(source.removeprefix('folder:')).resolve().name)}" != distillation.dataset:
             raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
     elif request.dataset not in (None, source):
         raise UserError(f"it was distilled from {source}")
