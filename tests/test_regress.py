@@ -171,6 +171,10 @@ def run_samples(rng: np.random.Generator, between: float, within: float, count: 
     return list(0.010 * np.exp(between * rng.standard_normal() + np.array(drawn)))
 
 
+def seconds_verdict(before: Group, after: Group) -> str:
+    return regressions._seconds("", before, after, Bounds()).verdict
+
+
 @pytest.mark.parametrize(("seeds", "between", "trials"), [(3, 0.04, 100), (5, 0.30, 100), (2, 0.02, 50)])
 def test_noise_of_the_clock_is_not_a_regression(seeds: int, between: float, trials: int) -> None:
     """Runs that are slower or faster as a whole, and windows that resemble their neighbours: on a quiet machine a few
@@ -184,12 +188,8 @@ def test_noise_of_the_clock_is_not_a_regression(seeds: int, between: float, tria
             for each in sides[-1]:
                 count, memory = ((200, 0.9), (50, 0.5), (20, 0.1))[trial % 3]
                 each.record["cost"]["step_seconds"] = run_samples(rng, between, 0.1, count, memory)
-        flagged += (
-            regressions._seconds(
-                "", *(Group(tuple(Member(each.record) for each in side)) for side in sides), Bounds()
-            ).verdict
-            != "insignificant"
-        )
+        groups = [Group(tuple(Member(each.record) for each in side)) for side in sides]
+        flagged += seconds_verdict(*groups) != "insignificant"
     assert flagged <= 2
 
 
@@ -200,10 +200,7 @@ def test_windows_that_resemble_their_neighbours_are_not_independent() -> None:
     for _ in range(100):
         for each in pair:
             each.record["cost"]["step_seconds"] = run_samples(rng, 0.0, 0.2, 300, 0.9)
-        flagged += (
-            regressions._seconds("", *(Group((Member(each.record),)) for each in pair), Bounds()).verdict
-            != "insignificant"
-        )
+        flagged += seconds_verdict(*(Group((Member(each.record),)) for each in pair)) != "insignificant"
     assert flagged <= 5
 
 
@@ -219,9 +216,8 @@ def test_repeated_runs_must_lie_apart() -> None:
     def side(*medians: float) -> list[Distilled]:
         records = [made(seed) for seed in range(len(medians))]
         for each, median in zip(records, medians, strict=True):
-            each.record["cost"]["step_seconds"] = samples(
-                np.random.default_rng(each.record["distillation"]["seed"]), median, spread=0.01
-            )
+            rng = np.random.default_rng(each.record["distillation"]["seed"])
+            each.record["cost"]["step_seconds"] = samples(rng, median, spread=0.01)
         return records
 
     def row(before: list[Distilled], after: list[Distilled]) -> Finding:

@@ -446,7 +446,8 @@ def members(folder: Distilled, grows: Mapping[str, str | None]) -> list[Member]:
     """The distillation once for every recipe by which its set was evaluated; once without, where there is none.
 
     An evaluation without any field of a recipe belongs to all of them. What was asked of a set that is no longer there,
-    because it was distilled again, belongs to none. ``grows``: evaluation → `harness.evaluations.base.Evaluation.grows`.
+    because it was distilled again, belongs to none. ``grows``: evaluation → the field of its configuration that counts
+    the values.
     """
     made: list[Member] = []
     shared: list[Result] = []
