@@ -38,7 +38,7 @@ class Registry:
         if name in self._builtin():
             module = importlib.import_module(f"{self.package}.{name}")
             for _, member in inspect.getmembers(module, inspect.isclass):
-                if issubclass(member, base) and member.__module__ == module.__name__ and not inspect.isabstract(member):
+                if issubclass(member, base) and member.__module__ == module.__name__:
                     check(member, f"{self.kind} {name!r}")
                     return member
             file = f"{self.package.replace('.', '/')}/{name}.py"

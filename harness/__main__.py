@@ -26,8 +26,9 @@ COMMANDS = {
     "list": Command("harness.run", "methods, data sets, networks, protocols, budgets, experiments", ("--list",)),
     "report": Command("harness.report", "make the tables of a folder of records again"),
     "figures": Command("harness.figures", "draw the figures of a folder of records, and fit exponents"),
-    "evaluate": Command("harness.evaluate_set", "test a distilled set that is there already"),
+    "evaluate": Command("harness.evaluate", "ask questions of distilled sets that are there already"),
     "regress": Command("harness.regress", "compare two folders of records: is anything worse?"),
+    "check-method": Command("harness.check_method", "does a method keep to the interface? a dozen checks, in seconds"),
 }
 
 
@@ -44,7 +45,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
     name, *others = arguments or [""]
     if name in ("-h", "--help"):
         print(f"usage: {program} COMMAND [options]\n\nBenchmark of dataset distillation.\n")
-        print("\n".join(f"  {known:<10} {command.meaning}" for known, command in COMMANDS.items()))
+        print("\n".join(f"  {known:<12} {command.meaning}" for known, command in COMMANDS.items()))
         print(f"\n{program} COMMAND --help tells the options of a command.")
         return 0
     if not name:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.errors import UserError, printable
 from harness.command_line import Parser, end, exit_status, file_path
-from harness.plan.experiments import DEFAULT_OUTPUT
+from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
 from harness.reports.groups import grouped

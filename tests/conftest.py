@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from harness.launch import local as launch
+from harness.launch.environment import ENVIRONMENT
 
 # Before torch is imported: the tests as well must end on a busy machine.
-os.environ.update({**launch.ENVIRONMENT, **os.environ})
+os.environ.update({**ENVIRONMENT, **os.environ})
 
 import pytest
 import torch

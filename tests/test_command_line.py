@@ -174,7 +174,12 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
             "--mtt.syn-steps, --mtt.lr: mtt is not among the methods, frepo",
         ),
         # Commands
-        ("all", [], "a command is missing: run, forecast, list, report, figures, evaluate, regress; see frepo-bench"),
+        (
+            "all",
+            [],
+            "a command is missing: run, forecast, list, report, figures, evaluate, regress, check-method; "
+            "see frepo-bench",
+        ),
         ("all", ["rnu"], "unknown command 'rnu': did you mean 'run'? Known: "),
         ("all", ["run"], "--methods is missing; for instance: frepo-bench run --methods frepo,mtt --dataset digits"),
         ("all", ["forecast", "--methods", "mtt"], "--dataset is missing; for instance: frepo-bench forecast --methods"),

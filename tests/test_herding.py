@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks import training
 from benchmarks.errors import UserError
 from methods import herding
+from methods.checks import CLASSES, IPC, prepared, tiny_task
 from methods.herding import Herding, HerdingConfig, herd
-from tests.test_conformance import CLASSES, IPC, prepared, tiny_task
 
 
 def features(count: int = 40, size: int = 6, seed: int = 0) -> Tensor:

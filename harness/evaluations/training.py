@@ -11,12 +11,13 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, choose
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.protocols import PROTOCOLS, Protocol
 from benchmarks.task import generator_for
@@ -115,17 +116,36 @@ class NetworkEvaluation(Evaluation):
             yield from train(seed, [begin + index for index in done], config.steps, _shifted(progress, done, count))
 
 
-def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
-    """The network that is trained, by a ``config`` that names its protocol; with the norm that the protocol tests with.
+def resolved(config: Training, distillation: Mapping[str, Any], native: str) -> Training:
+    """``config`` with protocol, network, width and depth named, for a set of ``distillation``.
 
-    Raises UserError for a network that does not exist or does not fit the images.
+    ``native``: the protocol of the method's paper. Raises UserError for a protocol or network that does not exist.
     """
-    name = config.network or benchmark.spec.name
+    if config.network is not None:
+        choose("network", config.network, NETWORKS)
+    choose("protocol", config.protocol, ["native", *PROTOCOLS])
+    own = str(distillation["network"])
+    protocol = PROTOCOLS[native if config.protocol == "native" else config.protocol]
+    network = config.network or (own if config.protocol == "native" else protocol.network)
+    return dataclasses.replace(
+        config,
+        protocol=protocol.name,
+        network=network,
+        width=config.width or distillation["width"],
+        depth=config.depth or (distillation["depth"] if network == own else None),
+    )
+
+
+def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
+    """The network of a resolved ``config``, with the norm that its protocol tests with.
+
+    Raises UserError for a network that does not fit the images.
+    """
     return dataclasses.replace(
         benchmark.spec,
-        name=name,  # type: ignore[arg-type]  (checked on construction)
+        name=config.network or benchmark.spec.name,  # type: ignore[arg-type]  # checked on construction
         width=config.width or benchmark.spec.width,
-        depth=config.depth or (benchmark.spec.depth if name == benchmark.spec.name else None),
+        depth=config.depth,
         norm=PROTOCOLS[config.protocol].test_norm,
     )
 
@@ -179,7 +199,7 @@ def _networks_at_once(
     steps.
     """
     steps = protocol.recipe.steps(len(synthetic.images))
-    few = networks == 1 or min(steps, max_steps or steps) < TRIED_FROM
+    few = networks <= 1 or min(steps, max_steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1
     clock = Clock(synthetic.images.device)

@@ -1,84 +1,78 @@
-"""One cell, one fresh process: nothing that an earlier cell allocated, cached or compiled weighs on a later one."""
+"""One job, one fresh process: nothing that an earlier job allocated, cached or compiled weighs on a later one."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
-from harness import startup
+from harness.launch.environment import environment
 from harness.limits import show_seconds
-from harness.plan.experiments import Job
+from harness.plan.jobs import Job
+from harness.plan.pending import asks, begun, existing, reason_to_distil
 from harness.records import record
-from harness.records.record import Record, Status
-from harness.startup import ROOT
+from harness.records.provenance import device_name, provenance
+from harness.records.record import RECORD, EvaluationRecord, Record, Status
 
 COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 """-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
-ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "1000",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
-"""Variables that every cell's process starts with, whatever the method; one that the user has set stays as it is.
-
-``GOMP_SPINCOUNT``: how often a thread of torch's OpenMP looks for the others before it sleeps. By default it looks for
-milliseconds, in which those it waits for may have no core: beside one other process a step took 30 times as long.
-``GLIBC_TUNABLES``: memory in huge pages, which fresh activations fill faster.
-``CUBLAS_WORKSPACE_CONFIG``: cuBLAS gives the same bits every time.
-"""
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
+Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
+"""Takes jobs and yields each when what became of it is written into its folder, in any order."""
+
 
 @contextlib.contextmanager
-def started() -> Iterator[Callable[[Job], Record]]:
+def started() -> Iterator[Launcher]:
     """`launch`, with the process of the first job on its way: its libraries load while ours plans what to run."""
     waiting = [_start()]
     try:
-        yield lambda job: launch(job, waiting.pop() if waiting else None)
+        yield lambda jobs: launch(jobs, waiting)
     finally:
         for process in waiting:
             _stop(process)
 
 
-def launch(job: Job, process: subprocess.Popen[bytes] | None = None) -> Record:
-    """Run ``job`` in its own process and return the record that it wrote.
+def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None) -> Generator[Job, None, None]:
+    """Run each of ``jobs`` in its own process, one after the other.
 
-    ``process``: one that was started and waits for a job; None: a new one.
+    ``waiting``: processes that were started and wait for a job; those that are used are taken out.
 
     A process that dies (a signal, a crash of a library, the kernel's out-of-memory killer) gets a record too. On any
     exception here, Ctrl-C among them, the process is stopped before the exception goes on.
     """
+    for job in jobs:
+        _run(job, waiting.pop() if waiting else _start())
+        yield job
+
+
+def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
     kills = _out_of_memory_kills()
-    process = process or _start()
     assert process.stdin is not None
+    limit = job.time_limit_seconds
     try:
         with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
             process.stdin.write(job.to_json().encode() + b"\n")
-        limit = job.time_limit_seconds
         code = process.wait(None if limit is None else limit + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         code = None
     finally:
         _stop(process)
     if code is None:
-        return _failed(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
-    if code == 0:
-        try:
-            return record.load(job.record_path)
-        except UserError as error:
-            return _failed(job, "error", str(error))
-    if code == -signal.SIGKILL and _out_of_memory_kills() > kills:
-        return _failed(job, "oom", "the kernel killed the process for want of memory")
-    if code < 0:
-        return _failed(job, "error", f"the process was ended by {signal.Signals(-code).name}")
-    return _failed(job, "error", f"the process ended with status {code}; its messages are above")
+        _fail(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
+    elif code == -signal.SIGKILL and _out_of_memory_kills() > kills:
+        _fail(job, "oom", "the kernel killed the process for want of memory")
+    elif code < 0:
+        _fail(job, "error", f"the process was ended by {signal.Signals(-code).name}")
+    elif code > 0:
+        _fail(job, "error", f"the process ended with status {code}; its messages are above")
+    elif existing(job) is None:
+        _fail(job, "error", "the process ended without a record")
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -89,26 +83,6 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def environment() -> dict[str, str]:
-    """Variables of a process that measures: ``ENVIRONMENT``, and ours.
-
-    It imports our packages from where we did, also where that is the working directory, and nothing else from there.
-    """
-    paths = [] if os.path.basename(ROOT) in ("site-packages", "dist-packages") else [ROOT]
-    paths += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    python = {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
-    return {**ENVIRONMENT, **os.environ, **python}
-
-
-def restart_with_environment() -> None:
-    """Begin this program anew with ``environment``, unless it has that: libraries read it when they are loaded.
-
-    Does nothing in a process that is not a program of ours, such as a notebook.
-    """
-    if startup.begun and not ENVIRONMENT.keys() <= os.environ.keys():
-        os.execve(sys.executable, sys.orig_argv, environment())
-
-
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.kill()  # nothing to one that has ended
     process.wait()
@@ -116,30 +90,41 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _failed(job: Job, status: Status, message: str) -> Record:
+def _fail(job: Job, status: Status, message: str) -> None:
+    """Write what became of ``job`` where its process could not: into the first record that it still had to make."""
     import torch
 
-    failed = record.new(
-        job.cell.to_dict(),
-        job.config,
-        record.provenance(
-            job.command,
-            device=record.device_name(job.device),
-            fingerprint=job.cell.data_fingerprint,
-            environment=environment(),
-        ),
+    from harness.measure.forecast import forecast_bytes
+
+    known = provenance(
+        job.command,
+        device=device_name(job.device),
+        fingerprint=job.distillation.data_fingerprint,
+        environment=environment(),
     )
-    # The process had as many as we have: without them the record would be taken for one of another machine.
-    failed["provenance"]["threads"] = torch.get_num_threads()
+    # The process had as many as we have: without them the record would be taken for that of another machine.
+    known["threads"] = torch.get_num_threads()
+    failed: Record | EvaluationRecord
+    distilled = existing(job)
+    if distilled is None or reason_to_distil(job, distilled) is not None:
+        failed = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, known)
+        failed["cost"]["forecast_bytes"] = forecast_bytes(job)
+        path = job.path / RECORD
+    elif ask := next(asks(job, distilled), None):
+        if ask.earlier:  # fewer values are better than none
+            print(f"  {ask.question.evaluation}: {message}; the earlier answer is kept", file=sys.stderr, flush=True)
+            return
+        failed, path = begun(job, ask, known), ask.path
+    else:
+        return
     failed["status"], failed["message"] = status, message
-    failed["cost"]["forecast_bytes"] = job.forecast_bytes
     if status == "timeout":
-        failed["cell"]["time_limit_seconds"] = job.time_limit_seconds
+        failed["time_limit_seconds"] = job.time_limit_seconds
     try:
-        record.write(failed, job.record_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.write(failed, path)
     except OSError as error:
-        failed["message"] = f"{message}; nor could the record be written: {error}"
-    return failed
+        raise UserError(f"{message}; nor could the record {path} be written: {error.strerror}") from error
 
 
 def _out_of_memory_kills() -> int:

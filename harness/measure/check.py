@@ -19,8 +19,9 @@ from benchmarks.errors import UserError
 from harness.command_line import Parser, end, exit_status
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter
-from harness.plan.experiments import find_device
-from harness.records.record import Memory, device_name
+from harness.plan.planning import find_device
+from harness.records.provenance import device_name
+from harness.records.record import Memory
 
 STEPS, STEP_SECONDS = 3, 1.0
 KEPT, PASSING = 128 * 2**20, 256 * 2**20

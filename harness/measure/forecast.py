@@ -34,7 +34,8 @@ from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
-from harness.plan.experiments import Cell, Job, tuples
+from harness.plan.jobs import Distillation, Job
+from harness.plan.planning import tuples
 from harness.progress import Progress
 from methods.base import Method
 
@@ -51,14 +52,25 @@ def forecast(job: Job) -> Counters:
     Every seed has the same. Raises UserError where the method has no steps, and where it asks for a value that it would
     have to compute.
     """
-    data = (job.source, job.data_root, job.cache, job.cell.image_size)
-    return _forecast(dataclasses.replace(job.cell, seed=0), json.dumps(job.config), data, job.device)
+    data = (job.source, job.data_root, job.cache, job.distillation.image_size)
+    return _forecast(dataclasses.replace(job.distillation, seed=0), json.dumps(job.config), data, job.device)
+
+
+def forecast_bytes(job: Job) -> int | None:
+    """Peak of live tensors in the cell of ``job``; None where memory is not asked for, or unknown."""
+    distillation = job.distillation
+    if distillation.memory_limit_bytes is None and not distillation.cost_only:
+        return None
+    try:
+        return forecast(job).peak_live_bytes
+    except UserError:
+        return None
 
 
 def data_bytes(job: Job) -> int:
     """What the images and labels, training and test, take on the device."""
     raw = _raw(job)
-    pixels = (raw.train_images.numel() + raw.test_images.numel()) * getattr(torch, job.cell.dtype).itemsize
+    pixels = (raw.train_images.numel() + raw.test_images.numel()) * getattr(torch, job.distillation.dtype).itemsize
     return int(pixels + raw.train_labels.nbytes + raw.test_labels.nbytes)
 
 
@@ -67,7 +79,7 @@ def table(jobs: Sequence[Job], limit: int | None) -> str:
     from tabulate import tabulate
 
     room = available_bytes(jobs[0].device) if limit is None else limit
-    different = {(dataclasses.replace(job.cell, seed=0), json.dumps(job.config)): job for job in jobs}.values()
+    different = {(dataclasses.replace(job.distillation, seed=0), json.dumps(job.config)): job for job in jobs}.values()
     progress = Progress("forecasting, cells", len(different))
     rows = []
     for job in different:
@@ -85,8 +97,13 @@ _ALIGNED = ("left", "left", "right", "left", "right", "right", "right", "right",
 
 
 def _row(job: Job, room: int | None) -> list[str]:
-    cell = job.cell
-    row = [cell.method, cell.dataset, str(cell.ipc), f"{cell.network} {cell.width}"]
+    distillation = job.distillation
+    row = [
+        distillation.method,
+        distillation.dataset,
+        str(distillation.ipc),
+        f"{distillation.network} {distillation.width}",
+    ]
     data = data_bytes(job)
     try:
         found = forecast(job)
@@ -98,7 +115,7 @@ def _row(job: Job, room: int | None) -> list[str]:
 
 
 def _raw(job: Job) -> RawData:
-    return _read(job.source, job.data_root, job.cache, job.cell.image_size)
+    return _read(job.source, job.data_root, job.cache, job.distillation.image_size)
 
 
 @functools.cache
@@ -109,22 +126,22 @@ def _read(source: str, root: str, cache: str, image_size: int | None) -> RawData
 
 
 @functools.cache
-def _forecast(cell: Cell, config: str, data: tuple[str, str, str, int | None], device: str) -> Counters:
-    return count_blank(cell, json.loads(config), _read(*data), CPU if device == "cpu" else ACCELERATOR)
+def _forecast(distillation: Distillation, config: str, data: tuple[str, str, str, int | None], device: str) -> Counters:
+    return count_blank(distillation, json.loads(config), _read(*data), CPU if device == "cpu" else ACCELERATOR)
 
 
-def count_blank(cell: Cell, config: Mapping[str, Any], raw: RawData, device: torch.device) -> Counters:
-    """The counters of ``cell`` on images like those of ``raw``; ``device``: ``cpu`` or ``ACCELERATOR``."""
-    method_class = methods.get(cell.method)
+def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawData, device: torch.device) -> Counters:
+    """The counters of ``distillation`` on images like those of ``raw``; ``device``: ``cpu`` or ``ACCELERATOR``."""
+    method_class = methods.get(distillation.method)
     if not method_class.iterative:
-        raise UserError(f"{cell.method} has no steps to forecast")
+        raise UserError(f"{distillation.method} has no steps to forecast")
     shorter = method_class.BUDGETS.get("forecast", method_class.BUDGETS.get("cost", {}))
     resolved = method_class.Config(**{name: tuples(value) for name, value in {**config, **shorter}.items()})
     with _fakes(device) as fake:
-        task = _task(cell, raw, device)
+        task = _task(distillation, raw, device)
 
         def make() -> Method:
-            method = method_class(task, resolved, cell.steps or TOTAL_STEPS)
+            method = method_class(task, resolved, distillation.steps or TOTAL_STEPS)
             method.prepare(Uncounted(_Store(fake)))
             return method
 
@@ -132,18 +149,24 @@ def count_blank(cell: Cell, config: Mapping[str, Any], raw: RawData, device: tor
             return count(make, device)
         except (RuntimeError, NotImplementedError) as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"{cell.method} cannot be forecast: {reason}") from error
+            raise UserError(f"{distillation.method} cannot be forecast: {reason}") from error
 
 
-def _task(cell: Cell, raw: RawData, device: torch.device) -> Task:
+def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Task:
     channels, height, width = raw.train_images.shape[1:]
-    name, norm, dtype = cast(Any, cell.network), cast(Any, cell.norm), getattr(torch, cell.dtype)
-    spec = NetworkSpec(name, channels, (height, width), len(raw.class_names), cell.width, cell.depth, norm)
+    name, norm, dtype = (
+        cast(Any, distillation.network),
+        cast(Any, distillation.norm),
+        getattr(torch, distillation.dtype),
+    )
+    spec = NetworkSpec(
+        name, channels, (height, width), len(raw.class_names), distillation.width, distillation.depth, norm
+    )
     return _Task(
         images=torch.empty(raw.train_images.shape, dtype=dtype, device=device),
         labels=raw.train_labels.to(device),
         num_classes=spec.num_classes,
-        ipc=cell.ipc,
+        ipc=distillation.ipc,
         network=functools.partial(spec.build, device=device, dtype=dtype),
         generator=generator_for("count"),
         flip=raw.flip,

@@ -128,6 +128,13 @@ class MemoryMeter:
         if not reset_host_peak() and "host" in self._idle:
             self._samplers["host"] = Sampler(lambda: host_bytes("VmRSS"))
 
+    def level(self) -> int | None:
+        """Bytes in use now above the idle level: allocated by torch on a GPU, else resident; None: unknown."""
+        if self.gpu:
+            return torch.cuda.memory_allocated(self._device) - self._idle.get("allocated", 0)
+        resident = host_bytes("VmRSS")
+        return None if resident is None or "host" not in self._idle else resident - self._idle["host"]
+
     def stop(self) -> Memory:
         """The peaks since ``start``, above idle."""
         peak = {name: sampler.stop() for name, sampler in self._samplers.items()}

@@ -26,7 +26,7 @@ def split(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[str], di
     current = others
     for argument in arguments:
         if match := re.match(r"--([\w-]+)\.", argument):
-            method = choose("method", match[1].replace("-", "_"), names)
+            method = choose("method or evaluation", match[1].replace("-", "_"), names)
             current = options.setdefault(method, [])
         elif argument.startswith("-") and not NEGATIVE.match(argument):
             current = others

@@ -37,7 +37,7 @@ from benchmarks.preprocess import Preprocess
 from harness.records.files import replacing
 from methods.base import LabelSpace, Synthetic
 
-SCHEMA = 1
+SCHEMA = 2
 _HEADER = "frepo_bench"
 """The one entry of the header: with several, safetensors writes them in an order that changes from run to run."""
 _PREPROCESS = "preprocess."
@@ -110,8 +110,8 @@ class Artifact:
     class_names: tuple[str, ...]
     preprocess: Preprocess
     network: NetworkSpec
-    """The network that the harness trains on the set to evaluate it."""
-    cell: Mapping[str, Any]
+    """The network that distilled."""
+    distillation: Mapping[str, Any]
     """Method, data set and its fingerprint, ipc, seed, steps and whatever else determined the set."""
     config: Mapping[str, Any]
     """The method's hyper-parameters, resolved."""
@@ -142,13 +142,12 @@ def save(
     synthetic: Synthetic,
     benchmark: Benchmark,
     *,
-    network: NetworkSpec,
-    cell: Mapping[str, Any],
+    distillation: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> str:
     """Write ``synthetic`` to ``path`` (``.safetensors``) and a picture of it beside (``.png``), each in one go.
 
-    ``network``: the one it is evaluated with. ``cell`` and ``config``: what determined the set, JSON values only.
+    ``distillation`` and ``config``: what determined the set, JSON values only.
     Returns the SHA-256 of the ``.safetensors``.
     """
     preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
@@ -161,8 +160,8 @@ def save(
         "label_space": synthetic.label_space,
         "class_names": list(benchmark.class_names),
         "preprocess": preprocess.settings(),
-        "network": asdict(network),
-        "cell": dict(cell),
+        "network": asdict(benchmark.spec),
+        "distillation": dict(distillation),
         "config": dict(config),
     }
     content = safetensors.torch.save(
@@ -204,28 +203,41 @@ def load(path: str | Path) -> Artifact:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def lost(path: Path, ipc: int, sha256: str | None) -> str | None:
-    """Why the set in ``path`` is not the whole set that was written, in words; None: it is.
-
-    ``sha256``: of the file as it was written. None, of records that do not have it: the file must load wholly, and hold
-    ``ipc`` images with labels for each class.
-    """
+def lost(path: Path, sha256: str) -> str | None:
+    """Why the set in ``path`` is not the one that was written, in words; None: it is. ``sha256``: as it was written."""
     if not path.is_file():
         return f"its set {path.name} is missing"
-    if sha256 is not None:
-        try:
-            with open(path, "rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        except OSError as error:
-            return f"its set {path.name} cannot be read: {error.strerror}"
-        return None if same else f"its set {path.name} is not as it was written"
     try:
-        found = load(path)
-    except UserError as error:
-        return str(error)
-    count, classes = len(found.images), len(found.class_names)
-    whole = count == ipc * classes and tuple(found.labels.shape) == (count, classes)
-    return None if whole else f"its set {path.name} holds {count} images, not {ipc} for each of {classes} classes"
+        with open(path, "rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError as error:
+        return f"its set {path.name} cannot be read: {error.strerror}"
+    return None if same else f"its set {path.name} is not as it was written"
+
+
+def save_snapshot(path: Path, synthetic: Synthetic) -> str:
+    """Write the tensors of ``synthetic`` alone. Returns the SHA-256 of the file."""
+    tensors = {"images": synthetic.images, "labels": synthetic.labels}
+    if synthetic.lr is not None:
+        tensors["lr"] = synthetic.lr
+    content = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={_HEADER: synthetic.label_space},
+    )
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_snapshot(path: Path) -> Synthetic:
+    """Read what `save_snapshot` wrote, on the CPU. Raises UserError where the file is missing or damaged."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            space = (file.metadata() or {})[_HEADER]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        return Synthetic(tensors["images"], tensors["labels"], cast(LabelSpace, space), tensors.get("lr"))
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged or missing: {error}") from error
 
 
 def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
@@ -236,8 +248,8 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
     names = header["class_names"]
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise TypeError("class_names is no list of names")
-    if not (isinstance(header["cell"], dict) and isinstance(header["config"], dict)):
-        raise TypeError("cell or config is no mapping")
+    if not (isinstance(header["distillation"], dict) and isinstance(header["config"], dict)):
+        raise TypeError("distillation or config is no mapping")
     if "lr" in tensors and not tensors["lr"].is_floating_point():
         raise TypeError("lr is no floating point number")
     if header["preprocess"]["name"] not in PREPROCESSINGS:
@@ -254,7 +266,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
             header["preprocess"],
         ),
         network=NetworkSpec(image_size=(size[0], size[1]), **header["network"]),
-        cell=header["cell"],
+        distillation=header["distillation"],
         config=header["config"],
     )
 

@@ -29,7 +29,7 @@ from benchmarks.errors import UserError
 from harness.records.files import replacing
 
 SCHEMA = 2
-PROTOCOL_VERSION = "2"
+PROTOCOL_VERSION = "3"
 """Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
 SNAPSHOTS, EVENTS, LOG = "snapshots", "events.jsonl", "log.txt"
@@ -85,8 +85,6 @@ class Cost(TypedDict):
     step_seconds: list[float]
     """Seconds per step, one sample per window of whole cycles."""
     steps_per_sample: int | None
-    interleaved: str | None
-    """The methods whose steps were taken by turns in one process, in words; null: the cell was alone."""
     distill_seconds: float | None
     memory: Memory
     joules_per_step: float | None
@@ -142,6 +140,8 @@ class Record(TypedDict):
     cost: Cost
     artifact: Artifact | None
     """The distilled set; null where there is none."""
+    curve_points: int
+    """Points of the curve for which snapshots were taken."""
     snapshots: list[Snapshot]
     provenance: dict[str, Any]
 
@@ -179,6 +179,8 @@ class EvaluationRecord(TypedDict):
     """Name of a quantity → its raw values, one per network, attacker or step."""
     cost: dict[str, float | None]
     """``seconds`` of the evaluation, and whatever else it reports of its cost: ``networks_at_once``, ``parameters``."""
+    busy: str | None
+    """Other work that was seen on the cores meanwhile, in words; null: none, or no way to see it."""
     provenance: dict[str, Any]
 
 
@@ -230,7 +232,6 @@ def new(
             "compile_seconds": None,
             "step_seconds": [],
             "steps_per_sample": None,
-            "interleaved": None,
             "distill_seconds": None,
             "memory": {
                 "meter": None,
@@ -252,6 +253,7 @@ def new(
             "parameters": None,
         },
         "artifact": None,
+        "curve_points": 0,
         "snapshots": [],
         "provenance": dict(provenance),
     }
@@ -284,6 +286,7 @@ def new_evaluation(
         "time_limit_seconds": None,
         "values": {},
         "cost": {"seconds": None},
+        "busy": None,
         "provenance": dict(provenance),
     }
 
@@ -407,7 +410,7 @@ DEEPEST = 100
 TEXTS = ("method", "dataset", "network", "norm", "preprocess", "device_kind", "dtype", "data_fingerprint")
 WHOLE_NUMBERS = ("ipc", "seed", "width", "depth")
 """Fields of a distillation that are texts, and that are whole numbers of at least 0."""
-WORDS = ("meter", "busy", "missing", "prepare", "interleaved")
+WORDS = ("meter", "busy", "missing", "prepare")
 """Fields of the cost that are texts, where they are not null."""
 
 
@@ -454,6 +457,8 @@ def _problem(content: Any) -> str | None:
     for snapshot in content["snapshots"]:
         if not (_is_artifact(snapshot) and _is_count(snapshot.get("step")) and _is_number(snapshot.get("seconds"))):
             return "a snapshot has no name, sha256, step and seconds"
+    if not _is_count(content["curve_points"]):
+        return "curve_points is not a whole number"
     if content["steps"] is not None and not _is_count(content["steps"]):
         return "steps is not a whole number"
     return None
@@ -480,6 +485,8 @@ def _evaluation_problem(content: Any) -> str | None:
             return f"values.{name} is not a list of numbers"
         if "accuracy" in name and not _are_numbers(values, 1.0):
             return f"values.{name} is out of range"
+    if not isinstance(content["busy"], str | None):
+        return "busy is not a text"
     for name, value in content["cost"].items():
         if value is not None and not (_is_number(value) and value >= 0):
             return f"cost.{name} is not a number of at least 0"

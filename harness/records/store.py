@@ -53,7 +53,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         self._since = now()
         self.made: dict[str, float] = {}
         """Entries written through this object → seconds that each took since the one before."""
-        self.found: dict[str, float] = {}
+        self.cached: dict[str, float] = {}
         """Entries that were there already and were asked for → seconds that they took when they were made."""
         self._checked: dict[str, _Stamp] = {}
         """Entries whose checksum was right → what their files were like then."""
@@ -68,7 +68,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
                 if header["checksum"] != self._checksum(name, tensors):
                     raise ValueError("wrong checksum")
                 if name not in self.made:
-                    self.found[name] = float(header["seconds"])
+                    self.cached[name] = float(header["seconds"])
                 self._checked[name] = stamp
         except FileNotFoundError:
             raise self._missing(name) from None
@@ -86,7 +86,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._path(name)) as temporary:
             safetensors.torch.save_file(content, temporary, metadata={_HEADER: header})
-        self.found.pop(name, None)
+        self.cached.pop(name, None)
         self.made[name] = seconds
         self._since = self._now()
         self.on_made(len(self.made))
@@ -96,10 +96,10 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
             raise KeyError(name)
         self._path(name).unlink()
         self.made.pop(name, None)
-        self.found.pop(name, None)
+        self.cached.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
-        if name in self.made or name in self.found:
+        if name in self.made or name in self.cached:
             return True
         return super().__contains__(name)
 

@@ -1,0 +1,409 @@
+"""The measured part of a cell: prepare, warm up, count, and distil under clock and meter.
+
+The phases fill in the record as they go, so that what was measured before an error is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+import methods
+from benchmarks.datasets import Benchmark
+from benchmarks.errors import UserError, printable
+from benchmarks.task import Task, generator_for
+from harness.limits import MemoryIsFull, memory_limit, show_bytes
+from harness.measure.clock import Clock
+from harness.measure.counters import Uncounted, count
+from harness.measure.energy import EnergyMeter
+from harness.measure.interleave import interleaved
+from harness.measure.load import LoadMeter
+from harness.measure.memory import MemoryMeter
+from harness.plan.jobs import Distillation, Job
+from harness.plan.planning import tuples
+from harness.progress import Progress
+from harness.records import artifact
+from harness.records.record import EVENTS, SNAPSHOTS, Record
+from harness.records.store import DiskStore, folder_for
+from methods.base import Method, Synthetic
+from methods.checks import NotFinite, check_losses, check_synthetic
+
+SAMPLES = 1000
+"""About so many timing windows are kept."""
+LOGGED = 100
+"""About so many lines of losses, step times and memory are kept."""
+LEAST_CYCLES = 3
+"""Whole cycles that are run at least where seconds decide."""
+WARMUP_STEPS = 3
+"""Before cycles are timed; fewer where they take longer than ``WARMUP_SECONDS``."""
+WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
+"""Cycles are timed until so many are done or so long has passed."""
+TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
+"""Slow cycles: so many are timed, or fewer where they take longer than this."""
+LOOK_SECONDS = 10.0
+"""After so long, and again after twice as long, the estimate is held against the steps that were taken."""
+WRONG_BY, WRONG_SECONDS = 1.25, 10.0
+"""An estimate is corrected where it is off by this factor and by so many seconds."""
+GPU_WINDOW_SECONDS = 0.05
+"""A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
+
+
+class Diverged(Exception):
+    """A loss or the synthetic set is no longer finite."""
+
+
+def distil(job: Job, record: Record, benchmark: Benchmark, clock: Clock, meter: MemoryMeter) -> Synthetic:
+    """Distil the set of ``job`` and fill in ``record``; snapshots and events go into the folder of the job.
+
+    ``meter``: has read what the context takes. Raises Diverged and MemoryIsFull, which are results, and UserError where
+    the method does not keep to its interface.
+    """
+    return _Distilling(job, record, benchmark, clock, meter).run()
+
+
+def distil_by_turns(
+    jobs: Sequence[Job], records: Sequence[Record], benchmarks: Sequence[Benchmark], clock: Clock, meter: MemoryMeter
+) -> None:
+    """Time the steps of several ``jobs`` by turns, and fill in their ``records``; there is no set and no memory."""
+    distilling = [_Distilling(*each, clock, meter) for each in zip(jobs, records, benchmarks, strict=True)]
+    for each in distilling:
+        each.prepare_and_count()
+    methods = {each.job.distillation.method: each.method() for each in distilling}
+    seconds = sum(each.job.distillation.seconds or 0.0 for each in distilling)
+    with distilling[0].beside("distilling"):
+        samples = interleaved(methods, clock, seconds)
+    for record, own in zip(records, samples.values(), strict=True):
+        record["cost"]["step_seconds"] = own
+
+
+@dataclass
+class _Distilling:
+    job: Job
+    record: Record
+    benchmark: Benchmark
+    clock: Clock
+    meter: MemoryMeter
+
+    def __post_init__(self) -> None:
+        distillation = self.job.distillation
+        self.method_class = methods.get(distillation.method)
+        self.config = self.method_class.Config(**{name: tuples(value) for name, value in self.job.config.items()})
+        # The seconds that an entry took count as this cell's own, so they must be those of this machine.
+        machine = [self.record["provenance"][name] for name in ("device", "threads", "environment", "torch")]
+        key = _store_key(self.benchmark, distillation)
+        self.store = DiskStore(folder_for(Path(self.job.cache), *key, *machine), self.clock.read)
+
+        cost = self.record["cost"]
+        cost["prepare"] = "reduced" if self.job.reduced else None
+        cost["parameters"] = self.benchmark.spec.parameters()
+
+    def prepare_and_count(self) -> tuple[int, float]:
+        """Everything before the first step that counts. Returns the steps per cycle and the seconds per step."""
+        limit = self.job.distillation.memory_limit_bytes
+        with memory_limit(limit, self.benchmark.task.device), self.beside("preparing"):
+            cycle, step_seconds = self._warm_up()
+        self._count()
+        return cycle, step_seconds
+
+    def method(self, steps: int = SAMPLES) -> Method:
+        """The method, prepared, before its first step of ``steps``."""
+        method = self.method_class(self.benchmark.task, self.config, steps)
+        method.prepare(self.store)
+        return method
+
+    def run(self) -> Synthetic:
+        distillation, device = self.job.distillation, self.benchmark.task.device
+        if not self.method_class.iterative:
+            with self.beside("preparing"):
+                method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
+            return self._checked_set(method.synthetic(), "after prepare()")
+        cycle, step_seconds = self.prepare_and_count()
+        steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
+        self.record["steps"] = steps
+        say(f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}")
+        self.meter.idle()
+        with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
+            method = self.method(steps)
+            self._distil(method, steps, step_seconds)
+        return self._checked_set(method.synthetic(), f"after step {steps}")
+
+    def _warm_up(self) -> tuple[int, float]:
+        """Prepare, timed, and take a few steps with an instance that is thrown away.
+
+        Kernels are chosen, caches warm and the store filled afterwards, and no random number of the cell was
+        drawn. Returns the steps per cycle and the seconds per step.
+        """
+        distillation, clock, config = self.job.distillation, self.clock, self.config
+        task = dataclasses.replace(self.benchmark.task, generator=generator_for("warm-up", distillation.seed))
+        method = self._prepare(lambda: self.method_class(task, config, distillation.steps or SAMPLES))
+        cost, cycle = self.record["cost"], method.steps_per_cycle
+        if not isinstance(cycle, int) or cycle < 1:
+            raise UserError(
+                f"{distillation.method}.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
+            )
+        check_set(
+            method.synthetic(), f"{distillation.method}.synthetic() before the first step", self.job, task, initial=True
+        )
+
+        def timed(steps: int) -> float:
+            begin = clock.read()
+            for _ in range(steps):
+                check_losses(method.step(), f"{distillation.method}.step()", task.device)
+            return clock.read() - begin
+
+        warm = clock.read()
+        first = timed(cycle)
+        if first < WARMUP_SECONDS:
+            timed(max(0, WARMUP_STEPS - cycle))
+        seconds: list[float] = []
+
+        def enough() -> bool:
+            longest = TIMED_SECONDS if len(seconds) < TIMED_CYCLES else WARMUP_SECONDS
+            return len(seconds) >= WARMUP_CYCLES or sum(seconds) >= longest
+
+        while not enough():
+            seconds.append(timed(cycle))
+        median = statistics.median(seconds)
+        cost["warmup_seconds"] = clock.read() - warm
+        cost["compile_seconds"] = max(0.0, first - median)
+        return cycle, median / cycle
+
+    def _count(self) -> None:
+        """The counters, of another instance that is thrown away; nothing where a method cannot be counted."""
+        task = dataclasses.replace(self.benchmark.task, generator=generator_for("count"))
+
+        def make() -> Method:
+            method = self.method_class(task, self.config, self.job.distillation.steps or SAMPLES)
+            method.prepare(Uncounted(self.store))
+            return method
+
+        try:
+            counted = count(make, task.device)
+        except Exception as error:  # steps without counters have been taken: it is for lack of these alone
+            say(f"operations and live bytes are not counted: {type(error).__name__}: {error}")
+            return
+        cost = self.record["cost"]
+        cost["flops_per_step"], cost["saved_bytes_per_step"] = counted.flops, counted.saved_bytes
+        cost["peak_live_bytes"] = counted.peak_live_bytes
+
+    def _prepare(self, make: Callable[[], Method]) -> Method:
+        """The method that ``make`` gives, prepared; timed as if nothing had been in the cache."""
+        cost = self.record["cost"]
+        self.store.on_made = progress = Progress("preparing, entries made", None)
+        begin = self.clock.read()
+        method = make()
+        # What follows from the task is resolved by now.
+        self.record["resolved"] = json.loads(json.dumps(dataclasses.asdict(method.config)))
+        method.prepare(self.store)
+        cost["prepare_seconds"] = self.clock.read() - begin + sum(self.store.cached.values())
+        cost["prepare_cached"] = len(self.store.cached)
+        progress.close()
+        return method
+
+    def _steps_for(self, seconds: float | None, cycle: int, step_seconds: float) -> int:
+        """As many whole cycles as fit into ``seconds``, and at least ``LEAST_CYCLES``."""
+        assert seconds is not None
+        if self.job.distillation.seconds_include_prepare:
+            seconds -= self.record["cost"]["prepare_seconds"] or 0.0
+        return max(LEAST_CYCLES, int(seconds / (cycle * step_seconds))) * cycle
+
+    def _distil(self, method: Method, steps: int, step_seconds: float) -> None:
+        """The measured steps."""
+        cost, clock, name = self.record["cost"], self.clock, f"{self.job.distillation.method}.step()"
+        cycle = method.steps_per_cycle
+        cycles = max(1, -(-steps // (cycle * SAMPLES)))
+        if method.task.device.type != "cpu":
+            cycles = max(cycles, math.ceil(GPU_WINDOW_SECONDS / (cycle * step_seconds)))
+        cost["steps_per_sample"] = cycles * cycle
+        curve = curve_steps(self.job.curve_points, steps)
+        logged = log_steps(steps)
+        progress = Progress("distilling", steps)
+        total = 0.0
+        estimate = _Estimate(steps, steps * step_seconds)
+        energy = EnergyMeter(self.meter.gpu)
+        with contextlib.ExitStack() as stack:
+            # What is written meanwhile goes to disk, so that it is no part of the memory that is being measured.
+            events = stack.enter_context(open(self.job.path / EVENTS, "w", encoding="utf-8"))
+            self.meter.start()
+            stack.callback(progress.close)
+            stack.callback(self._end_memory)
+            energy.start()
+            for begin, end in windows(steps, cycles * cycle):
+                started = clock.read()
+                for _ in range(end - begin):
+                    losses = method.step()
+                elapsed = clock.read() - started
+                total += elapsed
+                if (end - begin) % cycle == 0:
+                    cost["step_seconds"].append(elapsed / (end - begin))
+                cost["distill_seconds"] = total
+                check_losses(losses, name, method.task.device)
+                values = {loss: float(value) for loss, value in losses.items()}
+                if any(begin < step <= end for step in logged):
+                    self._log(events, end, total, elapsed / (end - begin), values)
+                progress(end, self._checked_losses(values, end))
+                if corrected := estimate.corrected(end, total):
+                    progress.say(corrected)
+                if any(begin < step <= end for step in curve) and end < steps:
+                    self._keep(method.synthetic(), end, total)
+            cost["joules_per_step"] = energy.per_step(steps, total)
+        limit, resident = self.job.distillation.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
+        if limit is not None and method.task.device.type == "cpu" and resident is not None and resident > limit:
+            raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
+
+    def _end_memory(self) -> None:
+        cost = self.record["cost"]
+        before, cost["memory"] = cost["memory"]["busy"], self.meter.stop()
+        cost["memory"]["busy"] = _joined(before, cost["memory"]["busy"])
+
+    def _log(self, events: IO[str], step: int, total: float, seconds: float, losses: Mapping[str, float]) -> None:
+        """A line of events; a number that is not finite is written as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}
+        event = {"step": step, "seconds": total, "step_seconds": seconds, "losses": finite}
+        events.write(json.dumps({**event, "memory_bytes": self.meter.level()}) + "\n")
+        events.flush()
+
+    def _keep(self, synthetic: Synthetic, step: int, seconds: float) -> None:
+        """Write a snapshot; a set that is not finite is left out."""
+        with contextlib.suppress(NotFinite):
+            check_set(
+                synthetic,
+                f"{self.job.distillation.method}.synthetic() after step {step}",
+                self.job,
+                self.benchmark.task,
+            )
+            name = f"{SNAPSHOTS}/step-{step}.safetensors"
+            (self.job.path / SNAPSHOTS).mkdir(exist_ok=True)
+            digest = artifact.save_snapshot(self.job.path / name, synthetic)
+            self.record["snapshots"].append({"name": name, "sha256": digest, "step": step, "seconds": seconds})
+
+    def _checked_set(self, synthetic: Synthetic, when: str) -> Synthetic:
+        """``synthetic``. Raises Diverged where it is not finite and more than its cost is asked for."""
+        try:
+            check_set(synthetic, f"{self.job.distillation.method}.synthetic() {when}", self.job, self.benchmark.task)
+        except NotFinite as error:
+            self._diverged(str(error))
+        return synthetic
+
+    def _checked_losses(self, losses: Mapping[str, float], step: int) -> str:
+        """The first loss in words."""
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                return self._diverged(f"{name} is {value} at step {step}")
+        return next((f"{printable(name)} {value:.4g}" for name, value in losses.items()), "")
+
+    def _diverged(self, words: str) -> str:
+        """A number that is not finite ends the cell, unless only its cost is asked for.
+
+        A step size published for another network or data set may well diverge, and an iteration costs the same.
+        """
+        if not self.job.distillation.cost_only:
+            raise Diverged(words)
+        self.record["message"] = self.record["message"] or f"{words}, which costs as much as a finite number"
+        return words
+
+    @contextlib.contextmanager
+    def beside(self, phase: str) -> Iterator[None]:
+        """Write down where others kept the cores busy while the seconds of ``phase`` were measured."""
+        # On a GPU one thread of the processor gives out the work.
+        load = LoadMeter(torch.get_num_threads() if self.benchmark.task.device.type == "cpu" else 1)
+        try:
+            yield
+        finally:
+            if words := load.stop():
+                memory = self.record["cost"]["memory"]
+                memory["busy"] = _joined(memory["busy"], f"while {phase} {words}")
+
+
+class _Estimate:
+    """How long ``steps`` steps take, as last said."""
+
+    def __init__(self, steps: int, seconds: float) -> None:
+        """``seconds``: all steps together, by those of the warm-up."""
+        self._steps, self._said = steps, seconds
+        self._look, self._before = LOOK_SECONDS, (0, 0.0)
+
+    def corrected(self, done: int, seconds: float) -> str | None:
+        """A line where what was said is wrong, after ``done`` steps in ``seconds``; now and then, else None.
+
+        The steps left are taken to be like those since the last look: early steps may well be slower.
+        """
+        if seconds < self._look or done == self._steps:
+            return None
+        before, at = self._before
+        now = seconds + (seconds - at) / (done - before) * (self._steps - done)
+        self._look, self._before = 2 * seconds, (done, seconds)
+        low, high = sorted((now, self._said))
+        if high - low < WRONG_SECONDS or high < WRONG_BY * low:
+            return None
+        self._said = now
+        return f"after {done} of {self._steps} steps: about {_duration(now)} for all of them"
+
+
+def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each but for the last."""
+    for begin in range(0, steps, size):
+        yield begin, min(begin + size, steps)
+
+
+def curve_steps(points: int, steps: int) -> list[int]:
+    """``points`` log-spaced steps from 1 to ``steps``, without repetition; fewer where there are fewer steps."""
+    if points < 2:
+        return [steps] * points
+    return sorted({round(steps ** (i / (points - 1))) for i in range(points)})
+
+
+def log_steps(steps: int) -> list[int]:
+    """About ``LOGGED`` steps, evenly spaced, the first and the last among them."""
+    count = min(LOGGED, steps)
+    return sorted({1 + round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)})
+
+
+def check_set(synthetic: object, where: str, job: Job, task: Task, *, initial: bool = False) -> None:
+    """Raises UserError for a set that is not what ``job`` asks for, as `check_synthetic` does."""
+    check_synthetic(
+        synthetic,
+        where,
+        classes=task.num_classes,
+        ipc=job.distillation.ipc,
+        image=task.images.shape[1:],
+        dtype=task.dtype,
+        device=task.device,
+        initial=initial,
+    )
+
+
+def _store_key(benchmark: Benchmark, distillation: Distillation) -> tuple[object, ...]:
+    """Everything that an expert depends on, its settings and the machine apart.
+
+    The name of a data set brings constants of its preprocessing and whether it is flipped, so the same pixels under two
+    names are two things.
+    """
+    fitted = benchmark.preprocess
+    statistics = fitted.name, fitted.mean.tolist(), fitted.std.tolist()
+    return benchmark.raw_fingerprint, statistics, benchmark.flip, benchmark.spec, distillation.dtype, distillation.tf32
+
+
+def _joined(*words: str | None) -> str | None:
+    return "; ".join(filter(None, words)) or None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def say(line: str) -> None:
+    """Print ``line`` below the one that names the cell."""
+    print(f"  {printable(line)}", file=sys.stderr, flush=True)

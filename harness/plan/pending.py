@@ -1,0 +1,153 @@
+"""What of a job is left to do, by the files in the folder of its distillation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.errors import UserError, printable
+from harness.plan.jobs import WHOLE_DATA, Job, Question
+from harness.records import record
+from harness.records.record import EVALUATIONS, FINAL, RECORD, SET, AskedSet, EvaluationRecord, Record
+
+R = TypeVar("R", Record, EvaluationRecord)
+CURVE_EVALUATION = "accuracy"
+"""The evaluation that is asked of the snapshots of a curve as well."""
+SAME_MACHINE = ("device", "threads", "torch")
+"""Provenance in which values must agree to be continued; others are computed anew."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question asked of a set."""
+
+    question: Question
+    asked: AskedSet
+    identity: str
+    path: Path
+    """Where the answer goes."""
+    answer: EvaluationRecord | None
+    """What is there already, whatever its status and however many values it has."""
+
+    @property
+    def earlier(self) -> EvaluationRecord | None:
+        """An answer with values, which stays until there is a better one."""
+        return self.answer if self.answer and self.answer["status"] == "ok" else None
+
+
+def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -> str | None:
+    """Why the set of ``job`` must be distilled, in words; empty where there is nothing to explain; None: it is there.
+
+    ``earlier``: the record in the folder. An error says nothing of the set, and neither does a time limit that was
+    shorter.
+    """
+    if earlier is None or force:
+        return ""
+    status, struck = earlier["status"], earlier["time_limit_seconds"]
+    if status == "timeout" and struck is not None:
+        longer = job.time_limit_seconds is None or job.time_limit_seconds > struck
+        return "" if longer else None
+    if status not in FINAL:
+        return ""
+    if status != "ok" or job.distillation.method == WHOLE_DATA:
+        return None
+    if job.curve_points and earlier["curve_points"] != job.curve_points:
+        return f"the sets of a curve with {job.curve_points} points were not kept"
+    artifact = earlier["artifact"]
+    if artifact is not None:
+        from harness.records.artifact import lost
+
+        return lost(job.path / SET, artifact["sha256"])
+    return "it has no set" if job.questions else None
+
+
+def asks(job: Job, distilled: Record) -> Iterator[Ask]:
+    """The questions of ``job`` that are still to be answered for the set that ``distilled`` tells of."""
+    return (ask for ask in all_asks(job, distilled) if job.force or not _is_answered(job, ask))
+
+
+def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
+    """Every question of ``job``, answered or not; none where there is no set."""
+    if distilled["status"] != "ok":
+        return
+    artifact, identity = distilled["artifact"], distilled["identity"]
+    sets: list[AskedSet] = []
+    if artifact is not None or job.distillation.method == WHOLE_DATA:
+        sets.append({"distillation": identity, "step": None, "sha256": artifact and artifact["sha256"]})
+    snapshots: list[AskedSet] = [
+        {"distillation": identity, "step": each["step"], "sha256": each["sha256"]} for each in distilled["snapshots"]
+    ]
+    for question in job.questions:
+        curve = snapshots if job.curve_points and question.evaluation == CURVE_EVALUATION else []
+        for asked in [*sets, *curve]:
+            key = question.identity([asked], seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
+            path = job.path / EVALUATIONS / f"{question.evaluation}-{key}.json"
+            answer = existing_evaluation(path)
+            if answer is not None and answer["sets"] != [asked]:
+                answer = None  # of a set that is not there any more
+            yield Ask(question, asked, key, path, answer)
+
+
+def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord:
+    """The record that the answer to ``ask`` goes into, with the values that are there already and may stay."""
+    written = record.new_evaluation(
+        ask.identity,
+        ask.question.evaluation,
+        [ask.asked],
+        ask.question.config,
+        provenance,
+        seed=job.distillation.seed,
+        device_kind=job.device_kind,
+        tf32=job.tf32,
+    )
+    earlier = None if job.force else ask.earlier
+    if earlier and all(earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
+        written["values"], written["cost"] = earlier["values"], earlier["cost"]
+    return written
+
+
+def existing(job: Job) -> Record | None:
+    """The record of ``job``, if there is one. A damaged one is put aside, never used and never lost."""
+    path = job.path / RECORD
+    try:
+        return record.load(path) if path.exists() else None
+    except UserError as error:
+        _put_aside(path, error)
+        return None
+
+
+def existing_evaluation(path: Path) -> EvaluationRecord | None:
+    """As `existing`, of the answer to a question."""
+    try:
+        return record.load_evaluation(path) if path.exists() else None
+    except UserError as error:
+        _put_aside(path, error)
+        return None
+
+
+def _is_answered(job: Job, ask: Ask) -> bool:
+    answer, wanted = ask.answer, ask.question.wanted
+    if answer is None:
+        return False
+    if answer["status"] == "timeout" and answer["time_limit_seconds"] is not None:
+        return job.time_limit_seconds is not None and job.time_limit_seconds <= answer["time_limit_seconds"]
+    if answer["status"] != "ok":
+        return answer["status"] in FINAL
+    return wanted is None or count(answer) >= wanted
+
+
+def count(answer: EvaluationRecord) -> int:
+    """How many values there are of every quantity."""
+    return max(map(len, answer["values"].values()), default=0)
+
+
+def _put_aside(path: Path, error: UserError) -> None:
+    names = (f"{path.name}.damaged{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+    aside = next(other for name in names if not (other := path.with_name(name)).exists())
+    with contextlib.suppress(OSError):  # a folder that cannot be written stops the run, and says so
+        path.replace(aside)
+        print(printable(f"{error}; kept as {aside.name}, it is made again"), file=sys.stderr, flush=True)

@@ -1,0 +1,394 @@
+"""A request → the jobs that it asks for. The configuration of a method is resolved here, before it is constructed.
+
+Defaults of ``Config`` come first, then ``PAPER`` for the data set and ipc, then ``BUDGETS`` for the budget, then the
+command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.errors import UserError, printable
+from harness import evaluations
+from harness.limits import show_bytes, total_bytes
+from harness.plan.budgets import BUDGETS, COST, default_width
+from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question
+from harness.plan.options import parse
+from harness.plan.request import Evaluating, Request
+
+if TYPE_CHECKING:
+    from benchmarks.datasets import RawData
+    from benchmarks.protocols import Protocol
+    from methods.base import Method
+
+
+def plan(request: Request) -> list[Job]:
+    """The jobs of ``request``; data set by data set, all methods of a seed together.
+
+    Loads the data to check it. Raises UserError for folders that cannot be written, missing or unreadable data, an ipc
+    above the smallest class, a depth that the images do not allow, hyper-parameters that do not exist or do not fit, a
+    budget without published settings, and a device that is not there.
+    """
+    import methods
+    from benchmarks.folders import default_cache, default_root
+
+    device = device_of(request, there=not request.forecast)
+    cache = request.cache or default_cache()
+    root = request.data_root or default_root()
+    classes = {name: methods.get(name) for name in request.methods}
+    left_out = unpublished(request)
+    # Before the data and folders: a mistyped hyper-parameter should neither wait for a download nor leave a trace.
+    resolved = {
+        (dataset, ipc): resolve(
+            {name: method for name, method in classes.items() if (name, dataset, ipc) not in left_out},
+            *(dataset, ipc, request.budget, request.options),
+        )
+        for dataset, ipc in itertools.product(request.datasets, request.ipcs)
+    }
+    asked = asked_configs(request, request.asked_evaluations, request.budget)
+    if not request.forecast:
+        check_writable(request.output, "--output")
+        check_writable(cache, "cache folder" if request.cache is None else "--cache")
+    seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
+    jobs: list[Job] = []
+    for source in request.datasets:
+        raw = _load(source, root, cache, request)
+        own = []
+        for ipc, width, seed, name in itertools.product(
+            request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
+        ):
+            if name not in resolved[source, ipc]:
+                continue
+            config, steps = resolved[source, ipc][name]
+            distillation = _distillation(request, classes[name], name, raw, ipc, width, seed, steps, device)
+            config = json.loads(json.dumps(dataclasses.asdict(config)))
+            own.append(
+                Job(
+                    distillation=distillation,
+                    config=config,
+                    asked={"budget": request.budget, "protocol": request.protocol},
+                    questions=questions(asked, distillation, classes[name].PROTOCOL),
+                    source=source,
+                    device=device,
+                    data_root=str(root),
+                    cache=str(cache),
+                    folder=str(request.output / distillation.name(config)),
+                    command=request.command,
+                    curve_points=request.curve_points if classes[name].iterative else 0,
+                    reduced=request.budget == COST and _is_reduced(classes[name], distillation, config),
+                    tf32=request.tf32,
+                    time_limit_seconds=request.time_limit,
+                )
+            )
+        if request.ceiling:
+            own += _ceilings(own, request.output)
+        if request.interleave:
+            own = _interleaved(own, request.output)
+        jobs += own
+    return merged(jobs)
+
+
+def merged(jobs: Iterable[Job]) -> list[Job]:
+    """``jobs``, with a single one for each folder, which asks all questions asked there."""
+    by_folder: dict[str, Job] = {}
+    for job in jobs:
+        earlier = by_folder.get(job.folder, job)
+        asked = (*earlier.questions, *(q for q in job.questions if q not in earlier.questions))
+        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked)
+    return list(by_folder.values())
+
+
+def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dict[str, Any]:
+    """Evaluation → its configuration as asked for: the defaults, then the ``budget``, then the command line.
+
+    Raises UserError for an option that does not exist or does not fit.
+    """
+    from harness.evaluations.training import Training
+
+    told = {
+        "protocol": request.protocol,
+        "network": None if request.network == "native" else request.network,
+        "steps": request.evaluate_steps or BUDGETS[budget].evaluate_steps,
+        "networks": request.networks_evaluated or BUDGETS[budget].networks_evaluated,
+        "networks_at_once": request.networks_at_once,
+    }
+    defaults = {}
+    for name in names:
+        config = evaluations.get(name).Config
+        shared = (
+            {key: value for key, value in told.items() if value is not None} if issubclass(config, Training) else {}
+        )
+        defaults[name] = config(**shared)
+    return parse(defaults, request.options)
+
+
+def questions(
+    asked: Mapping[str, Any], distillation: Distillation | Mapping[str, Any], native: str
+) -> tuple[Question, ...]:
+    """The evaluations ``asked`` for, as they are asked of a set of ``distillation``.
+
+    ``native``: the protocol of the method's paper. Raises UserError for a protocol or network that does not exist.
+    """
+    from harness.evaluations.training import Training, resolved
+
+    settings = distillation.to_dict() if isinstance(distillation, Distillation) else distillation
+    made = []
+    for name, config in asked.items():
+        if isinstance(config, Training):
+            config = resolved(config, settings, native)
+        values = json.loads(json.dumps(dataclasses.asdict(config)))
+        made.append(Question(name, values, evaluations.get(name).grows))
+    return tuple(made)
+
+
+def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
+    """A job for each ipc, width and seed in ``jobs``, with those of the other methods beside it."""
+    together: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs:
+        together.setdefault((job.distillation.ipc, job.distillation.width, job.distillation.seed), []).append(job)
+    made = []
+    for group in together.values():
+        names = ", ".join(sorted(job.distillation.method for job in group))
+        distillations = [dataclasses.replace(job.distillation, interleaved=names) for job in group]
+        first, *others = [
+            dataclasses.replace(job, distillation=own, folder=str(output / own.name(job.config)))
+            for job, own in zip(group, distillations, strict=True)
+        ]
+        made.append(dataclasses.replace(first, beside=tuple(others)))
+    return made
+
+
+def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
+    """A job for each recipe, network and preprocessing in ``jobs``, about networks trained on all real images."""
+    ceilings = []
+    for job in jobs:
+        distillation = dataclasses.replace(
+            job.distillation,
+            method=WHOLE_DATA,
+            ipc=0,
+            norm="none",
+            steps=None,
+            seconds=None,
+            seconds_include_prepare=False,
+            memory_limit_bytes=None,
+            seed=jobs[0].distillation.seed,
+        )
+        folder = str(output / distillation.name({}))
+        ceilings.append(dataclasses.replace(job, distillation=distillation, config={}, folder=folder, curve_points=0))
+    return merged(ceilings)
+
+
+def resolve(
+    classes: Mapping[str, type[Method]], dataset: str, ipc: int, budget: str, options: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Any, int | None]]:
+    """Method → its configuration for this data set, ipc and budget, and the number of outer steps.
+
+    Raises UserError for ``paper`` without a published setting, and for options that do not exist or do not fit.
+    """
+    defaults, steps = {}, {}
+    for name, method in classes.items():
+        if budget == COST and not method.iterative:
+            raise UserError(f"{name} has no steps that --budget cost could time: leave it out")
+        published = method.PAPER.get((dataset, ipc))
+        if budget == "paper" and not has_published(method, dataset, ipc):
+            known: dict[str, list[str]] = {}
+            for other, number in method.PAPER:
+                known.setdefault(other, []).append(str(number))
+            listed = ", ".join(f"{other} {'/'.join(numbers)}" for other, numbers in known.items()) or "nothing"
+            raise UserError(
+                f"no published setting for {name} on {dataset} at ipc {ipc}: take --budget quick (published: {listed})"
+            )
+        changes = {**(published or {})}
+        if budget != "paper":
+            changes = {**changes, "steps": BUDGETS[budget].steps, **method.BUDGETS.get(budget, {})}
+        number = changes.pop("steps", None)
+        steps[name] = number if method.iterative else None
+        defaults[name] = dataclasses.replace(method.Config(), **changes)
+    configs = parse(defaults, options)
+    return {name: (configs[name], steps[name]) for name in classes}
+
+
+def has_published(method: type[Method], dataset: str, ipc: int) -> bool:
+    """Whether ``--budget paper`` has settings for ``method``; one without steps needs none."""
+    return not method.iterative or "steps" in method.PAPER.get((dataset, ipc), {})
+
+
+def unpublished(request: Request) -> list[tuple[str, str, int]]:
+    """(method, data set, ipc) that a forecast of ``--budget paper`` leaves out; none where nothing is left."""
+    import methods
+
+    if not request.forecast or request.budget != "paper":
+        return []
+    asked = [
+        (name, dataset, ipc)
+        for name, dataset, ipc in itertools.product(request.methods, request.datasets, request.ipcs)
+        if methods.get(name).iterative
+    ]
+    missing = [each for each in asked if not has_published(methods.get(each[0]), *each[1:])]
+    return missing if len(missing) < len(asked) else []
+
+
+def _is_reduced(method: type[Method], distillation: Distillation, config: Mapping[str, Any]) -> bool:
+    """Whether a cost cell prepares less than the method does: what its ``BUDGETS`` change for it is in force."""
+    published = method.PAPER.get((distillation.dataset, distillation.ipc), {})
+    full = json.loads(json.dumps({**dataclasses.asdict(method.Config()), **published}))
+    changed = method.BUDGETS.get(COST, {}).keys() - {"steps"}
+    return any(config[name] != full[name] for name in changed)
+
+
+def find_device(wanted: str | None, *, there: bool = True) -> str:
+    """``wanted``, or a GPU where there is one. Raises UserError where CUDA is asked for, must be there, and is not."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is None:
+        return "cuda" if count else "cpu"
+    if wanted.startswith("cuda") and there:
+        index = int(wanted.partition(":")[2] or 0)
+        if index >= count:
+            raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
+    return wanted
+
+
+def device_of(request: Evaluating, *, there: bool = True) -> str:
+    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none."""
+    device = find_device(request.device, there=there)
+    if request.tf32 and not device.startswith("cuda"):
+        raise UserError("--tf32 needs a CUDA device")
+    return device
+
+
+def protocol_of(request: Request, method: type[Method]) -> Protocol:
+    """The protocol that says on which network, with which norm and preprocessing ``method`` distils."""
+    from benchmarks.protocols import PROTOCOLS
+
+    return PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
+
+
+def _distillation(
+    request: Request,
+    method: type[Method],
+    name: str,
+    raw: RawData,
+    ipc: int,
+    width: int,
+    seed: int,
+    steps: int | None,
+    device: str,
+) -> Distillation:
+    from benchmarks.networks import NetworkSpec
+
+    protocol = protocol_of(request, method)
+    seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
+    channels, height, breadth = raw.train_images.shape[1:]
+    network = protocol.network if request.network in (None, "native") else request.network
+    spec = NetworkSpec(
+        name=network,  # type: ignore[arg-type]  # checked on construction
+        in_channels=channels,
+        image_size=(height, breadth),
+        num_classes=len(raw.class_names),
+        width=width,
+        depth=request.depth,
+        norm=protocol.distill_norm,
+    )
+    if not request.forecast:
+        _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
+    smallest, count = _smallest_class(raw)
+    if ipc > count:
+        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
+    return Distillation(
+        method=name,
+        dataset=raw.name,
+        data_fingerprint=raw.fingerprint,
+        ipc=ipc,
+        image_size=request.image_size,
+        preprocess=protocol.preprocess(raw.name, ipc),
+        network=spec.name,
+        width=spec.width,
+        depth=spec.blocks,
+        norm=spec.norm,
+        seed=seed,
+        steps=None if not method.iterative or seconds is not None else (request.steps or steps),
+        seconds=seconds if method.iterative else None,
+        seconds_include_prepare=request.seconds_include_prepare and method.iterative,
+        cost_only=request.budget == COST,
+        device_kind=device.partition(":")[0],
+        dtype="float32",
+        tf32=request.tf32,
+        memory_limit_bytes=request.memory_limit,
+    )
+
+
+def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
+    from benchmarks.datasets import PUBLISHED, stand_in
+
+    if request.forecast and source in PUBLISHED:
+        return stand_in(source, request.image_size)
+    return load_data(source, root, cache, request)
+
+
+def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawData:
+    """The data set ``source``, with the name that records have. Raises UserError where it is missing or too large."""
+    from benchmarks.datasets import load_raw
+
+    check_image_size(source, request.image_size)
+    raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
+    if source.startswith("folder:"):
+        name = Path(source.removeprefix("folder:")).resolve().name
+        # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
+        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}")
+    if raw.left_out:
+        _tell(raw.left_out)
+    return raw
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Say ``line`` to the user, once however many experiments load the same data."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def check_image_size(source: str, size: int | None) -> None:
+    """Raises UserError where the images of ``source``, resized to ``size``, are larger than the machine's memory."""
+    from benchmarks.datasets import PUBLISHED
+
+    if size is not None:
+        shape = PUBLISHED.get(source)
+        pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
+        _fits(pixels, "cpu", f"--image-size {size}: the images alone")
+
+
+def tuples(value: Any) -> Any:
+    """JSON has no tuples; frozen configurations have no lists."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _smallest_class(raw: RawData) -> tuple[str, int]:
+    counts = raw.train_labels.bincount(minlength=len(raw.class_names))
+    index = int(counts.argmin())
+    return raw.class_names[index], int(counts[index])
+
+
+def _fits(needed: int, device: str, what: str) -> None:
+    """Raises UserError where ``needed`` bytes are more than the machine has: that is a slip, and no measurement."""
+    room = total_bytes(device)
+    if room is not None and needed > room:
+        raise UserError(f"{what} would take {show_bytes(needed)}, and there are {show_bytes(room)}")
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make ``folder`` and try to write into it. Raises UserError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{what} {folder} cannot be written ({reason}): name another folder") from error

@@ -1,0 +1,281 @@
+"""What can be asked for on the command line. Every field of a request is a flag.
+
+Nothing here imports torch: ``--help`` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import methods
+from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.errors import UserError, choose, printable
+from benchmarks.protocols import PROTOCOLS
+from harness import evaluations
+from harness.command_line import LARGEST, Parser, file_path, finite, whole
+from harness.limits import parse_bytes, parse_seconds
+from harness.plan.budgets import BUDGETS, COST, WIDTH
+from harness.plan.jobs import WHOLE_DATA
+from harness.plan.options import flag_of, typed
+
+DEFAULT_OUTPUT = Path("results/local")
+FLOOR = "random_real"
+"""In every table: what a method adds to real images drawn at random is what it is worth."""
+MOST_POINTS = 1000
+"""The most points of a curve."""
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, each once."""
+    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise argparse.ArgumentTypeError("expected one or more names, comma between")
+    return parts
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*[+-]?\d+\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}")
+    return tuple(dict.fromkeys(map(whole, parts)))
+
+
+def _limit(parse: Callable[[str], float], most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = parse(text)
+        except OverflowError:
+            value = math.inf
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large")
+        return value
+
+    return read
+
+
+def flag(
+    text: str,
+    metavar: str = "",
+    parse: Callable[[str], Any] | None = None,
+    *,
+    default: Any = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A field of a request: ``text`` is its help. Without ``metavar`` it is a switch. ``parse``: text → value."""
+    told = {"help": text, "metavar": metavar, "parse": parse, "aliases": aliases}
+    return field(default=default if metavar else False, metadata=told)
+
+
+def add_flags(parser: Parser, kind: type[Any]) -> None:
+    """A flag for every field of the dataclass ``kind`` that was made by `flag`; what is not told stays None."""
+    fields = sorted(dataclasses.fields(kind), key=lambda each: each.name not in kind.__annotations__)
+    for each in fields:  # its own come before those of its base class
+        if not each.metadata:
+            continue
+        shown = [f"--{name.replace('_', '-')}" for name in (each.name, *each.metadata["aliases"])]
+        if each.metadata["metavar"]:
+            parser.add_argument(
+                *shown,
+                type=each.metadata["parse"] or str,
+                metavar=each.metadata["metavar"],
+                help=each.metadata["help"],
+            )
+        else:
+            parser.add_argument(*shown, action="store_true", default=None, help=each.metadata["help"])
+
+
+def told(parsed: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """The fields of ``kind`` that the command line sets."""
+    known = {each.name for each in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(parsed).items() if name in known and value is not None}
+
+
+_BUDGET_WORDS = "; ".join(f"{name}: {budget.meaning}" for name, budget in BUDGETS.items())
+_NARROW = ", ".join(f"{b.cpu_width} under {name}" for name, b in BUDGETS.items() if b.cpu_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """What a run and an evaluation of sets that are there already have in common; None: the default."""
+
+    PROTOCOLS: ClassVar[tuple[str, ...]] = ("native", *PROTOCOLS)
+
+    protocol: str = flag("native: each paper's own evaluation; common: one for all (native)", "NAME", default="native")
+    network: str | None = flag("the same network for all, with its usual norm (by protocol)", "NAME")
+    evaluations: tuple[str, ...] | None = flag("questions asked of each set (accuracy)", "NAMES", names)
+    networks_evaluated: int | None = flag("networks trained on each distilled set (by budget)", "N", whole)
+    evaluate_steps: int | None = flag("at most so many steps to train each of them (by budget)", "N", whole)
+    networks_at_once: int | None = flag("train N of them at a time (as is fastest; 1 on a CPU)", "N", whole)
+    device: str | None = flag("cpu, cuda or cuda:N (cuda if there is one)", "NAME")
+    tf32: bool = flag("let a GPU round products to TF32; off, the ridge does not survive it")
+    data_root: Path | None = flag("where data sets lie (FREPO_BENCH_DATA or a cache folder)", "DIR", file_path)
+    image_size: int | None = flag("resize images to N×N", "N", whole)
+    download: bool = flag("fetch data sets that are missing")
+    cache: Path | None = flag("for preprocessed data, expert trajectories (FREPO_BENCH_CACHE)", "DIR", file_path)
+    output: Path = flag(f"records and sets ({DEFAULT_OUTPUT})", "DIR", file_path, default=DEFAULT_OUTPUT)
+    time_limit: float | None = flag(
+        "such as 2h: longer cells are stopped", "TIME", _limit(parse_seconds, threading.TIMEOUT_MAX)
+    )
+    force: bool = flag("run again what has a result")
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Method or evaluation → its arguments on the command line, as ``--name.field value`` tokens."""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for names that do not exist and numbers out of range, as far as that needs no data."""
+        choose("protocol", self.protocol, self.PROTOCOLS)
+        if self.network is not None:
+            choose("network", self.network, [*NETWORKS, "native"])
+        for name in self.evaluations or ():
+            choose("evaluation", name, evaluations.names())
+        for name in ("networks_evaluated", "evaluate_steps", "networks_at_once", "image_size"):
+            _at_least(1, name, getattr(self, name))
+        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"--device must be cpu, cuda or cuda:N, not {self.device!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Evaluating):
+    """A run as asked for: the lists span a grid; None stands for the default of budget or protocol."""
+
+    PROTOCOLS: ClassVar[tuple[str, ...]] = ("native", "common")
+
+    methods: tuple[str, ...] = flag("what distils", "NAMES", names, default=(), aliases=("method",))
+    datasets: tuple[str, ...] = flag("what is distilled", "NAMES", names, default=(), aliases=("dataset",))
+    ipcs: tuple[int, ...] = flag("synthetic images per class (1)", "N,…", _integers, default=(1,), aliases=("ipc",))
+    widths: tuple[int, ...] | None = flag(
+        f"channels of the first block ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
+    )
+    depth: int | None = flag("blocks of the network (by image size)", "N", whole)
+    seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", _integers, aliases=("seed",))
+    budget: str = flag(f"{_BUDGET_WORDS} (quick)", "NAME", default="quick")
+    steps: int | None = flag("updates of the synthetic images (by method and budget)", "N", whole)
+    seconds: float | None = flag("as many steps as fit into so many seconds", "S", finite)
+    seconds_include_prepare: bool = flag("--seconds pays for one-off preparation too")
+    curve_points: int = flag("evaluate at N log-spaced steps too (0)", "N", whole, default=0)
+    ceiling: bool = flag("add networks trained on all real images, the ceiling of any table")
+    no_random: bool = flag(f"do not add {FLOOR}, which else is in every table of accuracies")
+    memory_limit: int | None = flag("such as 24GiB: more is out of memory", "SIZE", _limit(parse_bytes, LARGEST))
+    interleave: bool = flag("take the steps of all methods by turns in one process; needs --budget cost")
+    forecast: bool = flag("what each cell will need, and whether it fits; nothing is run")
+
+    def __post_init__(self) -> None:
+        """Raises UserError as that of the base class, and for flags that exclude each other."""
+        for name in self.methods:
+            choose("method", name, methods.names())
+        for name in self.datasets:
+            if not name.startswith("folder:"):
+                choose("data set", name, [*DATASETS, "folder:PATH"])
+            elif not name.removeprefix("folder:").strip():
+                raise UserError("--dataset folder: has no path: write folder:PATH")
+        choose("budget", self.budget, BUDGETS)
+        for name in ("ipcs", "widths", "depth", "steps"):
+            _at_least(1, name, getattr(self, name))
+        for name in ("seeds", "curve_points"):
+            _at_least(0, name, getattr(self, name))
+        super().__post_init__()
+        if self.curve_points > MOST_POINTS:
+            raise UserError(f"--curve-points must be at most {MOST_POINTS}, not {self.curve_points}")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise UserError(f"--seconds must be a positive number, not {self.seconds:g}")
+        if self.seconds is not None and self.steps is not None:
+            raise UserError("--steps and --seconds exclude each other: give one")
+        if self.seconds_include_prepare and self.seconds is None:
+            raise UserError("--seconds-include-prepare means nothing without --seconds")
+        if self.interleave and self.budget != COST:
+            raise UserError("--interleave times steps alone: it needs --budget cost")
+        if self.budget == COST:
+            for name in EVALUATION_FIELDS:
+                if getattr(self, name):
+                    shown = f"--{name.replace('_', '-')}"
+                    raise UserError(f"--budget cost evaluates nothing and times steps alone: leave {shown} out")
+        for name, tokens in self.options.items():
+            asked = self.asked_evaluations
+            if name not in self.methods and name not in asked:
+                flags = ", ".join(flag_of(name, each) for each in typed(name, tokens))
+                kind, known = ("methods", self.methods) if name in methods.names() else ("evaluations", asked)
+                raise UserError(f"{flags}: {name} is not among the {kind}, {', '.join(known) or 'none'}")
+
+    @property
+    def asked_evaluations(self) -> tuple[str, ...]:
+        """The evaluations, by default that of accuracy; none where only costs are asked for."""
+        return () if self.budget == COST else self.evaluations or ("accuracy",)
+
+
+EVALUATION_FIELDS = (
+    *("evaluations", "networks_evaluated", "evaluate_steps", "networks_at_once", "curve_points", "ceiling"),
+    "seconds_include_prepare",
+)
+"""Fields that mean nothing where only costs are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(Evaluating):
+    """Questions to sets that are there already, in a folder or in files. None: the default, or what the set says."""
+
+    protocol: str = flag(
+        "how networks are trained (as it was asked before; common for files)", "NAME", default="native"
+    )
+    budget: str | None = flag("how many networks, for how long (as it was asked before; quick)", "NAME")
+    dataset: str | None = flag("what the set was distilled from; folder:PATH where records name a folder", "NAME")
+    name: str | None = flag("what the set of a file is called in the tables", "NAME")
+    preprocess: str | None = flag("the space its images lie in; a foreign file does not say", "NAME")
+    experiment: int | None = flag("which one of a file of DC, DSA or DM with several (0)", "N", whole)
+    lr: float | None = flag("the step size that was learned with it, if no file has it", "X", finite)
+    label_space: str | None = flag("of soft labels: probability, centred or logits (as their values say)", "NAME")
+    class_order: str | None = flag(
+        "what its label numbers mean: a file with a class on each line, or sorted, files, mtt, … (as its format says)",
+        "ORDER",
+    )
+    width: int | None = flag("channels of the networks' first block (by budget)", "N", whole)
+    seed: int | None = flag("of the networks and of the order and augmentation they see (0)", "N", whole)
+
+    def __post_init__(self) -> None:
+        """Raises UserError as that of the base class, and for names that do not exist."""
+        super().__post_init__()
+        for kind, name, known in (
+            ("preprocessing", self.preprocess, PREPROCESSINGS),
+            ("budget", self.budget, BUDGETS),
+            ("label space", self.label_space, ("probability", "centred", "logits")),
+        ):
+            if name is not None:
+                choose(kind, name, known)
+        if self.budget == COST:
+            raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
+        _at_least(1, "width", self.width)
+        _at_least(0, "seed", self.seed)
+        if self.name is not None:
+            if self.name in (*methods.names(), WHOLE_DATA) or not self.name.strip():
+                raise UserError(f"--name {self.name!r} is empty or taken: name the set, as in mtt_released")
+            if self.name != printable(self.name):
+                raise UserError(f"--name {self.name!r} cannot be printed: take letters and digits")
+        if self.lr is not None and not self.lr > 0:
+            raise UserError(f"--lr must be a positive number, not {self.lr:g}")
+        for name in self.options:
+            if name not in self.asked_evaluations:
+                raise UserError(f"--{name}.…: {name} is not among the evaluations: name it in --evaluations")
+
+    @property
+    def asked_evaluations(self) -> tuple[str, ...]:
+        """The evaluations, by default that of accuracy."""
+        return self.evaluations or ("accuracy",)
+
+
+FILE_FIELDS = ("name", "preprocess", "experiment", "lr", "label_space", "class_order", "width", "seed", "output")
+"""Fields about sets in files: a folder of distillations knows them."""
+
+
+def _at_least(minimum: int, name: str, value: int | Sequence[int] | None) -> None:
+    for number in () if value is None else (value,) if isinstance(value, int) else value:
+        if number < minimum:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {minimum}, not {number}")
