@@ -501,10 +501,8 @@ def test_accuracies_of_other_devices_are_not_compared() -> None:
 
 
 def test_steps_by_turns_are_other_cells() -> None:
-    after = made()
-    after.record["cost"]["interleaved"] = "frepo, mtt"
     with pytest.raises(UserError, match="no cell in common"):
-        compare([made()], [after])
+        compare([made()], [made(interleaved="frepo, mtt")])
 
 
 def test_names_reach_the_markdown_as_they_are() -> None:

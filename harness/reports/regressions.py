@@ -182,8 +182,7 @@ def _cells(distilled: Iterable[Distilled]) -> dict[str, Cell]:
     together: dict[str, list[Distilled]] = {}
     for folder in distilled:
         alone, place = Group((Member(folder.record),)), _measured_on(folder.record)
-        key = [place, folder.record["cost"]["interleaved"], _without_nulls(alone.asked)]
-        together.setdefault(json.dumps(key, sort_keys=True), []).append(folder)
+        together.setdefault(json.dumps([place, _without_nulls(alone.asked)], sort_keys=True), []).append(folder)
     return {key: _cell(together[key]) for key in sorted(together)}
 
 
@@ -220,10 +219,7 @@ def _measured_on(record: Record | EvaluationRecord) -> str:
 def _names(cells: Mapping[str, Cell]) -> dict[str, str]:
     """Identity → what tables show of a cell, and where two look the same, the settings in which they differ."""
     groups = {key: cell.distilled for key, cell in cells.items()}
-    settings = {
-        key: {**group.asked, "interleaved": group.circumstances.get("interleaved"), "on": _place(cells[key])}
-        for key, group in groups.items()
-    }
+    settings = {key: {**group.asked, "on": _place(cells[key])} for key, group in groups.items()}
     plain = {
         key: " ".join([*(f"{'ipc ' if s == 'ipc' else ''}{group.distillation[s]}" for s in SHOWN), group.budget])
         for key, group in groups.items()
