@@ -4,7 +4,7 @@ The distilled data that train the last layer best, in closed form (kernel ridge 
 that are themselves being trained on them; a pool holds such networks at different stages of training.
 
 Differences from the official code (JAX, github.com/yongchao97/FRePo, commit 9b98c65), none of which moves the method:
-- the Gram matrix and the solve are always in float64 (``methods/_krr.py``); there in float32;
+- the Gram matrix and the solve are always in float64 (``benchmarks/krr.py``); there in float32;
 - predictions go through the weights f_sᵀ K⁻¹ Y_s, not through K_ts K⁻¹ Y_s: the same by associativity;
 - the random numbers are torch's.
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.errors import UserError
+from benchmarks.krr import krr_loss
 from benchmarks.networks import Network
 from benchmarks.task import Task
 from benchmarks.training import features, half_squared_error, warmup_cosine
-from methods._krr import krr_loss
 from methods.base import Method, Synthetic
 
 LR_END = 0.1

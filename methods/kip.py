@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.errors import UserError
+from benchmarks.krr import regularised, solve
 from benchmarks.task import Task
-from methods._krr import regularised, solve
 from methods._ntk import kernels
 from methods.base import Method, Synthetic
 
