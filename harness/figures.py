@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError, printable
+from benchmarks.files import replacing
 from benchmarks.protocols import PROTOCOLS
 from harness.command_line import end, exit_status
-from harness.records.files import replacing
 from harness.records.record import Record, summarise
 from harness.report import (
     METERS,

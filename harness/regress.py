@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.errors import UserError
+from benchmarks.files import replacing
 from harness.command_line import Parser, end, exit_status, file_path, finite
-from harness.records.files import replacing
 from harness.records.record import Record, load, load_all
 
 PROGRAM = "python -m harness.regress"
