@@ -1,7 +1,7 @@
 """Data sets by name → `RawData` (uint8) → `Benchmark`: the task that a method sees, and the held-out test images.
 
-``benchmarks/data`` knows where the sets lie and how they are read. Only the cache is written: decoded images, and images
-whitened by ZCA with their matrices.
+``benchmarks/data`` knows where the sets lie and how they are read. Only the cache is written: decoded images, and
+images whitened by ZCA with their matrices.
 """
 
 from __future__ import annotations

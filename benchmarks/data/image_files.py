@@ -27,8 +27,11 @@ to hand the interpreter over."""
 PART = 32
 """Files that a thread decodes before it hands them over."""
 SYSTEM_NAMES = frozenset(
-    ("@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information", "__macosx")
-    + ("thumbs.db", "desktop.ini")
+    {
+        *("@eadir", "@recycle", "#recycle"),  # of network storage
+        *("$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"),  # of Windows
+        *("__macosx", "lost+found"),
+    }
 )
 """Files and folders, in lower case, that systems put among others; like hidden names they are passed over."""
 Labelled = Sequence[tuple[str, int]]
