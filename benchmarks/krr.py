@@ -15,6 +15,11 @@ from torch.nn import functional as F
 from benchmarks.training import half_squared_error
 
 
+def centred_one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Regression targets onehot − 1/C, (B, C), of labels (B,)."""
+    return F.one_hot(labels, num_classes).to(dtype) - 1 / num_classes
+
+
 def regularised(gram: Tensor, ridge: float) -> Tensor:
     """K + ridge·(tr K / n)·I for a Gram matrix K (n, n)."""
     mean_eigenvalue = gram.diagonal().mean()

@@ -34,13 +34,13 @@ from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
 from harness.plan.options import describe, split
-from harness.plan.pending import asks, count, existing, reason_to_distil
-from harness.plan.planning import plan, resolve, unpublished
+from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
+from harness.plan.planning import merged, plan, resolve, unpublished
 from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
 from harness.records.files import only_runner
 from harness.records.provenance import device_name
-from harness.records.record import FINAL, RECORD, Distilled, EvaluationRecord, Record
+from harness.records.record import EVALUATIONS, FINAL, RECORD, Distilled, EvaluationRecord, Record
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
@@ -126,7 +126,7 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
                 say(line)
         if FLOOR not in (parsed.methods or ()) and any(FLOOR in request.methods for request in wanted):
             say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
-        jobs = [job for _, part in planned for job in part]
+        jobs = merged(job for _, part in planned for job in part)
         force = any(request.force for request in wanted)
         return carry_out(jobs, wanted[0].output, launcher, force=force, drawn=parsed.experiment is not None)
 
@@ -148,7 +148,7 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
         print(file=sys.stderr)
         say(f"{run.stopped}: {len(run.done)} of {len(jobs)} cells are done and kept in {output}; the same command{on}")
         return 130 if run.stopped == BY_USER else 1
-    return 0 if written and not run.failed and all(map(_is_final, run.distilled())) else 1
+    return 0 if written and not run.failed else 1
 
 
 def _report(distilled: Sequence[Distilled], output: Path, *, drawn: bool) -> bool:
@@ -200,35 +200,39 @@ class _Run:
         self.jobs, self.output, self.force = jobs, output, force
         self.done: list[Job] = []
         self.failed = False
-        """Whether something failed whose earlier result is kept."""
+        """Whether anything has no result, or one that did not come from this run although it was to."""
         self.stopped: str | None = None
         """Why the run ended before its jobs did."""
         self._replaced: dict[str, Job] = {}
         """Folder where a job runs that has a result already → the job."""
-        self._begun: dict[str, float] = {}
+        self._begun: dict[str, tuple[str, float, dict[Path, bytes]]] = {}
+        """Folder → number and name of its job, when it began, and the answers that were there."""
+        self._said = ""
+        """Whose line was the last."""
 
     def through(self, launcher: Launcher) -> None:
         try:
-            for job in launcher(self._left()):
-                self._finish(job)
+            with contextlib.closing(launcher(self._left())) as ended:
+                for job in ended:
+                    self._finish(job)
         except KeyboardInterrupt:
             self.stopped = BY_USER
         except UserError as error:
             self.stopped = f"stopped, as {error}"
+        shutil.rmtree(self.output / AGAIN, ignore_errors=True)
 
     def distilled(self) -> list[Distilled]:
-        """The results of the jobs that are done, as they lie in their folders."""
-        folders = [job.path for job in self.done]
-        return [record.read(folder) for folder in folders if (folder / RECORD).exists()]
+        """The results of the jobs that are done, as far as their files can be read."""
+        return [distilled for job in self.done for distilled in record.read_all(job.path)[0]]
 
     def _left(self) -> Iterator[Job]:
         """The jobs with anything left to do, one line before each."""
         for number, job in enumerate(self.jobs, 1):
             place = f"[{number}/{len(self.jobs)}] {job}"
+            before = existing(job)
             reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
-            if all(reason is None for reason in reasons):
-                before = existing(job)
-                assert before is not None
+            distils = any(reason is not None for reason in reasons)
+            if before is not None and not distils:
                 left = list(asks(job, before))
                 if not left:
                     say(f"{place}: {before['status']}, done before on {_where(before)} ({job.path.name})")
@@ -243,34 +247,45 @@ class _Run:
             if problem := _unwritable(self.output):
                 self.stopped = f"stopped, as {self.output} cannot be written ({problem})"
                 return
-            if any(reason is not None for reason in reasons):
+            if distils:
                 first, *others = map(self._apart, (job, *job.beside))
                 job = dataclasses.replace(first, beside=tuple(others))
-            self._begun[job.folder] = time.monotonic()
+            answers = {path: path.read_bytes() for path in (job.path / EVALUATIONS).glob("*.json")}
+            self._begun[job.folder] = place, time.monotonic(), answers
+            self._said = place
             yield job
 
     def _apart(self, job: Job) -> Job:
-        """``job`` in a folder of its own, if it has a result already: that stays until another takes its place."""
+        """``job`` in a folder of its own, if it has a result already: that is out of its way.
+
+        The answers go with it: those about the very same set need not be given again.
+        """
         before = existing(job)
         if before is None or before["status"] not in FINAL:
             return job
         folder = self.output / AGAIN / job.path.name
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         self._replaced[str(folder)] = job
-        return dataclasses.replace(job, folder=str(folder))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(job.path / EVALUATIONS, folder / EVALUATIONS)
+        return dataclasses.replace(job, folder=str(folder), force=self.force)
 
     def _finish(self, job: Job) -> None:
         """Say what became of ``job``, and put it where an earlier result was."""
-        seconds = time.monotonic() - self._begun[job.folder]
+        place, begun, answers = self._begun.pop(job.folder)
         for each in (job, *job.beside):
             after = existing(each)
             if after is None:
                 raise UserError(f"{each.path} has no record, or one that cannot be read")
             name = f"{each.distillation.method}: " if job.beside else ""
-            say(f"  {name}{_outcome(each)} ({seconds:.0f} s)")
-            self.done.append(
-                self._exchange(self._replaced[each.folder], each, after) if each.folder in self._replaced else each
-            )
+            seconds = time.monotonic() - begun
+            say(f"{'' if self._said == place else place + ':'}  {name}{_outcome(each, after)} ({seconds:.0f} s)")
+            self._said = place
+            unanswered = any(asks(dataclasses.replace(each, force=False), after))
+            if after["status"] not in FINAL or unanswered or (each.force and _any_kept(each, after, answers)):
+                self.failed = True
+            if each.folder in self._replaced:
+                each = self._exchange(self._replaced[each.folder], each, after)
+            self.done.append(each)
 
     def _exchange(self, job: Job, again: Job, after: Record) -> Job:
         """Put the result of ``again`` into the place of that of ``job``, unless the earlier one is worth more."""
@@ -284,10 +299,12 @@ class _Run:
             os.replace(job.path, _aside(job.path))
             os.replace(again.path, job.path)
             shutil.rmtree(_aside(job.path), ignore_errors=True)
-        shutil.rmtree(again.path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            again.path.parent.rmdir()
         return job
+
+
+def _any_kept(job: Job, after: Record, answers: Mapping[Path, bytes]) -> bool:
+    """Whether any of the ``answers`` that ``job`` was to give again is still the earlier one."""
+    return any(ask.path.read_bytes() == answers.get(ask.path) for ask in all_asks(job, after))
 
 
 def _aside(folder: Path) -> Path:
@@ -296,13 +313,14 @@ def _aside(folder: Path) -> Path:
 
 
 def _finish_exchange(output: Path) -> None:
-    """Put back what a run that was killed had put aside."""
+    """End what a run that was killed had begun: a result that was put aside has one that takes its place."""
     for aside in output.glob(".*.earlier"):
         folder = aside.with_name(aside.name.removeprefix(".").removesuffix(".earlier"))
-        if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.replace(aside, folder)
+        again = output / AGAIN / folder.name
+        if not folder.exists():
+            os.replace(again if again.exists() else aside, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(output / AGAIN, ignore_errors=True)
 
 
 def _stays(before: Record, after: Record) -> bool:
@@ -310,10 +328,6 @@ def _stays(before: Record, after: Record) -> bool:
     if after["status"] == "ok":
         return False
     return before["status"] == "ok" or (before["status"] in FINAL and after["status"] not in FINAL)
-
-
-def _is_final(distilled: Distilled) -> bool:
-    return all(each["status"] in FINAL for each in (distilled.record, *distilled.evaluations))
 
 
 def _unwritable(folder: Path) -> str | None:
@@ -337,15 +351,11 @@ def _where(before: Record) -> str:
     return f"{device} with {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _outcome(job: Job) -> str:
+def _outcome(job: Job, after: Record) -> str:
     """What came of ``job``: a failure, the values that were asked for, or else the seconds of an iteration."""
-    distilled = record.read(job.path)
-    after = distilled.record
     if after["status"] != "ok":
         return f"{after['status']}: {after['message']}"
-    asked = {question.evaluation for question in job.questions}
-    answers = [a for a in distilled.evaluations if a["evaluation"] in asked and a["sets"][0]["step"] is None]
-    if answers:
+    if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.asked["step"] is None]:
         return "; ".join(map(_answer, answers))
     samples = after["cost"]["step_seconds"]
     return f"{statistics.median(samples):.3g} s per iteration" if samples else "no whole cycle of steps was timed"

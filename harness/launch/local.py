@@ -6,14 +6,14 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
 from harness.launch.environment import environment
 from harness.limits import show_seconds
 from harness.plan.jobs import Job
-from harness.plan.pending import asks, existing, reason_to_distil
+from harness.plan.pending import asks, begun, existing, reason_to_distil
 from harness.records import record
 from harness.records.provenance import device_name, provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
@@ -23,7 +23,7 @@ COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
-Launcher = Callable[[Iterable[Job]], Iterator[Job]]
+Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
 """Takes jobs and yields each when what became of it is written into its folder, in any order."""
 
 
@@ -38,7 +38,7 @@ def started() -> Iterator[Launcher]:
             _stop(process)
 
 
-def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None) -> Iterator[Job]:
+def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None) -> Generator[Job, None, None]:
     """Run each of ``jobs`` in its own process, one after the other.
 
     ``waiting``: processes that were started and wait for a job; those that are used are taken out.
@@ -71,6 +71,8 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
         _fail(job, "error", f"the process was ended by {signal.Signals(-code).name}")
     elif code > 0:
         _fail(job, "error", f"the process ended with status {code}; its messages are above")
+    elif existing(job) is None:
+        _fail(job, "error", "the process ended without a record")
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -109,17 +111,10 @@ def _fail(job: Job, status: Status, message: str) -> None:
         failed["cost"]["forecast_bytes"] = forecast_bytes(job)
         path = job.path / RECORD
     elif ask := next(asks(job, distilled), None):
-        failed = record.new_evaluation(
-            ask.identity,
-            ask.question.evaluation,
-            [ask.asked],
-            ask.question.config,
-            known,
-            seed=job.distillation.seed,
-            device_kind=job.device_kind,
-            tf32=job.tf32,
-        )
-        path = ask.path
+        if ask.earlier:  # fewer values are better than none
+            print(f"  {ask.question.evaluation}: {message}; the earlier answer is kept", file=sys.stderr, flush=True)
+            return
+        failed, path = begun(job, ask, known), ask.path
     else:
         return
     failed["status"], failed["message"] = status, message

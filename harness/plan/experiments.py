@@ -79,5 +79,6 @@ def requests(experiment: str, told: Mapping[str, Any]) -> list[Request]:
             kept = [name for name in fields["methods"] if methods.get(name).iterative]
             fields["methods"] = tuple(kept)
             fields["options"] = {name: tokens for name, tokens in fields.get("options", {}).items() if name in kept}
-        made.append(Request(**fields))
+        if fields["methods"]:
+            made.append(Request(**fields))
     return made

@@ -19,6 +19,8 @@ from harness.records.record import AskedSet
 
 WHOLE_DATA = "whole_data"
 """In place of a method: all real images, as the ceiling of a table."""
+IMMATERIAL = ("networks_at_once",)
+"""Fields of an evaluation that move its values by rounding alone, so they are no part of its identity."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Question:
 
     def identity(self, sets: Sequence[AskedSet], *, seed: int, device_kind: str, tf32: bool) -> str:
         """8 hexadecimal digits of a hash over the question, the identities of its ``sets``, and the kind of device."""
-        config = {name: value for name, value in self.config.items() if name != self.grows}
+        config = {name: value for name, value in self.config.items() if name not in (self.grows, *IMMATERIAL)}
         asked = [[each["distillation"], each["step"]] for each in sets]
         return record.identity(self.evaluation, config, asked, seed, device_kind, tf32)
 

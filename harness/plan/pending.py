@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.errors import UserError, printable
 from harness.plan.jobs import WHOLE_DATA, Job, Question
@@ -23,15 +23,20 @@ SAME_MACHINE = ("device", "threads", "torch")
 
 @dataclass(frozen=True)
 class Ask:
-    """A question asked of a set, whose answer is not there, or not all of it."""
+    """A question asked of a set."""
 
     question: Question
     asked: AskedSet
     identity: str
     path: Path
     """Where the answer goes."""
-    earlier: EvaluationRecord | None
-    """An answer with fewer values than are asked for now."""
+    answer: EvaluationRecord | None
+    """What is there already, whatever its status and however many values it has."""
+
+    @property
+    def earlier(self) -> EvaluationRecord | None:
+        """An answer with values, which stays until there is a better one."""
+        return self.answer if self.answer and self.answer["status"] == "ok" else None
 
 
 def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -> str | None:
@@ -62,6 +67,11 @@ def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -
 
 def asks(job: Job, distilled: Record) -> Iterator[Ask]:
     """The questions of ``job`` that are still to be answered for the set that ``distilled`` tells of."""
+    return (ask for ask in all_asks(job, distilled) if job.force or not _is_answered(job, ask))
+
+
+def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
+    """Every question of ``job``, answered or not; none where there is no set."""
     if distilled["status"] != "ok":
         return
     artifact, identity = distilled["artifact"], distilled["identity"]
@@ -76,11 +86,28 @@ def asks(job: Job, distilled: Record) -> Iterator[Ask]:
         for asked in [*sets, *curve]:
             key = question.identity([asked], seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
             path = job.path / EVALUATIONS / f"{question.evaluation}-{key}.json"
-            earlier = None if job.force else existing_evaluation(path)
-            if earlier is None or earlier["sets"] != [asked]:  # of a set that is not there any more
-                yield Ask(question, asked, key, path, None)
-            elif not _is_answer(job, question, earlier):
-                yield Ask(question, asked, key, path, earlier if earlier["status"] == "ok" else None)
+            answer = existing_evaluation(path)
+            if answer is not None and answer["sets"] != [asked]:
+                answer = None  # of a set that is not there any more
+            yield Ask(question, asked, key, path, answer)
+
+
+def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord:
+    """The record that the answer to ``ask`` goes into, with the values that are there already and may stay."""
+    written = record.new_evaluation(
+        ask.identity,
+        ask.question.evaluation,
+        [ask.asked],
+        ask.question.config,
+        provenance,
+        seed=job.distillation.seed,
+        device_kind=job.device_kind,
+        tf32=job.tf32,
+    )
+    earlier = None if job.force else ask.earlier
+    if earlier and all(earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
+        written["values"], written["cost"] = earlier["values"], earlier["cost"]
+    return written
 
 
 def existing(job: Job) -> Record | None:
@@ -102,12 +129,15 @@ def existing_evaluation(path: Path) -> EvaluationRecord | None:
         return None
 
 
-def _is_answer(job: Job, question: Question, earlier: EvaluationRecord) -> bool:
-    if earlier["status"] == "timeout" and earlier["time_limit_seconds"] is not None:
-        return job.time_limit_seconds is not None and job.time_limit_seconds <= earlier["time_limit_seconds"]
-    if earlier["status"] != "ok":
-        return earlier["status"] in FINAL
-    return question.wanted is None or count(earlier) >= question.wanted
+def _is_answered(job: Job, ask: Ask) -> bool:
+    answer, wanted = ask.answer, ask.question.wanted
+    if answer is None:
+        return False
+    if answer["status"] == "timeout" and answer["time_limit_seconds"] is not None:
+        return job.time_limit_seconds is not None and job.time_limit_seconds <= answer["time_limit_seconds"]
+    if answer["status"] != "ok":
+        return answer["status"] in FINAL
+    return wanted is None or count(answer) >= wanted
 
 
 def count(answer: EvaluationRecord) -> int:

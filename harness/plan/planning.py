@@ -40,9 +40,7 @@ def plan(request: Request) -> list[Job]:
     import methods
     from benchmarks.folders import default_cache, default_root
 
-    device = find_device(request.device, there=not request.forecast)
-    if request.tf32 and not device.startswith("cuda"):
-        raise UserError("--tf32 needs a CUDA device")
+    device = device_of(request, there=not request.forecast)
     cache = request.cache or default_cache()
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
@@ -60,7 +58,7 @@ def plan(request: Request) -> list[Job]:
         check_writable(request.output, "--output")
         check_writable(cache, "cache folder" if request.cache is None else "--cache")
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
-    jobs: dict[str, Job] = {}
+    jobs: list[Job] = []
     for source in request.datasets:
         raw = _load(source, root, cache, request)
         own = []
@@ -94,8 +92,18 @@ def plan(request: Request) -> list[Job]:
             own += _ceilings(own, request.output)
         if request.interleave:
             own = _interleaved(own, request.output)
-        jobs |= {job.folder: job for job in own}
-    return list(jobs.values())
+        jobs += own
+    return merged(jobs)
+
+
+def merged(jobs: Iterable[Job]) -> list[Job]:
+    """``jobs``, with a single one for each folder, which asks all questions asked there."""
+    by_folder: dict[str, Job] = {}
+    for job in jobs:
+        earlier = by_folder.get(job.folder, job)
+        asked = (*earlier.questions, *(q for q in job.questions if q not in earlier.questions))
+        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked)
+    return list(by_folder.values())
 
 
 def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
 
 def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
     """A job for each recipe, network and preprocessing in ``jobs``, about networks trained on all real images."""
-    ceilings: dict[str, Job] = {}
+    ceilings = []
     for job in jobs:
         distillation = dataclasses.replace(
             job.distillation,
@@ -173,13 +181,9 @@ def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
             memory_limit_bytes=None,
             seed=jobs[0].distillation.seed,
         )
-        ceiling = dataclasses.replace(
-            job, distillation=distillation, config={}, folder=str(output / distillation.name({})), curve_points=0
-        )
-        earlier = ceilings.get(ceiling.folder, ceiling)
-        asked = (*earlier.questions, *(q for q in ceiling.questions if q not in earlier.questions))
-        ceilings[ceiling.folder] = dataclasses.replace(ceiling, questions=asked)
-    return list(ceilings.values())
+        folder = str(output / distillation.name({}))
+        ceilings.append(dataclasses.replace(job, distillation=distillation, config={}, folder=folder, curve_points=0))
+    return merged(ceilings)
 
 
 def resolve(
@@ -252,6 +256,14 @@ def find_device(wanted: str | None, *, there: bool = True) -> str:
         if index >= count:
             raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
     return wanted
+
+
+def device_of(request: Evaluating, *, there: bool = True) -> str:
+    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none."""
+    device = find_device(request.device, there=there)
+    if request.tf32 and not device.startswith("cuda"):
+        raise UserError("--tf32 needs a CUDA device")
+    return device
 
 
 def protocol_of(request: Request, method: type[Method]) -> Protocol:
