@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks.errors import UserError
+from benchmarks.files import replacing
 from harness.records import record
-from harness.records.files import replacing
 from harness.records.record import Record
 
 
