@@ -23,7 +23,7 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
-.PHONY: demo test test-portable $(PROCESSORS:%=test-%) bench clean
+.PHONY: demo smoke test test-portable $(PROCESSORS:%=test-%) bench clean
 .DELETE_ON_ERROR:
 
 # Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
@@ -31,6 +31,12 @@ demo: $(VENV)/.core
 	@if test -e $(DEMO)/.finished; then rm -rf $(DEMO); fi
 	$(BIN)/python -m harness.run --methods frepo,mtt,random_real --dataset digits $(DEMO_FLAGS) --output $(DEMO)
 	@touch $(DEMO)/.finished
+
+# Every method once, in seconds: what continuous integration compares with results/smoke.
+smoke: $(VENV)/.core
+	rm -rf results/local/smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m harness.run --methods frepo,mtt,dc,dsa,dm,bptt,kip,herding --dataset digits \
+		--budget smoke --seeds 0,1 --output results/local/smoke
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -136,6 +136,11 @@ class BatchNorm(nn.Module):
         return y
 
 
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The layers of ``network`` in which, in training mode, the images of a batch see each other."""
+    return [module for module in network.modules() if isinstance(module, BatchNorm | nn.BatchNorm2d)]
+
+
 @dataclass(frozen=True)
 class NetworkSpec:
     """Which network for which images.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, apply_frepo, draw_dsa, draw_frepo
-from benchmarks.networks import Network
+from benchmarks.networks import Network, batch_norms
 from benchmarks.protocols import Recipe
 
 BLOCK = 256
@@ -150,28 +150,45 @@ class Stack(nn.Module):
 
 
 def chunk_size(network: Network, images: Tensor) -> int:
-    """How many of ``images`` (n, C, H, W) pass through ``network`` together, where they need not all: at least 1.
+    """How many of ``images`` (n, C, H, W) pass through ``network`` together: at least 1.
 
-    One rule for all methods and the evaluation: it decides time and memory, and moves numbers by rounding alone.
+    One rule for all methods and the evaluation: it decides time and memory, and moves numbers by rounding alone. All
+    images pass together where batch norm in training mode lets them see each other.
     """
+    if any(layer.training for layer in batch_norms(network)):
+        return len(images)
     limit = CPU_CHUNK_BYTES if images.device.type == "cpu" else GPU_CHUNK_BYTES
     channels = len(next(network.parameters()))
     return max(1, limit // (channels * images.shape[2] * images.shape[3] * images.element_size()))
 
 
 def chunks(network: Network, images: Tensor) -> tuple[Tensor, ...]:
-    """``images`` (n, C, H, W) in consecutive parts of ``chunk_size``; images must not see each other in ``network``."""
+    """``images`` (n, C, H, W) in consecutive parts of ``chunk_size``."""
     return torch.split(images, chunk_size(network, images))
 
 
 @torch.no_grad()
 def features(network: Network, images: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Features (n, D) of ``images``, or ``head`` of them, without a graph and in chunks.
-
-    With batch norm ``network`` must be in evaluation mode, or else images see each other.
-    """
+    """Features (n, D) of ``images``, or ``head`` of them, without a graph and in chunks."""
     parts = (network.features(chunk) for chunk in chunks(network, images))
     return torch.cat([part if head is None else head(part) for part in parts])
+
+
+def loss_gradient(network: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Mean cross entropy on images (n, C, H, W) with labels (n,), 0-d, and its gradient in the network's parameters.
+
+    Both are constants, summed over chunks of the batch.
+    """
+    parameters = list(network.parameters())
+    loss = torch.zeros((), dtype=images.dtype, device=images.device)
+    gradients: tuple[Tensor, ...] = ()
+    parts = chunks(network, images)
+    for own_images, own_labels in zip(parts, torch.split(labels, len(parts[0])), strict=True):
+        share = F.cross_entropy(network(own_images), own_labels, reduction="sum") / len(images)
+        part = torch.autograd.grad(share, parameters)
+        gradients = tuple(torch._foreach_add(gradients, part)) if gradients else part
+        loss += share.detach()
+    return loss, gradients
 
 
 def predict(network: Network, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
 from harness import evaluations
-from harness.distil import Diverged, check_set, distil, say
+from harness.distil import Diverged, check_set, distil, distil_by_turns, say
 from harness.evaluations.base import Untrainable
-from harness.limits import MemoryIsFull, TimeIsUp, time_limit
+from harness.limits import MemoryIsFull, TimeIsUp, show_seconds, time_limit
 from harness.measure.clock import Clock
 from harness.measure.forecast import forecast_bytes
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import driver_version
 from harness.plan.jobs import WHOLE_DATA, Job
-from harness.plan.pending import SAME_MACHINE, Ask, asks, count, existing, reason_to_distil
+from harness.plan.pending import Ask, asks, begun, count, existing, reason_to_distil
 from harness.plan.planning import tuples
 from harness.progress import Progress
 from harness.records import artifact, record
@@ -61,15 +61,36 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter) -> None:
 
     Raises UserError where a record cannot be written.
     """
-    job.path.mkdir(parents=True, exist_ok=True)
+    try:
+        job.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{job.path} cannot be written: {error.strerror}") from error
+    if job.beside:
+        _run_by_turns([_Cell(each, now) for each in (job, *job.beside)])
+        return
     distilled = existing(job)
     cell = _Cell(job, now)
-    with time_limit(job.time_limit_seconds), contextlib.suppress(_LimitPassed, TimeIsUp):
+    with contextlib.suppress(_LimitPassed):
         if reason_to_distil(job, distilled) is not None:
             distilled = cell.distil()
         assert distilled is not None
         for ask in list(asks(job, distilled)):
             cell.answer(ask)
+
+
+def _run_by_turns(cells: Sequence[_Cell]) -> None:
+    """Time the steps of all ``cells`` by turns. A failure is that of all."""
+    jobs, written, failure = [cell.job for cell in cells], [cell.new() for cell in cells], None
+    try:
+        with time_limit(jobs[0].time_limit_seconds):
+            distil_by_turns(jobs, written, [cell.benchmark for cell in cells], cells[0].clock, cells[0].meter)
+    except (Exception, TimeIsUp, MemoryIsFull) as error:
+        failure = error
+    for cell, record_ in zip(cells, written, strict=True):
+        cell.job.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(_LimitPassed), cell.outcome(record_, cell.job.path / RECORD):
+            if failure is not None:
+                raise failure
 
 
 class _LimitPassed(Exception):
@@ -87,6 +108,7 @@ class _Cell:
         self.meter.context()
         _load_libraries(self.device)
         self._benchmark: Benchmark | None = None
+        self._begin = time.monotonic()
 
     @property
     def benchmark(self) -> Benchmark:
@@ -95,13 +117,17 @@ class _Cell:
             self._benchmark = _benchmark(self.job)
         return self._benchmark
 
+    def new(self) -> Record:
+        """The record of the distillation, with nothing measured yet."""
+        job = self.job
+        return record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, self._provenance())
+
     def distil(self) -> Record:
         """Distil the set and write its record, whatever becomes of it; the set as well where it is ``ok``."""
-        job, distillation = self.job, self.job.distillation
-        written = record.new(job.identity, distillation.to_dict(), job.config, job.asked, self._provenance())
+        job, distillation, written = self.job, self.job.distillation, self.new()
         written["curve_points"] = job.curve_points
         _remove(*(job.path / name for name in (SET, PICTURE, LOG, EVENTS, SNAPSHOTS)))
-        with self._outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
+        with self.outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
             if distillation.method != WHOLE_DATA:
                 # At the end, when everything is measured, however that went.
                 stack.callback(lambda: written["cost"].__setitem__("forecast_bytes", forecast_bytes(job)))
@@ -121,20 +147,8 @@ class _Cell:
     def answer(self, ask: Ask) -> EvaluationRecord:
         """Evaluate, and write the record of it, whatever becomes of it. Values that are there already are kept."""
         job, question = self.job, ask.question
-        written = record.new_evaluation(
-            ask.identity,
-            question.evaluation,
-            [ask.asked],
-            question.config,
-            self._provenance(),
-            seed=job.distillation.seed,
-            device_kind=job.device_kind,
-            tf32=job.tf32,
-        )
-        earlier = ask.earlier if ask.earlier and not job.force and _same_machine(ask.earlier, written) else None
-        begin = 0 if earlier is None else count(earlier)
-        ask.path.parent.mkdir(exist_ok=True)
-        with self._outcome(written, ask.path, stays=ask.earlier is not None):
+        written = begun(job, ask, self._provenance())
+        with self.outcome(written, ask.path, stays=ask.earlier is not None):
             evaluation_class = evaluations.get(question.evaluation)
             config = evaluation_class.Config(**{name: tuples(value) for name, value in question.config.items()})
             evaluation = evaluation_class(config)
@@ -142,18 +156,15 @@ class _Cell:
             load_meter = LoadMeter(torch.get_num_threads() if self.device.type == "cpu" else 1)
             started, progress = self.clock.read(), _Progress(question.evaluation)
             try:
-                values = evaluation.run([synthetic], self.benchmark, job.distillation.seed, progress, begin)
+                values = evaluation.run([synthetic], self.benchmark, job.distillation.seed, progress, count(written))
             finally:
                 progress.close()
                 written["busy"] = load_meter.stop()
-            seconds = self.clock.read() - started
-            written["cost"] = {"seconds": seconds, **evaluation.cost}
-            written["values"] = {name: list(map(float, numbers)) for name, numbers in values.items()}
-            if earlier is not None:
-                written["values"] = {
-                    name: [*numbers, *written["values"].get(name, [])] for name, numbers in earlier["values"].items()
-                }
-                written["cost"]["seconds"] = seconds + (earlier["cost"]["seconds"] or 0.0)
+            seconds, before = self.clock.read() - started, written["values"]
+            written["cost"] = {"seconds": seconds + (written["cost"]["seconds"] or 0.0), **evaluation.cost}
+            written["values"] = {
+                name: [*before.get(name, []), *map(float, values.get(name, []))] for name in before | dict(values)
+            }
         return written
 
     def _set(self, ask: Ask) -> Synthetic:
@@ -184,20 +195,24 @@ class _Cell:
         return {**known, **_versions(job.device)}
 
     @contextlib.contextmanager
-    def _outcome(self, written: Record | EvaluationRecord, path: Path, *, stays: bool = False) -> Iterator[None]:
+    def outcome(self, written: Record | EvaluationRecord, path: Path, *, stays: bool = False) -> Iterator[None]:
         """Write ``written`` to ``path`` with the status with which the work in here ends.
 
         ``stays``: ``path`` has values already, which nothing without values replaces.
 
         Raises UserError where that fails, and _LimitPassed after the time limit has struck.
         """
-        struck = False
+        limit, struck = self.job.time_limit_seconds, False
+        # One limit holds for all parts together, and nothing interrupts what is written below.
+        left = None if limit is None else max(limit - (time.monotonic() - self._begin), 1e-3)
         try:
-            yield
+            with time_limit(left):
+                yield
             written["status"] = "ok"
-        except TimeIsUp as error:
-            written["status"], written["message"], struck = "timeout", str(error), True
-            written["time_limit_seconds"] = self.job.time_limit_seconds
+        except TimeIsUp:
+            written["status"], struck = "timeout", True
+            written["message"] = f"the time limit of {show_seconds(limit or 0.0)} has passed"
+            written["time_limit_seconds"] = limit
         except MemoryIsFull as error:
             written["status"], written["message"] = "oom", str(error)
         except (Diverged, Untrainable) as error:
@@ -215,10 +230,14 @@ class _Cell:
                     written["message"] = f"{written['message']} (traceback in {LOG})"
         if written["message"] is not None:
             written["message"] = printable(written["message"])
+        if written["status"] != "ok" and "artifact" in written:  # the limit may strike after the set was written
+            written["artifact"] = None  # type: ignore[typeddict-unknown-key]
+            _remove(self.job.path / SET, self.job.path / PICTURE)
         try:
             if stays and written["status"] != "ok":
                 say(f"  {path.stem}: {written['status']}: {written['message']}; the earlier answer is kept")
             else:
+                path.parent.mkdir(exist_ok=True)
                 record.write(written, path)
         except OSError as error:
             values: dict[str, list[float]] = written.get("values", {})  # type: ignore[assignment]
@@ -244,11 +263,6 @@ class _Progress:
     def close(self) -> None:
         if self._shown is not None:
             self._shown.close()
-
-
-def _same_machine(earlier: EvaluationRecord, written: EvaluationRecord) -> bool:
-    """Whether values of ``earlier`` may stand beside new ones: rounding differs between machines."""
-    return all(earlier["provenance"].get(name) == written["provenance"].get(name) for name in SAME_MACHINE)
 
 
 def _whole(task: Task, seed: int) -> Synthetic:

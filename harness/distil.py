@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +26,7 @@ from harness.limits import MemoryIsFull, memory_limit, show_bytes
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
+from harness.measure.interleave import interleaved
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.plan.jobs import Distillation, Job
@@ -70,6 +71,21 @@ def distil(job: Job, record: Record, benchmark: Benchmark, clock: Clock, meter: 
     return _Distilling(job, record, benchmark, clock, meter).run()
 
 
+def distil_by_turns(
+    jobs: Sequence[Job], records: Sequence[Record], benchmarks: Sequence[Benchmark], clock: Clock, meter: MemoryMeter
+) -> None:
+    """Time the steps of several ``jobs`` by turns, and fill in their ``records``; there is no set and no memory."""
+    distilling = [_Distilling(*each, clock, meter) for each in zip(jobs, records, benchmarks, strict=True)]
+    for each in distilling:
+        each.prepare_and_count()
+    methods = {each.job.distillation.method: each.method() for each in distilling}
+    seconds = sum(each.job.distillation.seconds or 0.0 for each in distilling)
+    with distilling[0].beside("distilling"):
+        samples = interleaved(methods, clock, seconds)
+    for record, own in zip(records, samples.values(), strict=True):
+        record["cost"]["step_seconds"] = own
+
+
 @dataclass
 class _Distilling:
     job: Job
@@ -87,24 +103,37 @@ class _Distilling:
         key = _store_key(self.benchmark, distillation)
         self.store = DiskStore(folder_for(Path(self.job.cache), *key, *machine), self.clock.read)
 
-    def run(self) -> Synthetic:
-        distillation, cost, device = self.job.distillation, self.record["cost"], self.benchmark.task.device
+        cost = self.record["cost"]
         cost["prepare"] = "reduced" if self.job.reduced else None
         cost["parameters"] = self.benchmark.spec.parameters()
-        if not self.method_class.iterative:
-            with self._beside("preparing"):
-                method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
-            return self._checked_set(method.synthetic(), "after prepare()")
-        with memory_limit(distillation.memory_limit_bytes, device), self._beside("preparing"):
+
+    def prepare_and_count(self) -> tuple[int, float]:
+        """Everything before the first step that counts. Returns the steps per cycle and the seconds per step."""
+        limit = self.job.distillation.memory_limit_bytes
+        with memory_limit(limit, self.benchmark.task.device), self.beside("preparing"):
             cycle, step_seconds = self._warm_up()
         self._count()
+        return cycle, step_seconds
+
+    def method(self, steps: int = SAMPLES) -> Method:
+        """The method, prepared, before its first step of ``steps``."""
+        method = self.method_class(self.benchmark.task, self.config, steps)
+        method.prepare(self.store)
+        return method
+
+    def run(self) -> Synthetic:
+        distillation, device = self.job.distillation, self.benchmark.task.device
+        if not self.method_class.iterative:
+            with self.beside("preparing"):
+                method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
+            return self._checked_set(method.synthetic(), "after prepare()")
+        cycle, step_seconds = self.prepare_and_count()
         steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
         self.record["steps"] = steps
         say(f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}")
         self.meter.idle()
-        with memory_limit(distillation.memory_limit_bytes, device), self._beside("distilling"):
-            method = self.method_class(self.benchmark.task, self.config, steps)
-            method.prepare(self.store)
+        with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
+            method = self.method(steps)
             self._distil(method, steps, step_seconds)
         return self._checked_set(method.synthetic(), f"after step {steps}")
 
@@ -284,7 +313,7 @@ class _Distilling:
         return words
 
     @contextlib.contextmanager
-    def _beside(self, phase: str) -> Iterator[None]:
+    def beside(self, phase: str) -> Iterator[None]:
         """Write down where others kept the cores busy while the seconds of ``phase`` were measured."""
         # On a GPU one thread of the processor gives out the work.
         load = LoadMeter(torch.get_num_threads() if self.benchmark.task.device.type == "cpu" else 1)

@@ -228,37 +228,41 @@ class _Run:
     def _left(self) -> Iterator[Job]:
         """The jobs with anything left to do, one line before each."""
         for number, job in enumerate(self.jobs, 1):
-            place = f"[{number}/{len(self.jobs)}] {job.distillation}"
+            place = f"[{number}/{len(self.jobs)}] {job}"
             before = existing(job)
-            reason = reason_to_distil(job, before, force=self.force)
-            if reason is None:
-                assert before is not None
+            reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+            distils = any(reason is not None for reason in reasons)
+            if before is not None and not distils:
                 left = list(asks(job, before))
                 if not left:
                     say(f"{place}: {before['status']}, done before on {_where(before)} ({job.path.name})")
-                    self.done.append(job)
+                    self.done += [job, *job.beside]
                     continue
                 names = ", ".join(dict.fromkeys(ask.question.evaluation for ask in left))
                 say(f"{place}: distilled before on {_where(before)}, asked for {names}")
             else:
                 say(place)
-                if reason:
+                for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
             if problem := _unwritable(self.output):
                 self.stopped = f"stopped, as {self.output} cannot be written ({problem})"
                 return
-            if reason is not None and before is not None and before["status"] in FINAL:
-                job = self._beside(job)
+            if distils:
+                first, *others = map(self._apart, (job, *job.beside))
+                job = dataclasses.replace(first, beside=tuple(others))
             answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
             self._begun[job.folder] = place, time.monotonic(), answers
             self._said = place
             yield job
 
-    def _beside(self, job: Job) -> Job:
-        """``job`` in a folder of its own, where its earlier result is out of its way.
+    def _apart(self, job: Job) -> Job:
+        """``job`` in a folder of its own, if it has a result already: that is out of its way.
 
         The answers go with it: those about the very same set need not be given again.
         """
+        before = existing(job)
+        if before is None or before["status"] not in FINAL:
+            return job
         folder = self.output / AGAIN / job.path.name
         self._replaced[str(folder)] = job
         with contextlib.suppress(FileNotFoundError):
@@ -268,17 +272,20 @@ class _Run:
     def _finish(self, job: Job) -> None:
         """Say what became of ``job``, and put it where an earlier result was."""
         place, begun, answers = self._begun.pop(job.folder)
-        after = existing(job)
-        if after is None:
-            raise UserError(f"{job.path} has no record, or one that cannot be read")
-        say(f"{'' if self._said == place else place + ':'}  {_outcome(job, after)} ({time.monotonic() - begun:.0f} s)")
-        self._said = place
-        unanswered = any(asks(dataclasses.replace(job, force=False), after))
-        if after["status"] not in FINAL or unanswered or (job.force and _any_kept(job, after, answers)):
-            self.failed = True
-        if job.folder in self._replaced:
-            job = self._exchange(self._replaced[job.folder], job, after)
-        self.done.append(job)
+        for each in (job, *job.beside):
+            after = existing(each)
+            if after is None:
+                raise UserError(f"{each.path} has no record, or one that cannot be read")
+            name = f"{each.distillation.method}: " if job.beside else ""
+            seconds = time.monotonic() - begun
+            say(f"{'' if self._said == place else place + ':'}  {name}{_outcome(each, after)} ({seconds:.0f} s)")
+            self._said = place
+            unanswered = any(asks(dataclasses.replace(each, force=False), after))
+            if after["status"] not in FINAL or unanswered or (each.force and _any_kept(each, after, answers)):
+                self.failed = True
+            if each.folder in self._replaced:
+                each = self._exchange(self._replaced[each.folder], each, after)
+            self.done.append(each)
 
     def _exchange(self, job: Job, again: Job, after: Record) -> Job:
         """Put the result of ``again`` into the place of that of ``job``, unless the earlier one is worth more."""

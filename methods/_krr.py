@@ -1,9 +1,9 @@
 """Kernel ridge regression on features: training only the last layer, to convergence, in closed form.
 
 Precision. The ridge of 1e-6·tr(K)/n lies at the rounding of a float32 Gram matrix: where K is nearly singular (more
-synthetic images than features, similar images) a float32 answer is 10–30 % off. So there is one rule, whatever n:
-features come in the dtype of the network, everything between them and the linear weights is float64, and only the
-product of the weights with the many features to predict for is in the features' own dtype again.
+synthetic images than features, similar images) a float32 answer is 10–30 % off. So one rule holds for every n. Features
+come in the dtype of the network. Everything between them and the linear weights is float64. The product of the weights
+with the many features to predict for is in the dtype of the features again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.training import half_squared_error
+
+
+def centred_one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Regression targets onehot − 1/C, (B, C), of labels (B,)."""
+    return F.one_hot(labels, num_classes).to(dtype) - 1 / num_classes
 
 
 def regularised(gram: Tensor, ridge: float) -> Tensor:

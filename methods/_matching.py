@@ -1,27 +1,28 @@
-"""Matching real and synthetic images class by class: what DC, DSA and DM share.
+"""Matching real and synthetic images class by class, for DC, DSA and DM.
 
-The gradient distance, the loop and its lengths are those of Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient
+The gradient distance, the loop and its lengths come from Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient
 Matching", ICLR 2021.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, draw_dsa
-from benchmarks.errors import UserError
-from benchmarks.networks import BatchNorm, Network
+from benchmarks.networks import Network, batch_norms
 from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
-from benchmarks.training import chunks, train
-from methods.base import Method, Synthetic
+from benchmarks.training import chunk_size, loss_gradient, train
+from methods._optim import Optimised, initial_images
+from methods.base import Synthetic, check_ranges
 
 EPS = 1e-6
 """Added to the product of the norms in a cosine; rows of a gradient can be that small."""
@@ -43,48 +44,21 @@ PUBLISHED: Mapping[tuple[str, int], Mapping[str, Any]] = {
 """``PAPER`` of DC and DSA: 1000 iterations everywhere."""
 
 
-class Matching(Method):
-    """Synthetic images that follow a gradient with momentum, and the real images class by class."""
+class Matching(Optimised):
+    """Synthetic images with hard labels, moved by SGD with momentum, and the rows of every class of real images."""
 
     PROTOCOL = "vico"
 
     def __init__(self, task: Task, config: Any, total_steps: int) -> None:
         super().__init__(task, config, total_steps)
         self.rows = task.rows_of_classes()
-        self.images, classes = task.draw_per_class()
+        self.images, classes = initial_images(task, config.init)
         self.labels = F.one_hot(classes, task.num_classes).to(task.dtype)
-        if config.init == "noise":
-            self.images = torch.randn(self.images.shape, generator=task.generator, dtype=task.dtype).to(task.device)
-        self.velocity = torch.zeros_like(self.images)
-
-    def update(self, gradient: Tensor) -> None:
-        """One step of SGD with momentum on the images."""
-        self.velocity.mul_(self.config.momentum).add_(gradient)
-        self.images.sub_(self.config.lr_img * self.velocity)
+        self.learned = [self.images]
+        self.optimiser = torch.optim.SGD(self.learned, lr=config.lr_img, momentum=config.momentum)
 
     def synthetic(self) -> Synthetic:
         return Synthetic(self.images.clone(), self.labels.clone(), "probability")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "images": self.images.clone(),
-            "velocity": self.velocity.clone(),
-            "generator": self.task.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.images.copy_(state["images"])
-        self.velocity.copy_(state["velocity"])
-        self.task.generator.set_state(state["generator"])
-
-
-def check_range(method: str, config: Any) -> None:
-    """Raises UserError where an integer of ``config`` is below 1 or another number below 0."""
-    for name, value in asdict(config).items():
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"{method}: {name} is {value}; it must be at least 1")
-        if isinstance(value, float) and not value >= 0:
-            raise UserError(f"{method}: {name} is {value}; it must be at least 0")
 
 
 # --- gradient matching
@@ -92,14 +66,14 @@ def check_range(method: str, config: Any) -> None:
 
 @dataclass(frozen=True)
 class GradientMatchingConfig:
-    """What DC and DSA have in common."""
+    """Hyper-parameters that DC and DSA have in common."""
 
     outer_loop: int | None = None
     """T: updates of the images before the network is replaced by a fresh one; None: the published number for the ipc,
-    or else for the next larger one."""
+    or else for the next larger ipc."""
     inner_loop: int | None = None
-    """ς_θ: epochs on the synthetic images that the network is trained for between two updates of them; None: as
-    ``outer_loop``."""
+    """ς_θ: epochs that the network is trained for on the synthetic images between two updates of them; None: the
+    published number, as for ``outer_loop``."""
     lr_img: float = 0.1
     """η_S: step size of the synthetic images."""
     momentum: float = 0.5
@@ -117,14 +91,14 @@ class GradientMatchingConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        check_range(type(self).__name__.removesuffix("Config").lower(), self)
+        check_ranges(self)
 
 
 class GradientMatching(Matching):
     """Algorithm 1 of DC and of DSA, which differ in ``pair`` and ``AUGMENT``."""
 
     AUGMENT: ClassVar[Literal["none", "dsa"]]
-    """How the synthetic images are augmented, each for itself, when the network is trained on them."""
+    """Augmentation of the synthetic images, each for itself, when the network is trained on them."""
 
     network: Network
 
@@ -152,19 +126,18 @@ class GradientMatching(Matching):
     def step(self) -> dict[str, Tensor]:
         """One update of the images, and the training of the network that comes after it."""
         config, task = self.config, self.task
-        # A fresh network, T updates long
+        # A fresh network for T updates
         if self.outer == 0:
             self.network = task.network(task.generator)
         freeze_batch_norm(self.network, task, self.rows)
 
-        # The distance of the gradients, summed over the classes
+        # The distance of the gradients, summed over the classes, and one update of the images
         def distance(c: int, synthetic: Tensor) -> Tensor:
             real, synthetic = self.pair(task.draw(self.rows[c], config.batch_real), synthetic)
             return matching_loss(self.network, real, synthetic, c, config.dis_metric)
 
         loss, gradient = sum_over_chunks(distance, self.images, task.ipc)
-        # One update of the images
-        self.update(gradient)
+        self.update([gradient])
         # Train the network on them, unless it is to be replaced
         self.outer = (self.outer + 1) % self.steps_per_cycle
         if self.outer:
@@ -180,7 +153,7 @@ class GradientMatching(Matching):
         return {"matching": loss}
 
     def state_dict(self) -> dict[str, Any]:
-        network = self.network.state_dict() if self.outer else None
+        network = copy.deepcopy(self.network.state_dict()) if self.outer else None
         return {**super().state_dict(), "outer": self.outer, "network": network}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -201,9 +174,9 @@ def gradient_distance(
 ) -> Tensor:
     """D between the gradients of all weights of a network, 0-d, differentiable in both.
 
-    ``ours``: the sum over weight tensors of ``row_distance``; biases and the scales of norms,
-    which have one dimension, contribute nothing. ``mse``: the sum of squared differences of all entries. ``cos``: one
-    minus one cosine of all entries.
+    ``ours``: the sum over weight tensors of ``row_distance``; biases and the scales of norms, which have one dimension,
+    contribute nothing. ``mse``: the sum of squared differences of all entries. ``cos``: one minus the cosine of all
+    entries together.
     """
     if metric == "ours":
         pairs = zip(gw_syn, gw_real, strict=True)
@@ -215,7 +188,7 @@ def gradient_distance(
 
 
 def row_distance(syn: Tensor, real: Tensor) -> Tensor:
-    """Σ over rows of 1 − cosine, 0-d. A row is all that leads to one output: (out, in, h, w) → (out, in·h·w)."""
+    """Σ over rows of 1 − cosine, 0-d. A row holds all weights of one output: (out, in, h, w) → (out, in·h·w)."""
     syn, real = syn.flatten(1), real.flatten(1)
     norms = torch.linalg.vector_norm(syn, dim=1) * torch.linalg.vector_norm(real, dim=1)
     return torch.sum(1 - (syn * real).sum(1) / (norms + EPS))
@@ -226,28 +199,20 @@ def matching_loss(
 ) -> Tensor:
     """D(∇θ of the mean cross entropy on synthetic images, the same on real ones), all of class ``c``; 0-d.
 
-    Differentiable in the synthetic images (a second derivative); the real gradient is a constant. No image may change
-    what ``network`` makes of another: see ``freeze_batch_norm``.
+    Differentiable in the synthetic images (a second derivative); the real gradient is a constant.
     """
-    parameters = list(network.parameters())
-
-    def gradient(images: Tensor, count: int, create_graph: bool = False) -> tuple[Tensor, ...]:
-        labels = torch.full((len(images),), c, device=images.device)
-        loss = F.cross_entropy(network(images), labels, reduction="sum") / count
-        return torch.autograd.grad(loss, parameters, create_graph=create_graph)
-
-    # The gradient of a mean over images is the sum of those of its chunks
-    gw_real: tuple[Tensor, ...] = ()
-    for chunk in chunks(network, real):
-        part = gradient(chunk, len(real))
-        gw_real = tuple(torch._foreach_add(gw_real, part)) if gw_real else part
-    return gradient_distance(gradient(synthetic, len(synthetic), create_graph=True), gw_real, metric)
+    labels = torch.full((len(real),), c, device=real.device)
+    _, gw_real = loss_gradient(network, real, labels)
+    labels = torch.full((len(synthetic),), c, device=synthetic.device)
+    loss = F.cross_entropy(network(synthetic), labels)
+    gw_syn = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+    return gradient_distance(gw_syn, gw_real, metric)
 
 
 def sum_over_chunks(loss: Callable[[int, Tensor], Tensor], images: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Σ_i loss(i, the i-th ``size`` of the images), detached and 0-d, and its gradient, shaped like ``images`` (n, …).
 
-    Every chunk is differentiated before the next one is looked at: memory is that of one.
+    Every chunk is differentiated before the next one is computed, so memory is that of one chunk.
     """
     losses: list[Tensor] = []
     gradients: list[Tensor] = []
@@ -258,21 +223,22 @@ def sum_over_chunks(loss: Callable[[int, Tensor], Tensor], images: Tensor, size:
     return torch.stack(losses).sum(), torch.cat(gradients)
 
 
+def classes_together(network: Network, images: Tensor, ipc: int) -> int:
+    """Number of classes whose synthetic ``images`` (num_classes * ipc, C, H, W) pass through ``network`` together."""
+    return max(1, chunk_size(network, images) // ipc)
+
+
 def augment_alike(task: Task, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
     """Siamese augmentation: one new operation of DSA with one draw of its parameters for all images of both batches."""
     op, draws = draw_dsa((real.shape[-2], real.shape[-1]), 1, task.generator, flip=task.flip)
     return apply_dsa(op, real, draws), apply_dsa(op, synthetic, draws)
 
 
-def batch_norms(network: Network) -> list[nn.Module]:
-    """The layers of ``network`` in which the images of a batch see each other."""
-    return [module for module in network.modules() if isinstance(module, BatchNorm | nn.BatchNorm2d)]
-
-
 def freeze_batch_norm(network: Network, task: Task, rows: Sequence[Tensor]) -> None:
     """Batch norm takes the statistics of real images of all classes, and keeps them until the network is trained.
 
-    Images of one class alone would lose what tells classes apart. ``rows``: those of every class in ``task.images``.
+    The statistics of one class alone would take away the differences between classes. ``rows``: the rows of every class
+    in ``task.images``.
     Without batch norm nothing happens and nothing is drawn.
     """
     if layers := batch_norms(network):

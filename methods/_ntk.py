@@ -22,7 +22,7 @@ def kernels(
 ) -> tuple[Tensor, Tensor]:
     """NNGP and NTK, (B, n) each, of inputs (B, D) and (n, D), for ``depth`` hidden layers and a linear read-out.
 
-    Differentiable in both inputs; at parallel ones, as on the diagonal, the derivative of their angle is taken as 0.
+    Differentiable in both inputs. At parallel inputs, as on the diagonal, the derivative of their angle is taken as 0.
     """
 
     def dense(covariance: Tensor) -> Tensor:
@@ -43,13 +43,13 @@ def kernels(
 def relu_moments(covariance: Tensor, left_variance: Tensor, right_variance: Tensor) -> tuple[Tensor, Tensor]:
     """E[relu(u) relu(v)] and E[relu'(u) relu'(v)] for Gaussian u, v of mean 0, (B, n) each.
 
-    ``covariance`` (B, n) is that of u and v, the variances (B,) and (n,) are theirs.
+    ``covariance`` (B, n) is the covariance of u and v; the variances (B,) and (n,) are theirs.
     """
     scale = (left_variance[:, None] * right_variance).sqrt()
     cosine = (covariance / scale).clamp(-1, 1)
     squared_sine = (1 - cosine) * (1 + cosine)
     parallel = squared_sine < ANGLE_FLOOR
-    # The inner `where` keeps the derivative of the root finite where the outer one drops it.
+    # The inner `where` keeps the derivative of the root finite where the outer `where` drops it.
     sine = torch.where(parallel, 0.0, torch.where(parallel, 1.0, squared_sine).sqrt())
     opposite = math.pi - torch.atan2(sine, cosine)
     return scale * (sine + opposite * cosine) / (2 * math.pi), opposite / (2 * math.pi)

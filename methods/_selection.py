@@ -1,4 +1,4 @@
-"""Choosing real images: what the selection baselines share."""
+"""Choosing real images, for the selection baselines."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Selection(Method):
 
     @abstractmethod
     def choose(self) -> tuple[Tensor, Tensor]:
-        """Images (num_classes * ipc, channels, height, width), class-major and the caller's, and their classes."""
+        """Copies of real images (num_classes * ipc, C, H, W), class-major, and their classes (num_classes * ipc,)."""
 
     def prepare(self, store: Store) -> None:
-        """Chooses; nothing is stored, for every seed has its own choice."""
+        """Choose. Nothing is stored, because every seed has its own choice."""
         self.images, classes = self.choose()
         self.labels = F.one_hot(classes, self.task.num_classes).to(self.images.dtype)
 

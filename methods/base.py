@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, MutableMapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from benchmarks.errors import UserError
 from benchmarks.task import Task
 
 Store = MutableMapping[str, Mapping[str, Tensor]]
-"""What outlives a run: name → tensors (CPU). The harness keeps it on disk, apart for each data set, preprocessing and
-network; the name must tell everything else that determines the tensors."""
-
+"""Name → tensors (CPU) that outlive a run. The harness keeps them on disk, apart for each data set, preprocessing and
+network. The name must tell everything else that determines the tensors."""
 
 LabelSpace = Literal["probability", "centred"]
-"""What labels are: one-hot or soft; or regression targets one-hot − 1/C, as FRePo and KIP learn."""
+"""Kinds of labels: one-hot or soft; or regression targets one-hot − 1/C, as FRePo and KIP learn."""
+
+
+def check_ranges(config: Any, *, from_zero: Container[str] = (), above_zero: Container[str] = ()) -> None:
+    """Check the numbers of the dataclass ``config``, whose class is named after its method: ``FRePoConfig``.
+
+    Fields of type ``int`` must be above 0, or at least 0 where ``from_zero`` names them. Fields of type ``float`` must
+    be at least 0, or above 0 where ``above_zero`` names them. Raises UserError where one is not.
+    """
+    method = type(config).__name__.removesuffix("Config").lower()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        zero = field.name in from_zero or ("float" in str(field.type) and field.name not in above_zero)
+        if not (value >= 0 if zero else value > 0):
+            raise UserError(f"{method}: {field.name} is {value}; it must be {'at least' if zero else 'above'} 0")
 
 
 @dataclass(frozen=True)
@@ -27,10 +43,10 @@ class Synthetic:
     images: Tensor
     """(num_classes * ipc, channels, height, width), class-major."""
     labels: Tensor
-    """(num_classes * ipc, num_classes). Before the first step the largest of every row is that of its class, and rows
-    of centred labels sum to 0; labels that are learned may move from there."""
+    """(num_classes * ipc, num_classes). Before the first step the largest entry of a row is that of its class, and rows
+    of centred labels sum to 0; learned labels may move from there."""
     label_space: LabelSpace
-    """``probability``: one-hot or soft. ``centred``: regression targets one-hot − 1/C, as FRePo and KIP learn."""
+    """The kind of ``labels``."""
     lr: Tensor | None = None
     """The learned step size, 0-d (or one per step), where the method learns it."""
 
@@ -46,11 +62,11 @@ class Method(ABC):
     Config: ClassVar[type[Any]]
     """Frozen dataclass of hyper-parameters, named as in the paper."""
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {}
-    """(data set, ipc) → what the paper changes there. No entry: no published setting; ``--budget paper`` says so."""
+    """(data set, ipc) → changes of ``Config`` that the paper makes there. No entry: no published setting."""
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """``smoke`` and ``quick`` → what they change. ``cost``: what shortens ``prepare`` and changes nothing of what a
-    step costs; without an entry a cost cell prepares everything. ``forecast``: the same where nothing is computed, by
-    default that of ``cost``."""
+    """``smoke`` and ``quick`` → changes of ``Config`` under that budget. ``cost``: changes that shorten ``prepare`` and
+    leave the cost of a step as it is; without an entry a cost cell prepares everything. ``forecast``: changes for
+    counting a step without computing it; by default those of ``cost``."""
     PROTOCOL: ClassVar[str] = "vico"
     """The native evaluation protocol, a name of ``benchmarks.protocols.PROTOCOLS``."""
     iterative: ClassVar[bool] = True
@@ -65,7 +81,7 @@ class Method(ABC):
         self.total_steps = total_steps
 
     def prepare(self, store: Store) -> None:  # noqa: B027  (many methods have nothing to prepare)
-        """One-off work before the first step, timed apart. What it puts into ``store`` is found there the next time."""
+        """One-off work before the first step, timed apart. Tensors put into ``store`` are there the next time."""
 
     @abstractmethod
     def step(self) -> dict[str, Tensor]:

@@ -2,12 +2,12 @@
 
 Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021, algorithm 1.
 
-Differs from the authors' code (github.com/VICO-UoE/DatasetCondensation):
-- The code stops at an ipc for which it has no loop lengths; here those of the next larger one hold.
-- The gradient for the images is taken class by class, which is the same sum, in the memory of one class.
-- One step here is one update of the images, so an iteration of the paper is ``outer_loop`` steps.
-- Evaluated under ``vico``, with DSA in 1000 epochs. The paper's own evaluation has no augmentation and 300 epochs, on
-  MNIST 1000 with crops, scaling and rotation.
+Differences from the authors' code (github.com/VICO-UoE/DatasetCondensation), and why:
+- The code stops at an ipc for which it has no loop lengths; here the lengths of the next larger ipc hold.
+- The gradient for the images is taken class by class: the same sum in the memory of one class.
+- One step is one update of the images, as for every method here: an iteration of the paper is ``outer_loop`` steps.
+- The native evaluation is ``vico``, with DSA in 1000 epochs. The paper's own has no augmentation and 300 epochs, and on
+  MNIST 1000 epochs with crops, scaling and rotation.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Zhao, Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, algorithm 1.
 
-Differs from the authors' code (github.com/VICO-UoE/DatasetCondensation):
-- The gradient for the images is taken for a few classes at a time, which is the same sum, in the memory of those.
-  With batch norm all classes pass through the network together, as in the code.
+Difference from the authors' code (github.com/VICO-UoE/DatasetCondensation), and why:
+- The gradient for the images is taken for a few classes at a time: the same sum in less memory. With batch norm all
+  classes pass through the network together, as in the code.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.networks import Network
-from benchmarks.training import chunk_size, features
-from methods._matching import Matching, augment_alike, batch_norms, check_range, sum_over_chunks
+from benchmarks.networks import Network, batch_norms
+from benchmarks.training import features
+from methods._matching import Matching, augment_alike, classes_together, sum_over_chunks
+from methods.base import check_ranges
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class DMConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        check_range("dm", self)
+        check_ranges(self)
 
 
 def mean_embeddings(network: Network, batches: Sequence[Tensor]) -> Tensor:
-    """The mean features (k, D) of each of k batches, which pass through ``network`` together."""
+    """Mean features (k, D) of k batches, which pass through ``network`` together."""
     together = network.features(torch.cat(list(batches)))
     return torch.stack([own.mean(0) for own in torch.split(together, [len(batch) for batch in batches])])
 
@@ -48,8 +49,8 @@ def mean_embeddings(network: Network, batches: Sequence[Tensor]) -> Tensor:
 def mean_embedding_loss(network: Network, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Σ over classes of ‖mean ψ(real) − mean ψ(synthetic)‖², 0-d, of a (real, synthetic) pair of batches per class.
 
-    Differentiable in the synthetic images; sums, not means, over features and classes. ``pairs`` may be a generator:
-    the real batches are then not held together, unless batch norm asks for it.
+    Differentiable in the synthetic images. Features and classes are summed, not averaged. ``pairs`` may be a generator:
+    without batch norm only one real batch is then held at a time.
     """
     if batch_norms(network):
         real, synthetic = zip(*pairs, strict=True)
@@ -65,8 +66,8 @@ class DM(Matching):
     """Distribution matching: algorithm 1 of the paper."""
 
     Config = DMConfig
-    # One setting for 1 to 50 images per class, whatever the data set; those that have a published accuracy to compare
-    # with (FRePo's table 1).
+    # The paper has one setting for 1 to 50 images per class of every data set. Listed are the sets with a published
+    # accuracy to compare with (FRePo's table 1).
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {
         (dataset, ipc): {"steps": 20_000}
         for dataset, ipcs in (
@@ -89,20 +90,18 @@ class DM(Matching):
         config, task = self.config, self.task
         # A random network ψ, which is never trained
         network = task.network(task.generator).requires_grad_(False)
-        at_once = max(1, chunk_size(network, self.images) // task.ipc)  # classes
-        if batch_norms(network):
-            at_once = task.num_classes
+        together = classes_together(network, self.images, task.ipc)
 
         # A real and the synthetic batch of every class, augmented alike, and the distance of their mean features
         def distance(chunk: int, synthetic: Tensor) -> Tensor:
-            rows = self.rows[chunk * at_once : (chunk + 1) * at_once]
+            rows = self.rows[chunk * together : (chunk + 1) * together]
             pairs = (
                 augment_alike(task, task.draw(of_class, config.batch_real), own)
                 for of_class, own in zip(rows, torch.split(synthetic, task.ipc), strict=True)
             )
             return mean_embedding_loss(network, pairs)
 
-        loss, gradient = sum_over_chunks(distance, self.images, at_once * task.ipc)
+        loss, gradient = sum_over_chunks(distance, self.images, together * task.ipc)
         # One update of the images
-        self.update(gradient)
+        self.update([gradient])
         return {"distance": loss}

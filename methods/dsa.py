@@ -2,11 +2,11 @@
 
 Zhao, Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, algorithm 1.
 
-Differs from the authors' code (github.com/VICO-UoE/DatasetCondensation):
-- The code stops at an ipc for which it has no loop lengths; here those of the next larger one hold.
-- The gradient for the images is taken class by class, which is the same sum, in the memory of one class.
-- One step here is one update of the images, so an iteration of the paper is ``outer_loop`` steps.
-- The augmentation is drawn from the task's generator, not seeded from the clock.
+Differences from the authors' code (github.com/VICO-UoE/DatasetCondensation), and why:
+- The code stops at an ipc for which it has no loop lengths; here the lengths of the next larger ipc hold.
+- The gradient for the images is taken class by class: the same sum in the memory of one class.
+- One step is one update of the images, as for every method here: an iteration of the paper is ``outer_loop`` steps.
+- The augmentation is drawn from the task's generator, so that a seed repeats it; theirs is seeded from the clock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DSAConfig(GradientMatchingConfig):
 
 
 class DSA(GradientMatching):
-    """Gradient matching under siamese augmentation: algorithm 1 of the paper, which is DC's but for A_ω."""
+    """Gradient matching under siamese augmentation: algorithm 1 of the paper, which is DC's with A_ω."""
 
     Config = DSAConfig
     PAPER = PUBLISHED
@@ -41,5 +41,5 @@ class DSA(GradientMatching):
     AUGMENT = "dsa"
 
     def pair(self, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
-        """A_ω of both, with one new ω for the class."""
+        """Both batches under A_ω, with one new ω for the class."""
         return augment_alike(self.task, real, synthetic)

@@ -1,12 +1,12 @@
 """FRePo: Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022, Algorithm 1.
 
-The distilled data that train the last layer best, in closed form (kernel ridge regression), on the features of networks
-that are themselves being trained on them; a pool holds such networks at different stages of training.
+The distilled data train the last layer best, in closed form (kernel ridge regression), on the features of networks that
+are themselves being trained on these data. A pool holds such networks at different stages of training.
 
 Differences from the official code (JAX, github.com/yongchao97/FRePo, commit 9b98c65), none of which moves the method:
-- the Gram matrix and the solve are always in float64 (``methods/_krr.py``); there in float32;
-- predictions go through the weights f_sᵀ K⁻¹ Y_s, not through K_ts K⁻¹ Y_s: the same by associativity;
-- the random numbers are torch's.
+- The Gram matrix and the solve are always float64 (``methods/_krr.py``); theirs are float32.
+- Predictions go through the weights f_sᵀ K⁻¹ Y_s, not through K_ts K⁻¹ Y_s: the same by associativity, and cheaper.
+- Random numbers are torch's.
 """
 
 from __future__ import annotations
@@ -14,24 +14,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
 from benchmarks.training import features, half_squared_error, warmup_cosine
-from methods._krr import krr_loss
-from methods.base import Method, Synthetic
-
-LR_END = 0.1
-"""The step size falls to this fraction of itself, along a cosine."""
-BETAS = (0.9, 0.999)
-LAMB_EPS = 1e-6
+from methods._krr import centred_one_hot, krr_loss
+from methods._optim import LAMB, Optimised
+from methods.base import Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -61,25 +55,7 @@ class FRePoConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        for name, value in asdict(self).items():
-            zero_allowed = isinstance(value, bool) or name in ("lr", "lr_online", "max_online_updates")
-            if not (value >= 0 if zero_allowed else value > 0):
-                raise UserError(f"frepo: {name} is {value}; it must be {'at least' if zero_allowed else 'above'} 0")
-
-
-def centred_one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Regression targets onehot − 1/C, (B, C), of labels (B,)."""
-    return F.one_hot(labels, num_classes).to(dtype) - 1 / num_classes
-
-
-def initial_labels(labels: Tensor, num_classes: int, dtype: torch.dtype, *, scale: bool = True) -> Tensor:
-    """Y_s to start from, (n, C): (onehot − 1/C) / sqrt(C/10), or without the divisor."""
-    return centred_one_hot(labels, num_classes, dtype) / (math.sqrt(num_classes / 10) if scale else 1.0)
-
-
-def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The images (n, C, H, W) followed by their mirror images in width, and the labels twice."""
-    return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
+        check_ranges(self, from_zero=("max_online_updates",), above_zero=("ridge",))
 
 
 def label_loss(labels: Tensor) -> Tensor:
@@ -93,85 +69,52 @@ def meta_losses(
 ) -> tuple[Tensor, Tensor]:
     """Kernel loss (equation 2) and label loss of the synthetic set, 0-d, differentiable in ``images`` and ``labels``.
 
-    Features are those of the network in evaluation mode, with its running statistics; those of the ``real`` images
-    (B, C, H, W) are constants. ``flip``: mirrored synthetic images count as well.
+    Features are those of the network in evaluation mode, with its running statistics. Features of the ``real`` images
+    (B, C, H, W) are constants. ``flip``: the mirrored synthetic images count as well.
     """
     network.eval()
     feat_real = features(network, real)
-    seen_images, seen_labels = mirrored(images, labels) if flip else (images, labels)
-    kernel = krr_loss(feat_real, targets, network.features(seen_images), seen_labels, ridge)
-    return kernel, label_loss(labels)
+    seen = (torch.cat([images, images.flip(3)]), torch.cat([labels, labels])) if flip else (images, labels)
+    return krr_loss(feat_real, targets, network.features(seen[0]), seen[1], ridge), label_loss(labels)
 
 
-def trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
-    """‖w‖ / ‖u‖ over the whole tensor, 0-d; 1 where either is zero."""
-    ratio = torch.linalg.vector_norm(parameter) / torch.linalg.vector_norm(direction)
-    return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
-
-
-@torch.no_grad()
-def lamb(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, update: int, lr: float) -> None:
-    """Update 0, 1, … of LAMB (You et al., ICLR 2020) without weight decay, in place; ``first``, ``second``: moments."""
-    first.lerp_(gradient, 1 - BETAS[0])
-    second.lerp_(gradient.square(), 1 - BETAS[1])
-    mean, square = first / (1 - BETAS[0] ** (update + 1)), second / (1 - BETAS[1] ** (update + 1))
-    direction = mean / (square.sqrt() + LAMB_EPS)
-    parameter.sub_(lr * trust_ratio(parameter, direction) * direction)
-
-
-def adam(network: Network, lr: float) -> torch.optim.Optimizer:
-    """The optimiser of a network of the pool, its own counter at 0."""
-    return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
-
-
-def online_update(network: Network, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
-    """One step of the whole network on synthetic data, in training mode; the loss before it, 0-d and detached."""
-    network.train()
-    loss = half_squared_error(network(images), labels)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    optimiser.zero_grad()
-    return loss.detach()
-
-
-def initial_counters(pool_size: int, max_online_updates: int) -> list[int]:
-    """Staggered, so that the networks (all of them fresh) are not all replaced at once."""
-    return [max_online_updates // pool_size * i for i in range(pool_size)]
-
-
-def next_counter(counter: int, max_online_updates: int) -> int:
-    """Of a network that was just drawn: 0 if it is to be replaced (and not trained), else one more update."""
-    return 0 if counter > max_online_updates else counter + 1
-
-
-@dataclass
 class Member:
-    """A network of the pool."""
+    """A network of the pool, with its optimiser and the number of its updates."""
 
-    network: Network
-    optimiser: torch.optim.Optimizer
-    counter: int
+    def __init__(self, network: Network, lr: float, counter: int) -> None:
+        self.network, self.counter = network, counter
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+
+    def update(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step of the whole network on synthetic data, in training mode; the loss before it, 0-d and detached."""
+        self.network.train()
+        loss = half_squared_error(self.network(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.counter += 1
+        return loss.detach()
 
 
-class FRePo(Method):
+class FRePo(Optimised):
     """Algorithm 1.
 
     Order of the draws from the task's generator: the real images to start from, the networks of the pool; then in every
     step the network's index, the real batch, and the fresh network or (with at least ``online_batch_size`` synthetic
-    images) those to train on.
+    images) the images to train on.
     """
 
     Config = FRePoConfig
     PROTOCOL = "frepo"
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 20},
-        # The published step size is made for 500 000 steps; in so few the images hardly move with it. Measured (CPU,
-        # width 32, seed 0, one network, test accuracy in %) at 1e-3, 3e-3, 1e-2, 3e-2, a dash where not measured:
+        # The published step size is made for 500 000 steps; in so few steps the images hardly move with it. Measured
+        # (CPU, width 32, seed 0, one network, test accuracy in %) at 1e-3, 3e-3, 1e-2, 3e-2, a dash where not measured:
         #   MNIST, 300 steps:  ipc 1  62.2, 73.5, 88.2, 84.0;  ipc 10  –, 96.6, 96.8, –
         #   digits, 500 steps: ipc 1  88.6, 91.9, 91.9, –;     ipc 10  96.9, 97.5, 97.8, –
         "quick": {"steps": 300, "lr": 1e-2},
     }
-    # Table 1, and table 3 (Imagenette to ImageNet): the same hyper-parameters everywhere; what differs is the flip.
+    # Table 1, and table 3 (Imagenette to ImageNet): the same hyper-parameters everywhere, except for the flip.
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {
         (dataset, ipc): {"steps": 500_000, "use_flip": ipc in flipped}
         for dataset, ipcs, flipped in (
@@ -192,14 +135,16 @@ class FRePo(Method):
 
     def __init__(self, task: Task, config: FRePoConfig, total_steps: int) -> None:
         super().__init__(task, config, total_steps)
-        images, classes = task.draw_per_class()
-        labels = initial_labels(classes, task.num_classes, task.dtype, scale=config.scale_label)
-        self.images = images.requires_grad_()
-        self.labels = labels.requires_grad_(config.learn_label)
-        self.learned = [self.images, self.labels] if config.learn_label else [self.images]
-        self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self.learned]
+        self.images, classes = task.draw_per_class()
+        self.labels = centred_one_hot(classes, task.num_classes, task.dtype)
+        if config.scale_label:
+            self.labels /= math.sqrt(task.num_classes / 10)
+        self.learned = [self.images, self.labels]
+        self.optimiser = LAMB(self.learned, config.lr)
         self.updates = 0
-        self.pool = [self._member(counter) for counter in initial_counters(config.pool_size, config.max_online_updates)]
+        # All networks are fresh; staggered counters keep them from being replaced all at once.
+        apart = config.max_online_updates // config.pool_size
+        self.pool = [self._member(apart * i) for i in range(config.pool_size)]
 
     def step(self) -> dict[str, Tensor]:
         """Lines 2 to 7. ``online_loss`` is missing where the network was replaced instead of trained."""
@@ -209,67 +154,45 @@ class FRePo(Method):
         member = self.pool[index]
         # 3: sample a target batch
         real_images, real_labels = task.sample(config.batch_size)
-        real_targets = centred_one_hot(real_labels, task.num_classes, task.dtype)
+        targets = centred_one_hot(real_labels, task.num_classes, task.dtype)
         # 4: compute the meta-training loss, equation 2
+        images, labels = leaves = self.leaves()
         flip = config.use_flip and task.flip
-        kernel, label = meta_losses(
-            member.network, self.images, self.labels, real_images, real_targets, ridge=config.ridge, flip=flip
-        )
+        kernel, label = meta_losses(member.network, images, labels, real_images, targets, ridge=config.ridge, flip=flip)
         loss = kernel + label
         losses = {"loss": loss.detach(), "kernel_loss": kernel.detach(), "label_loss": label.detach()}
         # 5: update the distilled data
-        lr = warmup_cosine(self.updates, self.total_steps, config.lr, 0, LR_END)
-        gradients = torch.autograd.grad(loss, self.learned)
-        for parameter, gradient, (first, second) in zip(self.learned, gradients, self.moments, strict=True):
-            lamb(parameter, gradient, first, second, self.updates, lr)
+        self.optimiser.param_groups[0]["lr"] = warmup_cosine(self.updates, self.total_steps, config.lr, 0, 0.1)
+        self.update(torch.autograd.grad(loss, leaves if config.learn_label else leaves[:1]))
         self.updates += 1
         # 6, 7: train the model on the distilled data for one step, or reinitialise it after more than K
-        member.counter = next_counter(member.counter, config.max_online_updates)
-        if member.counter:
-            losses["online_loss"] = online_update(member.network, member.optimiser, *self._online_batch())
-        else:
+        if member.counter > config.max_online_updates:
             self.pool[index] = self._member(0)
-        return losses
+            return losses
+        images, labels = self.learned
+        if len(images) >= config.online_batch_size:
+            chosen = torch.randperm(len(images), generator=task.generator)[: config.online_batch_size]
+            chosen = chosen.to(task.device, non_blocking=True)
+            images, labels = images[chosen], labels[chosen]
+        return {**losses, "online_loss": member.update(images, labels)}
 
     def synthetic(self) -> Synthetic:
-        return Synthetic(self.images.detach().clone(), self.labels.detach().clone(), "centred")
+        return Synthetic(self.images.clone(), self.labels.clone(), "centred")
 
     def state_dict(self) -> dict[str, Any]:
-        state = {
-            "images": self.images.detach(),
-            "labels": self.labels.detach(),
-            "moments": self.moments,
-            "updates": self.updates,
-            "pool": [
-                {"network": m.network.state_dict(), "optimiser": m.optimiser.state_dict(), "counter": m.counter}
-                for m in self.pool
-            ],
-            "generator": self.task.generator.get_state(),
-        }
-        return copy.deepcopy(state)
+        pool = [
+            {"network": m.network.state_dict(), "optimiser": m.optimiser.state_dict(), "counter": m.counter}
+            for m in self.pool
+        ]
+        return {**super().state_dict(), "updates": self.updates, "pool": copy.deepcopy(pool)}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.images.copy_(state["images"])
-        self.labels.copy_(state["labels"])
-        for ours, theirs in zip(self.moments, state["moments"], strict=True):
-            for moment, saved in zip(ours, theirs, strict=True):
-                moment.copy_(saved)
+        super().load_state_dict(state)
         self.updates = state["updates"]
         for member, saved in zip(self.pool, state["pool"], strict=True):
             member.network.load_state_dict(saved["network"])
             member.optimiser.load_state_dict(saved["optimiser"])
             member.counter = saved["counter"]
-        self.task.generator.set_state(state["generator"])
 
     def _member(self, counter: int) -> Member:
-        network = self.task.network(self.task.generator)
-        return Member(network, adam(network, self.config.lr_online), counter)
-
-    def _online_batch(self) -> tuple[Tensor, Tensor]:
-        images, labels, count = self.images.detach(), self.labels.detach(), self.config.online_batch_size
-        if len(images) < count:
-            return images, labels
-        index = torch.randperm(len(images), generator=self.task.generator)[:count]
-        index = index.to(images.device, non_blocking=True)
-        return images[index], labels[index]
+        return Member(self.task.network(self.task.generator), self.config.lr_online, counter)

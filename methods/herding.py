@@ -1,10 +1,10 @@
-"""Herding: the real images whose mean features come closest to the mean of their class, chosen one after the other.
+"""Herding: real images whose mean features come closest to the mean of their class, chosen one after another.
 
 Welling, "Herding Dynamical Weights to Learn", ICML 2009. The greedy rule is that of Rebuffi, Kolesnikov, Sperl and
 Lampert, "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017, algorithm 4.
 
-Differs from iCaRL: features are not brought to length one, and no image is chosen twice. As a baseline of dataset
-distillation it has no official code, and the training of its network is not published: the one here is ours.
+Differences from iCaRL: features are not brought to length one, and no image is chosen twice. As a baseline of dataset
+distillation it has no official code. The training of its network is not published; the training here is ours.
 """
 
 from __future__ import annotations
@@ -16,30 +16,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.errors import UserError
 from benchmarks.protocols import Recipe
 from benchmarks.training import features, train
 from methods._selection import Selection
+from methods.base import check_ranges
 
 
 @dataclass(frozen=True)
 class HerdingConfig:
-    """Which features."""
+    """The features to herd."""
 
     train_steps: int = 2000
-    """Steps that the network is trained for on the real images before its features are taken; 0: those of a random
-    network."""
+    """Steps that the network is trained for on the real images before its features are taken; 0: the network is
+    random."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        if self.train_steps < 0:
-            raise UserError(f"herding: train_steps is {self.train_steps}; it must be at least 0")
+        check_ranges(self, from_zero=("train_steps",))
 
 
 def herd(features: Tensor, count: int) -> Tensor:
-    """Rows (count,) of ``features`` (N, D), in the order of choice: each brings the mean of the chosen closest to μ.
+    """Rows (count,) of ``features`` (N, D), in the order of choice; each brings their mean closest to that of all, μ.
 
-    The k-th is the x among those left for which ‖μ − (ψ(x) + Σ of the chosen ψ)/k‖ is least, μ the mean of all rows.
+    The k-th choice is the x, not chosen before, with the least ‖μ − (ψ(x) + Σ of the chosen ψ)/k‖.
     """
     mean, squares = features.mean(0), features.square().sum(1)
     total = torch.zeros_like(mean)
@@ -61,7 +60,7 @@ class Herding(Selection):
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"train_steps": 5}, "quick": {"train_steps": 200}}
 
     def choose(self) -> tuple[Tensor, Tensor]:
-        """Trains the network, and herds its features class by class."""
+        """Train the network, and herd its features class by class."""
         task, steps = self.task, self.config.train_steps
         network = task.network(task.generator)
         if steps:

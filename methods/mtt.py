@@ -2,17 +2,16 @@
 
 Cazenavette, Wang, Torralba, Efros, Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022.
 
-Differs from the authors' code (github.com/GeorgeCazenavette/mtt-distillation):
+Differences from the authors' code (github.com/GeorgeCazenavette/mtt-distillation), and why:
 - Experts are drawn uniformly with replacement (theirs with ``--load_all``), not in shuffled passes over files.
 - Images start from real ones, as in the paper's algorithm 1; the code's own default is noise (``pix_init``).
-- ZCA is a matter of the data's preprocessing, so it is no option here.
+- ZCA belongs to the preprocessing of the data, so it is no option here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,11 +20,11 @@ from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.errors import UserError
-from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
-from benchmarks.training import train_together
-from methods._unroll import flatten, minibatches, unroll, unroll_rematerialised
-from methods.base import Method, Store, Synthetic
+from methods._experts import Experts
+from methods._optim import Optimised, initial_images
+from methods._unroll import minibatches, unroll
+from methods.base import Store, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class MTTConfig:
     lr_lr: float = 1e-5
     """Step size of the student's step size α."""
     lr_init: float = 0.01
-    """Where α starts."""
+    """Initial α."""
     momentum: float = 0.5
     """Momentum of the updates of images and α."""
     pix_init: Literal["real", "noise"] = "real"
@@ -59,23 +58,15 @@ class MTTConfig:
     batch_train: int = 256
     """Real images per step of an expert."""
     steps_per_epoch: int | None = None
-    """Steps of an expert that count as an epoch; None: one pass over the real images. Not the paper's: with it an
-    expert costs the same for every data set, as short budgets need."""
+    """Steps of an expert that count as an epoch; None: one pass over the real images. Not the paper's: short budgets
+    need experts that cost the same for every data set."""
     rematerialize: bool = False
     """Compute the activations of an inner step again when the gradient comes back to it, instead of keeping those of
-    all N: the same gradient, more time, and memory that does not grow with N but for the parameters of every step,
-    which wait on the host."""
-    experts_at_once: int | None = None
-    """Experts trained at a time: changes the time that preparing takes and its memory, and the experts by rounding
-    alone. None: 5 on a GPU, which one does not fill, else 1."""
+    all N. The gradient is the same, and takes more time. Only the parameters of every step are kept, on the host."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range, and for experts that are too short to start and end on."""
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise UserError(f"mtt: {name} is {value}; it must be at least 1")
-            if isinstance(value, float) and not value >= 0:
-                raise UserError(f"mtt: {name} is {value}; it must be at least 0")
+        check_ranges(self)
         needed = self.max_start_epoch - 1 + self.expert_epochs
         if needed > self.train_epochs:
             raise UserError(
@@ -102,7 +93,7 @@ _TABLE: dict[tuple[str, int], tuple[float | None, ...]] = {
 }
 
 
-class MTT(Method):
+class MTT(Optimised):
     """Trajectory matching: algorithm 1 of the paper."""
 
     Config = MTTConfig
@@ -149,42 +140,40 @@ class MTT(Method):
         },
     }
 
+    config: MTTConfig
+
     def __init__(self, task: Task, config: MTTConfig, total_steps: int) -> None:
         super().__init__(task, config, total_steps)
-        self.images, self.labels = task.draw_per_class()
-        if config.pix_init == "noise":
-            self.images = torch.randn(self.images.shape, generator=task.generator, dtype=task.dtype).to(task.device)
+        self.images, self.labels = initial_images(task, config.pix_init)
         self.lr = torch.tensor(config.lr_init, dtype=task.dtype, device=task.device)
-        self.velocities = [torch.zeros_like(self.images), torch.zeros_like(self.lr)]
+        self.learned = [self.images, self.lr]
+        groups = [{"params": [self.images], "lr": config.lr_img}, {"params": [self.lr], "lr": config.lr_lr}]
+        self.optimiser = torch.optim.SGD(groups, momentum=config.momentum)
         self.student = task.network(generator_for("mtt student"))  # its structure; the parameters come from experts
+        self.experts = Experts(
+            task,
+            epochs=config.train_epochs,
+            lr=config.lr_expert,
+            batch_size=config.batch_train,
+            steps_per_epoch=config.steps_per_epoch,
+        )
 
     def prepare(self, store: Store) -> None:
-        """Train the experts that ``store`` does not hold: one entry each, ``parameters`` (train_epochs + 1, P).
-
-        An expert depends on the data, the network, the settings in its name and its index: it draws nothing from the
-        task's generator. ``step`` reads two rows of one entry, so a store that maps files into memory keeps the host's
-        memory free of the rest.
-        """
-        at_once = self.config.experts_at_once or (1 if self.task.device.type == "cpu" else 5)
-        missing = [index for index in range(self.config.num_experts) if self._expert_name(index) not in store]
-        for first in range(0, len(missing), at_once):
-            indices = missing[first : first + at_once]
-            for index, trajectory in zip(indices, self._train_experts(indices), strict=True):
-                store[self._expert_name(index)] = {"parameters": trajectory}
+        """Train the experts that ``store`` does not hold."""
+        self.experts.prepare(store, self.config.num_experts)
         self.store = store
 
     def step(self) -> dict[str, Tensor]:
         """One iteration of algorithm 1."""
         config, task = self.config, self.task
-        # An expert, a start epoch t, and the parameters θ*_t and θ*_{t+M}
+        # Sample an expert trajectory and a start epoch t: the parameters θ*_t and θ*_{t+M}
         expert = int(torch.randint(config.num_experts, (), generator=task.generator))
         epoch = int(torch.randint(config.max_start_epoch, (), generator=task.generator))
-        trajectory = self.store[self._expert_name(expert)]["parameters"]
-        start, target = (
-            trajectory[at].to(task.device, non_blocking=True) for at in (epoch, epoch + config.expert_epochs)
-        )
-        # N student steps on augmented minibatches of the synthetic images, with the learned step size
-        images, lr = self.images.detach().requires_grad_(), self.lr.detach().requires_grad_()
+        trajectory = self.store[self.experts.name(expert)]["parameters"]
+        epochs = (epoch, epoch + config.expert_epochs)
+        start, target = (trajectory[at].to(task.device, non_blocking=True) for at in epochs)
+        # N student steps from θ*_t on augmented minibatches of the synthetic images, with the learned step size α
+        images, lr = leaves = self.leaves()
         indices = minibatches(len(images), config.batch_syn or len(images), config.syn_steps, task.generator)
         size = (images.shape[-2], images.shape[-1])
         draws = [draw_dsa(size, len(index), task.generator, flip=task.flip) for index in indices]
@@ -194,79 +183,14 @@ class MTT(Method):
             (op, parameters), index = draws[step], indices[step]
             return apply_dsa(op, images[index], parameters), self.labels[index]
 
-        if config.rematerialize:
-            student, _ = unroll_rematerialised(self.student, start, batch, config.syn_steps, [images], lr)
-        else:
-            student, _ = unroll(self.student, start, (batch(step, images) for step in range(config.syn_steps)), lr)
-        # The loss, and one update of images and step size
+        student, _ = unroll(
+            self.student, start, batch, config.syn_steps, [images], lr, rematerialize=config.rematerialize
+        )
+        # The loss (equation 2), and one update of images and α
         loss = matching_loss(student, start, target)
-        gradients = torch.autograd.grad(loss, [images, lr])
-        rates = (config.lr_img, config.lr_lr)
-        learned = (self.images, self.lr)
-        for value, velocity, gradient, rate in zip(learned, self.velocities, gradients, rates, strict=True):
-            velocity.mul_(config.momentum).add_(gradient)
-            value.sub_(rate * velocity)
+        self.update(torch.autograd.grad(loss, leaves))
         return {"matching": loss.detach()}
 
     def synthetic(self) -> Synthetic:
         labels = F.one_hot(self.labels, self.task.num_classes).to(self.task.dtype)
         return Synthetic(self.images.clone(), labels, "probability", self.lr.clone())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "images": self.images.clone(),
-            "lr": self.lr.clone(),
-            "velocities": [velocity.clone() for velocity in self.velocities],
-            "generator": self.task.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.images.copy_(state["images"])
-        self.lr.copy_(state["lr"])
-        for velocity, saved in zip(self.velocities, state["velocities"], strict=True):
-            velocity.copy_(saved)
-        self.task.generator.set_state(state["generator"])
-
-    def _expert_name(self, index: int) -> str:
-        """All that determines an expert, but the data and the network."""
-        config, task = self.config, self.task
-        length = "" if config.steps_per_epoch is None else f"x{config.steps_per_epoch}"
-        settings = f"epochs{config.train_epochs}{length}-lr{config.lr_expert}-batch{config.batch_train}"
-        return f"mtt-expert-{settings}-{str(task.dtype).removeprefix('torch.')}-{task.device.type}-{index}"
-
-    def _train_experts(self, indices: Sequence[int]) -> list[Tensor]:
-        """Of each the parameters at its start and after every epoch: (train_epochs + 1, P), on the CPU."""
-        config, task = self.config, self.task
-        images = len(task.images)
-        epoch = config.steps_per_epoch or math.ceil(images / config.batch_train)
-        recipe = Recipe(
-            loss="cross_entropy",
-            optimiser="sgd",
-            lr=config.lr_expert,
-            batch_size=config.batch_train,
-            shuffle=True,
-            steps_by_images=((images, config.train_epochs * epoch),),
-            augment="dsa",
-        )
-        generators = [generator_for("mtt expert", index) for index in indices]
-        networks = [task.network(generator) for generator in generators]
-        size = len(flatten(networks[0]))
-        trajectories = [torch.empty(config.train_epochs + 1, size, dtype=task.dtype) for _ in networks]
-
-        def keep(done: int, steps: int) -> None:
-            if done % epoch == 0:
-                for network, trajectory in zip(networks, trajectories, strict=True):
-                    trajectory[done // epoch] = flatten(network)
-
-        keep(0, 0)
-        train_together(
-            networks,
-            task.images,
-            task.labels,
-            "probability",
-            recipe,
-            flip=task.flip,
-            generators=generators,
-            progress=keep,
-        )
-        return trajectories

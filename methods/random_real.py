@@ -1,4 +1,4 @@
-"""Random real images: the baseline that every method has to beat, and that carries every table."""
+"""Random real images: the baseline that every method has to beat, shown in every table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RandomReal(Selection):
     """``ipc`` real images of every class, drawn uniformly with the task's generator, with one-hot labels."""
 
     Config = RandomRealConfig
-    # Nothing to set, hence published everywhere: the sets of FRePo's table 1 (and 3), and those of DC and DSA.
+    # Nothing to set, hence published everywhere: the sets of FRePo's tables 1 and 3, and of DC and DSA.
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {
         (dataset, ipc): {}
         for dataset, ipcs in (

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
+
+from harness import evaluations
+from harness.evaluations.base import Evaluation, Quantity
 from harness.records import record
 from harness.records.record import Distilled
 
@@ -93,11 +97,13 @@ def evaluated(
         name,
         [{"distillation": written["identity"], "step": step, "sha256": (files[step] or {}).get("sha256")}],
         {**(RECIPE if config is None else config), **changes},
-        written["provenance"] if provenance is None else provenance,
+        provenance or {},
         seed=written["distillation"]["seed"],
         device_kind=written["distillation"]["device_kind"],
         tf32=tf32,
     )
+    if provenance is None:  # one and the same, so that a test changes both
+        evaluation["provenance"] = written["provenance"]
     evaluation["values"] = {quantity: list(numbers) for quantity, numbers in values.items()}
     evaluation["status"], evaluation["message"] = status, message
     evaluation["cost"] = {"seconds": 7.0, "networks_at_once": 1.0, "parameters": 654321.0}
@@ -118,25 +124,27 @@ def cost(
 
 def curve(
     method: str,
-    points: Sequence[tuple[float, Sequence[float]]],
+    points: Sequence[tuple[float, float | Sequence[float]]],
     prepare: float = 0.0,
     evaluation: Mapping[str, Any] | None = None,
-    steps: Sequence[int] = (),
+    at: Sequence[int] = (),
     **changes: Any,
 ) -> Distilled:
     """A distillation with a snapshot at every point (seconds, accuracies), evaluated by the common protocol.
 
-    ``steps``: after how many the points are; by default 1, 2, …
+    ``at``: after how many the points are; by default 1, 2, …
     """
-    steps = steps or range(1, len(points) + 1)
+    steps = at or range(1, len(points) + 1)
     distilled = made((), method=method, protocol="common", **{"steps": steps[-1], **changes})
     written = distilled.record
+    written["steps"] = steps[-1]
     written["cost"]["prepare_seconds"], written["cost"]["distill_seconds"] = prepare, points[-1][0]
     written["snapshots"] = [
         {"name": f"step-{step}.safetensors", "sha256": f"of step {step}", "step": step, "seconds": seconds}
         for step, (seconds, _) in zip(steps[:-1], points[:-1], strict=True)
     ]
-    for step, (_, values) in zip([*steps[:-1], None], points, strict=True):
+    for step, (_, accuracies) in zip([*steps[:-1], None], points, strict=True):
+        values = [accuracies] if isinstance(accuracies, float) else accuracies
         settings = {"protocol": "common", **(evaluation or {})}
         status = "ok" if values else "diverged"
         distilled = evaluated(distilled, {"accuracy": values}, step=step, status=status, **settings)
@@ -153,3 +161,36 @@ def saved(root: Path, *distilled: Distilled) -> str:
             record.write(evaluation, folder / record.EVALUATIONS / f"{evaluation['evaluation']}-{number}.json")
     root.mkdir(exist_ok=True)
     return str(root)
+
+
+@dataclass(frozen=True)
+class TurnedConfig:
+    """How the test images are turned."""
+
+    quarter_turns: int = 1
+    networks: int = 3
+
+
+class Turned(Evaluation):
+    """An evaluation of another package."""
+
+    Config = TurnedConfig
+    quantities: ClassVar[Mapping[str, Quantity]] = {
+        "turned": Quantity("accuracy on turned images (%)"),
+        "loss": Quantity("loss", percent=False),
+        "kept": Quantity("kept (%)", against="class"),
+    }
+    grows = "networks"
+
+    def run(self, *arguments: Any, **options: Any) -> Mapping[str, list[float]]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``turned`` an evaluation that the registry knows."""
+    get = evaluations.get
+    monkeypatch.setattr(evaluations, "get", lambda name: Turned if name == "turned" else get(name))
+
+
+TURNED = {"protocol": "frepo", "quarter_turns": 2, "networks": 2}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from benchmarks.task import generator_for
 from harness.records import artifact
 from methods.base import Synthetic
 
-CELL = {"method": "frepo", "dataset": "digits", "ipc": 10, "seed": 0, "steps": 100, "data_fingerprint": "abc"}
+DISTILLATION = {"method": "frepo", "dataset": "digits", "ipc": 10, "seed": 0, "steps": 100, "data_fingerprint": "abc"}
 CONFIG = {"lr": 3e-4, "pool_size": 10, "flip": None}
 
 
@@ -54,8 +54,8 @@ def some_set(benchmark: Benchmark, *, lr: Tensor | None = None) -> Synthetic:
 
 
 def saved(path: Path, benchmark: Benchmark, synthetic: Synthetic) -> artifact.Artifact:
-    network = replace(benchmark.spec, norm="none")
-    artifact.save(path, synthetic, benchmark, network=network, cell=CELL, config=CONFIG)
+    digest = artifact.save(path, synthetic, benchmark, distillation=DISTILLATION, config=CONFIG)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     return artifact.load(path)
 
 
@@ -64,27 +64,27 @@ def saved(path: Path, benchmark: Benchmark, synthetic: Synthetic) -> artifact.Ar
 def test_what_was_saved_is_what_is_loaded(preprocess: str, dtype: torch.dtype, tmp_path: Path) -> None:
     benchmark = digits(tmp_path, preprocess, dtype=dtype)
     synthetic = some_set(benchmark, lr=torch.tensor(0.02, dtype=dtype))
-    found = saved(tmp_path / "set.safetensors", benchmark, synthetic)
-    images, labels = found.dataset.tensors
+    loaded = saved(tmp_path / "set.safetensors", benchmark, synthetic)
+    images, labels = loaded.dataset.tensors
     assert torch.equal(images, synthetic.images)
     assert torch.equal(labels, synthetic.labels)
-    assert found.lr is not None and torch.equal(found.lr, torch.tensor(0.02, dtype=dtype))
-    assert torch.equal(found.hard_labels, torch.arange(10).repeat_interleave(10))
-    assert (found.label_space, found.class_names) == ("centred", benchmark.class_names)
-    assert found.network == replace(benchmark.spec, norm="none")
-    assert (found.cell, found.config) == (CELL, CONFIG)
+    assert loaded.lr is not None and torch.equal(loaded.lr, torch.tensor(0.02, dtype=dtype))
+    assert torch.equal(loaded.hard_labels, torch.arange(10).repeat_interleave(10))
+    assert (loaded.label_space, loaded.class_names) == ("centred", benchmark.class_names)
+    assert loaded.network == benchmark.spec
+    assert (loaded.distillation, loaded.config) == (DISTILLATION, CONFIG)
     test_images = load_raw("digits", tmp_path).test_images
-    assert torch.equal(found.transform(test_images), benchmark.test_images)
-    assert torch.equal(found.preprocess.inverse(images), benchmark.preprocess.inverse(images))
+    assert torch.equal(loaded.transform(test_images), benchmark.test_images)
+    assert torch.equal(loaded.preprocess.inverse(images), benchmark.preprocess.inverse(images))
 
 
 def test_natural_images_are_the_real_ones(tmp_path: Path) -> None:
     benchmark = digits(tmp_path)
-    found = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
-    natural = found.natural_images()
-    again = found.transform(natural)
+    loaded = saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
+    natural = loaded.natural_images()
+    again = loaded.transform(natural)
     assert natural.min() >= 0 and natural.max() <= 1
-    torch.testing.assert_close(again, found.images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(again, loaded.images, rtol=0, atol=1e-4)
     with Image.open(tmp_path / "set.png") as picture:
         pixels = torch.from_numpy(np.array(picture))
     scale, gap = 8, 2
@@ -166,10 +166,10 @@ def test_the_same_set_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def resave(source: str, target: str) -> None:
     """Write the set in ``source`` to ``target``, as another process would."""
-    found = artifact.load(source)
+    loaded = artifact.load(source)
     benchmark = digits(Path(target).parent)
-    synthetic = Synthetic(found.images, found.labels, "centred")
-    artifact.save(Path(target), synthetic, benchmark, network=found.network, cell=found.cell, config=found.config)
+    synthetic = Synthetic(loaded.images, loaded.labels, "centred")
+    artifact.save(Path(target), synthetic, benchmark, distillation=loaded.distillation, config=loaded.config)
 
 
 def test_the_header_is_one_sorted_entry_without_time_host_or_path(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_header_is_one_sorted_entry_without_time_host_or_path(tmp_path: Path
     assert list(header["__metadata__"]) == ["frepo_bench"]
     entry = json.loads(header["__metadata__"]["frepo_bench"])
     assert header["__metadata__"]["frepo_bench"] == json.dumps(entry, sort_keys=True, ensure_ascii=False)
-    assert set(entry) == {"schema", "label_space", "class_names", "preprocess", "network", "cell", "config"}
+    assert set(entry) == {"schema", "label_space", "class_names", "preprocess", "network", "distillation", "config"}
     assert str(tmp_path).encode() not in content
 
 
@@ -279,7 +279,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "network": {"network": "convnet"},
     "names": {"class_names": list(range(10))},
     "name": {"class_names": "0123456789"},
-    "cell": {"cell": None},
+    "distillation": {"distillation": None},
     "config": {"config": []},
     "preprocessing": {"preprocess": {"name": 7}},
     "no mapping": {"preprocess": None},
@@ -301,7 +301,7 @@ def damage(path: Path, kind: str) -> None:
 
         save_file({"images": torch.zeros(1)}, path)
     elif kind == "schema":
-        path.write_bytes(content.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
+        path.write_bytes(content.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
     elif kind in HEADERS or kind.startswith("deep"):
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["frepo_bench"])
@@ -346,6 +346,24 @@ def test_a_set_of_a_newer_version_is_not_damaged(tmp_path: Path, monkeypatch: py
         saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
     with pytest.raises(UserError, match=rf"written by a newer version of this suite \(schema {artifact.SCHEMA + 4}\)"):
         artifact.load(tmp_path / "set.safetensors")
+
+
+def test_a_snapshot_is_the_tensors_alone(tmp_path: Path) -> None:
+    path, images = tmp_path / "step-3.safetensors", torch.rand(20, 1, 8, 8)
+    labels = torch.nn.functional.one_hot(torch.arange(10).repeat_interleave(2)) - 0.1
+    for lr in (None, torch.tensor(0.02)):
+        digest = artifact.save_snapshot(path, Synthetic(images, labels, "centred", lr))
+        assert artifact.lost(path, digest) is None
+        loaded = artifact.load_snapshot(path)
+        assert torch.equal(loaded.images, images) and torch.equal(loaded.labels, labels)
+        assert loaded.label_space == "centred" and loaded.lr == lr
+    path.write_bytes(path.read_bytes()[:100])
+    assert artifact.lost(path, digest) == "its set step-3.safetensors is not as it was written"
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"step-3\.safetensors is damaged or missing"):
+            artifact.load_snapshot(path)
+        path.unlink(missing_ok=True)
+    assert artifact.lost(path, digest) == "its set step-3.safetensors is missing"
 
 
 OWN_LOOP = """

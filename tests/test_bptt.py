@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from benchmarks import training
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
 from methods import bptt
-from methods._unroll import flatten, unroll
+from methods._unroll import flatten, unflatten, unroll
 from methods.bptt import BPTT, BPTTConfig
 from methods.checks import tiny_task
 
@@ -39,6 +39,14 @@ def labels(soft: bool) -> Tensor:
     return draw(6, 3, seed=9).softmax(1) if soft else torch.tensor([0, 0, 1, 1, 2, 2])
 
 
+def plain_unroll(net: Network, x: Tensor, y: Tensor, lr: Tensor, steps: int, **settings: Any) -> tuple[Tensor, Tensor]:
+    return unroll(net, flatten(net.parameters()), lambda step: (x, y), steps, [], lr, **settings)
+
+
+def outer_loss(net: nn.Module, parameters: Tensor, images: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(functional_call(net, unflatten(net, parameters), (images,)), y)
+
+
 # --- the inner training
 
 
@@ -59,12 +67,12 @@ def test_higher_agrees_with_an_independent_unroll(
         images, y = draw(6, 1, 8, 8, seed=2).requires_grad_(), labels(soft).requires_grad_(soft)
         lr = torch.tensor([0.1, 0.2, 0.05, 0.1], dtype=torch.float64, requires_grad=True)
         if own:
-            final, losses = unroll(net, flatten(net), [(images, y)] * 4, lr, momentum=momentum, window=window)
+            final, losses = plain_unroll(net, images, y, lr, 4, momentum=momentum, window=window)
         else:
             final, losses = bptt.inner_training(net, images, y, lr, steps=4, momentum=momentum, window=window)
-        loss = bptt.outer_loss(net, final, real_images, real_labels)
+        loss, arriving = bptt.outer_gradient(net, final, real_images, real_labels)
         leaves = [images, lr, y] if soft else [images, lr]
-        results.append([loss.detach(), final.detach(), losses, *torch.autograd.grad(loss, leaves)])
+        results.append([loss, final.detach(), losses, *torch.autograd.grad(final, leaves, arriving)])
         assert not losses.requires_grad
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).abs().max() <= 1e-11 * theirs.abs().max()
@@ -106,8 +114,8 @@ def test_one_step_of_a_linear_network_in_closed_form() -> None:
     net: Any = Linear(weight, bias)
     final, _ = bptt.inner_training(net, x, y, leaves[1], steps=1)
     torch.testing.assert_close(final.detach(), torch.cat([after_w.flatten(), after_b]).detach(), rtol=0, atol=1e-13)
-    loss = bptt.outer_loss(net, final, real_x, real_y)
-    found = torch.autograd.grad(loss, leaves)
+    _, arriving = bptt.outer_gradient(net, final, real_x, real_y)
+    found = torch.autograd.grad(final, leaves, arriving)
     for ours, expected in zip(found, (expected_x.view_as(x), expected_lr, expected_y), strict=True):
         torch.testing.assert_close(ours, expected.detach(), rtol=1e-12, atol=1e-14)
 
@@ -119,7 +127,7 @@ def test_gradients_agree_with_finite_differences(momentum: float) -> None:
     def outer(x: Tensor, y: Tensor, lr: Tensor) -> Tensor:
         net = network()
         final, _ = bptt.inner_training(net, x, y, lr, steps=3, momentum=momentum)
-        return bptt.outer_loss(net, final, real_images, real_labels)
+        return outer_loss(net, final, real_images, real_labels)
 
     start = [draw(6, 1, 8, 8, seed=2), labels(soft=True), torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)]
     at = [tensor.clone().requires_grad_() for tensor in start]
@@ -161,8 +169,8 @@ def test_a_step_is_adam_on_images_and_step_sizes(per_step: bool) -> None:
     for _ in range(3):
         index = torch.randperm(60, generator=generator)[:40]
         net = made.task.network(generator)
-        final, _ = unroll(net, flatten(net), [(images, made.classes)] * 4, F.softplus(raw))
-        loss = bptt.outer_loss(net, final, made.task.images[index], made.task.labels[index])
+        final, _ = plain_unroll(net, images, made.classes, F.softplus(raw), 4)
+        loss = outer_loss(net, final, made.task.images[index], made.task.labels[index])
         images.grad, raw.grad = torch.autograd.grad(loss, [images, raw])
         optimiser.step()
         torch.testing.assert_close(made.step()["loss"], loss.detach(), rtol=1e-9, atol=0)
@@ -189,21 +197,15 @@ def test_rematerialised_steps_are_those_of_higher(change: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_the_real_batch_in_chunks_is_the_same_sum(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of unequal chunks; with batch norm, whose images see each other, there is one."""
+def test_the_outer_gradient_is_that_at_the_final_parameters(norm: str) -> None:
     images, y = draw(12, 1, 8, 8, seed=5), torch.arange(12) % 3
     net = network(norm=norm)
-    at = flatten(net).requires_grad_()
-    loss = bptt.outer_loss(net, at, images, y)
-    seen = []
-    plain = bptt.outer_loss
-    monkeypatch.setattr(bptt, "outer_loss", lambda n, w, x, t: (seen.append(len(x)), plain(n, w, x, t))[1])
-    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 5 * 4 * 8 * 8 * 8)
-    found, gradient = bptt.outer_gradient(net, at, images, y)
-    assert seen == ([12] if norm == "batch" else [5, 5, 2])
-    assert not found.requires_grad and not gradient.requires_grad
-    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient, torch.autograd.grad(loss, at)[0], rtol=0, atol=1e-12)
+    at = (flatten(net.parameters()).detach() + 0.1).requires_grad_()
+    expected = outer_loss(net, at, images, y)
+    loss, gradient = bptt.outer_gradient(net, at, images, y)
+    assert not loss.requires_grad and not gradient.requires_grad
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, at)[0], rtol=0, atol=1e-12)
 
 
 def test_learned_labels_move_and_stay_probabilities() -> None:
@@ -229,12 +231,12 @@ def test_a_network_trained_on_the_images_becomes_better() -> None:
 def test_every_step_has_a_fresh_network_and_a_new_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def outer_loss(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        seen.append((float(flatten(network).sum()), float(images.sum())))
-        return parameters.square().sum()
+    def outer_gradient(net: Network, parameters: Tensor, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((net.head.weight.sum().item(), images.sum().item()))
+        return parameters.sum().detach(), torch.ones_like(parameters)
 
-    monkeypatch.setattr(bptt, "outer_loss", outer_loss)
-    made = method(batch_size=20)  # one chunk
+    monkeypatch.setattr(bptt, "outer_gradient", outer_gradient)
+    made = method()
     for _ in range(3):
         made.step()
     networks, batches = zip(*seen, strict=True)

@@ -6,11 +6,14 @@ import dataclasses
 import errno
 import hashlib
 import itertools
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,18 @@ from benchmarks import preprocess
 from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
 from benchmarks.folders import default_cache
-from harness import cell, progress
-from harness.cell import curve_steps, run, windows
-from harness.launch import local as launch
+from harness import cell, distil, progress
+from harness.distil import curve_steps, log_steps, windows
+from harness.evaluations import training
+from harness.evaluations.accuracy import Accuracy
+from harness.launch import local
+from harness.launch.environment import ENVIRONMENT
 from harness.measure import memory
-from harness.plan.experiments import Cell, Job, Request, plan
-from harness.records import artifact, record
-from harness.report import grouped
+from harness.plan.jobs import Job
+from harness.plan.planning import plan
+from harness.plan.request import Request
+from harness.records import artifact, provenance, record
+from harness.records.record import EVENTS, LOG, RECORD, SET, Distilled, EvaluationRecord
 from methods.base import Synthetic
 from tests.dummies import Dummy, dummy
 
@@ -40,13 +48,44 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "release", lambda: None)
 
 
-def job(output: Path, method: str = "dummy", config: dict[str, Any] | None = None, **changes: Any) -> Job:
-    request = Request(
-        (method,), ("digits",), budget="smoke", widths=(4,), device="cpu", output=output, command="a test"
+def job(
+    output: Path,
+    method: str = "dummy",
+    config: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Job:
+    """The job of one cell; ``changes`` to its distillation."""
+    fields: dict[str, Any] = {"budget": "smoke", "widths": (4,), "device": "cpu", "output": output, "command": "a test"}
+    fields |= request or {}
+    if fields["budget"] != "cost":
+        fields.setdefault("evaluate_steps", 3)
+    made = plan(Request(methods=(method,), datasets=("digits",), **fields))[0]
+    made = dataclasses.replace(
+        made,
+        distillation=dataclasses.replace(made.distillation, **changes),
+        config={**made.config, **(config or {})},
     )
-    (made,) = plan(request)
-    made = dataclasses.replace(made, cell=dataclasses.replace(made.cell, evaluate_steps=3, **changes))
-    return dataclasses.replace(made, config={**made.config, **(config or {})})
+    return dataclasses.replace(made, folder=str(output / made.distillation.name(made.config)))
+
+
+def by(protocol: str, **fields: Any) -> dict[str, Any]:
+    """Fields of a request that evaluates by the recipe of ``protocol``."""
+    return {"options": {"accuracy": ("--accuracy.protocol", protocol)}, **fields}
+
+
+def run(made: Job, now: Callable[[], float] = time.perf_counter) -> Distilled:
+    """Run the job here, and read what it wrote."""
+    cell.run(made, now)
+    return record.read(made.path)
+
+
+def accuracy(distilled: Distilled, step: int | None = None) -> EvaluationRecord:
+    """The evaluation of the accuracy of the set after ``step`` steps; None: the last."""
+    (answer,) = (
+        each for each in distilled.evaluations if each["evaluation"] == "accuracy" and each["sets"][0]["step"] == step
+    )
+    return answer
 
 
 class Ticks:
@@ -60,65 +99,144 @@ class Ticks:
         return self.time
 
 
-def test_a_cell_fills_in_its_record_and_leaves_an_artefact(tmp_path: Path, dummy: type[Dummy]) -> None:
-    made = job(tmp_path, steps=5, networks_evaluated=2)
+def test_a_cell_fills_in_its_records_and_leaves_a_set(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path, request={"networks_evaluated": 2}, steps=5)
     before = torch.get_rng_state()
-    found = run(made, Ticks())
+    distilled = run(made, Ticks())
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
-    assert found["status"] == "ok" and found["message"] is None
-    assert found == record.load(made.record_path)
-    assert found["cell"] == made.cell.to_dict() and found["config"] == made.config
-    assert len(found["accuracy"]["values"]) == 2 and found["accuracy"]["krr_values"] == []
-    assert found["accuracy"]["mean"] == pytest.approx(sum(found["accuracy"]["values"]) / 2)
-    cost = found["cost"]
+    written, answer = distilled.record, accuracy(distilled)
+    assert written["status"] == answer["status"] == "ok" and written["message"] is None and written["steps"] == 5
+    assert written["distillation"] == made.distillation.to_dict() and written["config"] == made.config
+    assert written["identity"] == made.identity and made.path.name.endswith(made.identity)
+    assert written["asked"] == {"budget": "smoke", "protocol": "native"}
+    cost = written["cost"]
     # Cycles of two steps and one left over, which is no whole cycle and hence no sample.
     assert cost["step_seconds"] == [0.5, 0.5] and cost["steps_per_sample"] == 2 and cost["distill_seconds"] == 3.0
     assert cost["prepare_seconds"] == 1.0 and cost["prepare_cached"] == 0
     assert cost["memory"]["meter"] == "host_rss" and cost["memory"]["device_bytes"] is None
     assert cost["parameters"] == 4 * 9 + 4 + 2 * 4 + 4 * 4 * 9 + 4 + 2 * 4 + 4 * 9 * 10 + 10
-    assert found["provenance"]["threads"] == torch.get_num_threads()
-    distilled = artifact.load(made.artifact_path)
-    assert len(distilled.images) == 10 and distilled.cell["steps"] == 5
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png", ".safetensors"]
+    assert written["provenance"]["threads"] == answer["provenance"]["threads"] == torch.get_num_threads()
+    assert written["provenance"]["data_fingerprint"] == load_raw("digits", Path(os.devnull)).fingerprint
+    digest = hashlib.sha256((made.path / SET).read_bytes()).hexdigest()
+    assert written["artifact"] == {"name": SET, "sha256": digest}
+    assert answer["sets"] == [{"distillation": made.identity, "step": None, "sha256": digest}]
+    assert answer["config"] == made.questions[0].config and answer["seed"] == made.distillation.seed
+    assert answer["values"].keys() == {"accuracy"} and len(answer["values"]["accuracy"]) == 2
+    assert answer["cost"] == {"seconds": 1.0, "networks_at_once": 1, "parameters": cost["parameters"]}
+    loaded = artifact.load(made.path / SET)
+    assert len(loaded.images) == 10 and dict(loaded.distillation) == written["distillation"] | {"steps": 5}
+    names = {path.name for path in made.path.iterdir()}
+    assert names == {"record.json", "set.safetensors", "set.png", "events.jsonl", "evaluations"}
 
 
 def test_the_record_has_the_configuration_as_the_method_resolved_it(tmp_path: Path) -> None:
     made = job(tmp_path, "dsa", config={"outer_loop": None, "inner_loop": None})
-    found = run(made)
-    assert found["status"] == "ok"
-    assert found["resolved"] == {**made.config, "outer_loop": 1, "inner_loop": 1} and found["config"] == made.config
-    assert record.load(made.record_path)["resolved"] == dict(artifact.load(made.artifact_path).config)
-    killed = launch._failed(made, "oom", "killed")
-    late = launch._failed(dataclasses.replace(made, time_limit_seconds=1.0), "timeout", "late")
-    assert len(grouped([found, killed, late])) == 1, "a cell that was killed is of the same group as one that ran"
+    written = run(made).record
+    assert written["status"] == "ok" and written["config"] == made.config
+    assert written["resolved"] == {**made.config, "outer_loop": 1, "inner_loop": 1}
+    assert written["resolved"] == dict(artifact.load(made.path / SET).config)
 
 
 @pytest.mark.parametrize("method", ["frepo", "random_real", "dummy"])
 def test_the_same_cell_gives_the_same_bytes(tmp_path: Path, dummy: type[Dummy], method: str) -> None:
-    jobs = [job(tmp_path / name, method, **({} if method == "random_real" else {"steps": 3})) for name in "ab"]
-    found = [run(made) for made in jobs]
-    assert [one["status"] for one in found] == ["ok", "ok"]
-    assert jobs[0].artifact_path.read_bytes() == jobs[1].artifact_path.read_bytes()
-    assert found[0]["accuracy"] == found[1]["accuracy"]
-    other = job(tmp_path / "c", method, seed=1, **({} if method == "random_real" else {"steps": 3}))
-    run(other)
-    assert other.artifact_path.read_bytes() != jobs[0].artifact_path.read_bytes()
+    first, second = (job(tmp_path / name, method) for name in "ab")
+    answers = [accuracy(run(made)) for made in (first, second)]
+    assert (first.path / SET).read_bytes() == (second.path / SET).read_bytes()
+    assert answers[0]["values"] == answers[1]["values"] and answers[0]["identity"] == answers[1]["identity"]
+    cell.run(other := job(tmp_path, method, seed=1))
+    assert (other.path / SET).read_bytes() != (first.path / SET).read_bytes()
 
 
-def test_the_artefact_tells_nothing_of_time_host_or_path(tmp_path: Path, dummy: type[Dummy]) -> None:
+def test_the_set_tells_nothing_of_time_host_or_path(tmp_path: Path, dummy: type[Dummy]) -> None:
     made = job(tmp_path)
-    found = run(made)
-    content = made.artifact_path.read_bytes()
-    for secret in (str(tmp_path), str(default_cache()), "a test", found["provenance"]["started"]):
+    started = run(made).record["provenance"]["started"]
+    content = (made.path / SET).read_bytes()
+    for secret in (str(tmp_path), str(default_cache()), "a test", started):
         assert secret.encode() not in content
 
 
 def test_a_method_without_steps_has_no_cost_per_step(tmp_path: Path) -> None:
-    found = run(job(tmp_path, "random_real"), Ticks())
-    cost = found["cost"]
-    assert found["status"] == "ok" and found["cell"]["steps"] is None
+    written = run(job(tmp_path, "random_real"), Ticks()).record
+    cost = written["cost"]
+    assert written["status"] == "ok" and written["steps"] is None
     assert cost["step_seconds"] == [] and cost["distill_seconds"] is None and cost["warmup_seconds"] is None
     assert cost["memory"]["meter"] is None and cost["prepare_seconds"] == 1.0
+
+
+# --- a second question
+
+
+@pytest.fixture
+def counted(dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry for every step that a dummy takes."""
+    steps: list[int] = []
+    monkeypatch.setattr(dummy, "step", lambda self, step=dummy.step: (steps.append(1), step(self))[1])
+    return steps
+
+
+def test_what_is_asked_later_of_a_set_distils_nothing(tmp_path: Path, counted: list[int]) -> None:
+    made = job(tmp_path, request={"networks_evaluated": 2})
+    first, steps = run(made), len(counted)
+    written = (made.path / RECORD).read_bytes()
+    assert run(made) == first  # nothing is left to do, not even a new date
+    more = run(job(tmp_path, request={"networks_evaluated": 3}), Ticks())
+    fewer = run(made)
+    common = run(job(tmp_path, request=by("common", networks_evaluated=2)))
+    assert len(counted) == steps and (made.path / RECORD).read_bytes() == written
+    assert accuracy(more)["values"]["accuracy"][:2] == accuracy(first)["values"]["accuracy"]
+    assert len(accuracy(more)["values"]["accuracy"]) == accuracy(more)["config"]["networks"] == 3
+    assert accuracy(more)["cost"]["seconds"] == (accuracy(first)["cost"]["seconds"] or 0) + 1.0
+    assert fewer == more, "three values answer a question for two"
+    assert sorted(answer["config"]["protocol"] for answer in common.evaluations) == ["common", "vico"]
+
+
+def test_values_are_the_same_in_the_cell_that_distilled_and_later_from_disk(tmp_path: Path, dummy: type[Dummy]) -> None:
+    asked = job(tmp_path / "a", request={"networks_evaluated": 3, "protocol": "common"})
+    together = accuracy(run(asked))
+    alone = job(tmp_path / "b", request={"protocol": "common"})
+    cell.run(dataclasses.replace(alone, questions=()))
+    assert record.read(alone.path).evaluations == ()
+    run(alone)
+    later = accuracy(run(dataclasses.replace(alone, questions=asked.questions)))
+    assert later["values"] == together["values"] and later["identity"] == together["identity"]
+
+
+def test_values_of_another_machine_are_not_continued(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path, request={"networks_evaluated": 2})
+    answer = accuracy(run(made))
+    (path,) = (made.path / "evaluations").iterdir()
+    record.write({**answer, "values": {"accuracy": [0.0, 0.0]}}, path)
+    monkeypatch.setattr(cell, "device_name", lambda device: "another processor")
+    more = accuracy(run(job(tmp_path, request={"networks_evaluated": 3})))
+    assert more["values"]["accuracy"][:2] == answer["values"]["accuracy"]
+
+
+def test_a_set_that_was_altered_is_distilled_again_and_asked_again(tmp_path: Path, counted: list[int]) -> None:
+    made = job(tmp_path)
+    first, steps = run(made), len(counted)
+    (made.path / SET).write_bytes(b"altered")
+    assert accuracy(run(made))["values"] == accuracy(first)["values"] and len(counted) > steps
+    (made.path / "evaluations").joinpath(next((made.path / "evaluations").iterdir())).write_text("damaged")
+    steps = len(counted)
+    assert accuracy(run(made))["values"] == accuracy(first)["values"] and len(counted) == steps
+
+
+def test_all_real_images_are_asked_about_without_a_set(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"budget": "smoke", "widths": (4,), "device": "cpu", "output": tmp_path, "ceiling": True}
+    jobs = plan(Request(methods=("random_real", "dm"), datasets=("digits",), evaluate_steps=30, **fields))
+    (ceiling,) = (made for made in jobs if made.distillation.method == "whole_data")
+    distilled = run(ceiling)
+    answer = accuracy(distilled)
+    assert distilled.record["artifact"] is None and distilled.record["cost"]["step_seconds"] == []
+    assert answer["sets"] == [{"distillation": ceiling.identity, "step": None, "sha256": None}]
+    floor = accuracy(run(jobs[0]))
+    assert answer["values"]["accuracy"][0] > floor["values"]["accuracy"][0]
+    assert run(ceiling) == distilled
+
+
+# --- what goes wrong
 
 
 @pytest.mark.parametrize(
@@ -127,7 +245,7 @@ def test_a_method_without_steps_has_no_cost_per_step(tmp_path: Path) -> None:
         ("nan", "diverged", "loss is nan at step 4"),
         ("late", "diverged", "images"),
         ("oom", "oom", "MemoryError"),
-        ("error", "error", "RuntimeError: the first line (traceback in "),
+        ("error", "error", "RuntimeError: the first line (traceback in log.txt)"),
         ("user", "error", "try another way"),
     ],
 )
@@ -135,13 +253,40 @@ def test_failures_are_one_line_in_the_record(
     tmp_path: Path, dummy: type[Dummy], fail: str, status: str, message: str
 ) -> None:
     made = job(tmp_path, config={"fail": fail})
-    found = run(made)
-    assert found == record.load(made.record_path)
-    assert found["status"] == status and message in str(found["message"]) and "\n" not in str(found["message"])
-    assert not made.artifact_path.exists() and found["accuracy"]["values"] == []
-    assert made.log_path.exists() == (fail == "error")
+    distilled = run(made)
+    said = str(distilled.record["message"])
+    assert distilled.record["status"] == status and message in said and "\n" not in said
+    assert not distilled.set_path.exists() and distilled.record["artifact"] is None and distilled.evaluations == ()
+    log = made.path / LOG
+    assert log.exists() == (fail == "error")
     if fail == "error":
-        assert "Traceback" in made.log_path.read_text() and "and more" in made.log_path.read_text()
+        assert "Traceback" in log.read_text() and "and more" in log.read_text()
+
+
+def test_a_failure_of_one_question_is_a_record_of_its_own(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path, request={"networks_evaluated": 2})
+    before = accuracy(run(made))["values"]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("in the third network")
+
+    more = job(tmp_path, request={"networks_evaluated": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_together", fail)
+        distilled = run(more)
+    answer = accuracy(distilled)
+    assert distilled.record["status"] == "ok" and distilled.set_path.exists()
+    assert answer["status"] == "error" and str(answer["message"]).startswith("RuntimeError: in the third network")
+    assert answer["values"] == before, "the values of the first two networks are kept"
+    assert "in the third network" in (made.path / LOG).read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_together", fail)
+        again = accuracy(run(made))  # two are there: nothing is trained
+    assert again["status"] == "ok" and again["values"] == before
+    full = accuracy(run(more))
+    assert full["status"] == "ok" and full["values"]["accuracy"][:2] == before["accuracy"]
 
 
 def returns(patch: pytest.MonkeyPatch, name: str, change: Callable[[Any, Dummy], Any]) -> None:
@@ -211,18 +356,19 @@ def test_a_set_that_is_not_what_was_asked_for_is_one_line(
     if first and fault == "flat":
         pytest.skip("labels that are to be learned may begin so")
     returns(monkeypatch, "synthetic", (lambda synthetic, _: change(synthetic)) if first else late(change))
-    found = run(made := job(tmp_path, steps=4))
-    assert found["status"] == "error" and not made.log_path.exists() and not made.artifact_path.exists()
-    assert str(found["message"]).startswith(f"dummy.synthetic() {at}: ") and words in str(found["message"])
+    distilled = run(made := job(tmp_path, steps=4))
+    assert distilled.record["status"] == "error" and not (made.path / LOG).exists() and not distilled.set_path.exists()
+    message = str(distilled.record["message"])
+    assert message.startswith(f"dummy.synthetic() {at}: ") and words in message
 
 
 def test_a_set_is_checked_after_a_cost_cell_and_on_the_way_of_a_curve(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     returns(monkeypatch, "synthetic", late(lambda synthetic: None))
-    for changes, step in (({"budget": "cost", "networks_evaluated": 0, "steps": 4}, 4), ({"curve_points": 3}, 4)):
-        found = run(job(tmp_path, **{"steps": 8, **changes}))
-        assert found["status"] == "error" and f"dummy.synthetic() after step {step}: nothing" in str(found["message"])
+    for request, steps in ({"budget": "cost"}, 4), ({"curve_points": 3}, 8):
+        written = run(job(tmp_path, request=request, steps=steps, seconds=None)).record
+        assert written["status"] == "error" and "dummy.synthetic() after step 4: nothing" in str(written["message"])
 
 
 def test_learned_labels_may_move_and_a_set_that_is_not_finite_from_the_start_is_no_result(
@@ -230,13 +376,13 @@ def test_learned_labels_may_move_and_a_set_that_is_not_finite_from_the_start_is_
 ) -> None:
     soft = torch.linspace(0, 1, 100).view(10, 10).softmax(1).flip(1)
     returns(monkeypatch, "synthetic", late(replaced(labels=lambda t: soft)))
-    assert run(job(tmp_path, steps=4))["status"] == "ok"
+    assert accuracy(run(job(tmp_path / "soft", steps=4)))["status"] == "ok"
     centred = replaced(labels=lambda t: soft - 0.2, label_space=lambda s: "centred")
     returns(monkeypatch, "synthetic", late(centred))
-    assert run(job(tmp_path, steps=4))["status"] == "ok"
+    assert accuracy(run(job(tmp_path / "centred", steps=4)))["status"] == "ok"
     returns(monkeypatch, "synthetic", lambda synthetic, _: replaced(images=lambda t: t / 0)(synthetic))
-    found = run(job(tmp_path, steps=4))
-    assert found["status"] == "error" and "before the first step: a value of the images is not fin" in found["message"]
+    written = run(job(tmp_path, steps=4)).record
+    assert written["status"] == "error" and "before the first step: a value of the im" in str(written["message"])
 
 
 @pytest.mark.parametrize("at", [1, 6], ids=["first", "late"])
@@ -257,11 +403,11 @@ def test_learned_labels_may_move_and_a_set_that_is_not_finite_from_the_start_is_
 def test_losses_that_are_none_are_one_line(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, losses: object, words: str, at: int
 ) -> None:
-    monkeypatch.setattr(cell, "WARMUP_CYCLES", 1)
+    monkeypatch.setattr(distil, "WARMUP_CYCLES", 1)
     returns(monkeypatch, "step", lambda sound, method: losses if method.done >= at else sound)
-    found = run(made := job(tmp_path, steps=8))
-    assert found["status"] == "error" and str(found["message"]).startswith(f"dummy.step(): {words}")
-    assert not made.log_path.exists()
+    written = run(made := job(tmp_path, steps=8)).record
+    assert written["status"] == "error" and str(written["message"]).startswith(f"dummy.step(): {words}")
+    assert not (made.path / LOG).exists()
 
 
 @pytest.mark.parametrize("cycle", [0, 2.0, None])
@@ -269,7 +415,7 @@ def test_a_cycle_that_is_no_number_of_steps_is_one_line(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, cycle: object
 ) -> None:
     monkeypatch.setattr(Dummy, "steps_per_cycle", cycle)
-    message = run(job(tmp_path))["message"]
+    message = run(job(tmp_path)).record["message"]
     assert message == f"dummy.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
 
 
@@ -288,9 +434,8 @@ def test_messages_are_printable(
         raise error
 
     monkeypatch.setattr(Dummy, "step", fail)
-    found = run(made := job(tmp_path))
-    assert str(found["message"]).startswith(message) and str(found["message"]).isprintable()
-    assert record.load(made.record_path)["message"] == found["message"]
+    said = str(run(job(tmp_path)).record["message"])
+    assert said.startswith(message) and said.isprintable()
 
 
 def test_what_a_cell_says_is_printable(
@@ -299,8 +444,8 @@ def test_what_a_cell_says_is_printable(
     def uncounted(*_: object) -> None:
         raise RuntimeError("\x1b[31mno\ncounters")
 
-    monkeypatch.setattr(cell, "count", uncounted)
-    assert run(job(tmp_path))["status"] == "ok"
+    monkeypatch.setattr(distil, "count", uncounted)
+    assert run(job(tmp_path)).record["status"] == "ok"
     assert r"are not counted: RuntimeError: \x1b[31mno\ncounters" in capsys.readouterr().err
 
 
@@ -314,31 +459,25 @@ def learn_step_size(patch: pytest.MonkeyPatch, rates: dict[int, float]) -> None:
     patch.setattr(Dummy, "synthetic", synthetic)
 
 
-@pytest.mark.parametrize(("rate", "words"), [(-0.5, "step size is -0.5"), (float("nan"), "step size is not finite")])
-def test_a_learned_step_size_that_cannot_train_is_divergence(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, rate: float, words: str
-) -> None:
-    learn_step_size(monkeypatch, {4: rate})
-    made = job(tmp_path, protocol="mtt", steps=4)
-    found = run(made)
-    assert found["status"] == "diverged" and words in str(found["message"])
-    assert not made.artifact_path.exists() and not made.log_path.exists() and found["accuracy"]["values"] == []
-
-
-def test_a_negative_step_size_does_not_matter_to_a_recipe_that_ignores_it(
+def test_a_learned_step_size_that_cannot_train_is_divergence_of_the_evaluation(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn_step_size(monkeypatch, {4: -0.5})
-    assert run(job(tmp_path, protocol="vico", steps=4))["status"] == "ok"
+    distilled = run(job(tmp_path, request=by("mtt"), steps=4))
+    answer = accuracy(distilled)
+    assert answer["status"] == "diverged" and answer["message"] == "the learned step size is -0.5"
+    assert answer["values"] == {} and distilled.record["status"] == "ok" and distilled.set_path.exists()
+    (other,) = (a for a in run(job(tmp_path, request=by("vico"), steps=4)).evaluations if a["status"] == "ok")
+    assert other["config"]["protocol"] == "vico", "a recipe that ignores the step size"
 
 
-def test_a_point_of_the_curve_that_cannot_be_trained_has_no_values(
+def test_a_learned_step_size_that_is_not_finite_is_divergence(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn_step_size(monkeypatch, {2: -0.5, 4: 0.01, 8: 0.01})
-    found = run(job(tmp_path, protocol="mtt", steps=8, curve_points=3))
-    assert found["status"] == "ok"
-    assert [len(point["values"]) for point in found["accuracy"]["curve"]] == [0, 1, 1]
+    learn_step_size(monkeypatch, {4: math.nan})
+    distilled = run(job(tmp_path, steps=4))
+    assert distilled.record["status"] == "diverged" and not distilled.set_path.exists()
+    assert "step size is not finite" in str(distilled.record["message"]) and distilled.evaluations == ()
 
 
 @pytest.mark.parametrize(
@@ -352,80 +491,145 @@ def test_a_point_of_the_curve_that_cannot_be_trained_has_no_values(
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error: Exception, memory: bool) -> None:
-    assert cell._out_of_memory(error) is memory
+def test_what_counts_as_out_of_memory(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, error: Exception, memory: bool
+) -> None:
+    def fail(method: Dummy) -> None:
+        raise error
+
+    monkeypatch.setattr(Dummy, "step", fail)
+    assert run(job(tmp_path)).record["status"] == ("oom" if memory else "error")
 
 
-def test_a_set_never_stands_beside_a_record_that_is_not_of_it(tmp_path: Path, dummy: type[Dummy]) -> None:
-    made = job(tmp_path)
-    assert run(made)["status"] == "ok" and made.artifact_path.exists()
-    assert run(dataclasses.replace(made, config={**made.config, "fail": "nan"}))["status"] == "diverged"
-    assert made.artifact_path.exists()  # another cell's
+def test_a_set_never_stands_beside_a_record_that_is_not_of_it(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved = job(tmp_path, data_fingerprint="another")
-    for ending in (".safetensors", ".png"):
-        (tmp_path / f"{moved.stem}{ending}").write_text("of an earlier try")
-    assert run(moved)["status"] == "error"
-    assert not list(tmp_path.glob(f"{moved.stem}.[sp]*"))
+    moved.path.mkdir()
+    for name in (SET, "set.png"):
+        (moved.path / name).write_text("of an earlier try")
+    written = run(moved).record
+    assert written["status"] == "error" and "have changed since the run began" in str(written["message"])
+    assert {path.name for path in moved.path.iterdir()} == {RECORD}
+    save = artifact.save
+
+    def late(*arguments: Any, **options: Any) -> str:
+        save(*arguments, **options)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(artifact, "save", late)
+    distilled = run(job(tmp_path))
+    assert distilled.record["status"] == "error" and not distilled.set_path.exists()
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     made = job(tmp_path, "random_real")
-    made.record_path.mkdir()  # as a folder that has become read-only: not even the record can be written
-    found = launch.launch(made)
-    assert found["status"] == "error" and "nor could the record be written" in str(found["message"])
+    made.path.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"status 1.*nor could the record .* be written"):
+        list(local.launch([made]))
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"{made.record_path} cannot be written" in line
+    assert f"{made.path} cannot be written" in line
 
 
-def test_a_cell_whose_parent_died_at_once_ends_quietly() -> None:
-    ran = subprocess.run(launch.COMMAND, input=b"", capture_output=True)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (1, b"", b"")
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_data_that_changed_after_planning_are_not_used(tmp_path: Path, dummy: type[Dummy]) -> None:
-    found = run(job(tmp_path, data_fingerprint="another"))
-    assert found["status"] == "error" and "has changed" in str(found["message"])
+def test_a_full_disk_loses_no_number(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = job(tmp_path)
+    (made.path / LOG).mkdir(parents=True)  # nor can the log be written
+    monkeypatch.setattr(cell, "_remove", lambda *paths: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "save", full_disk)
+        written = run(made).record
+    assert written["status"] == "error" and written["message"] == "OSError: [Errno 28] No space left on device"
+    assert len(written["cost"]["step_seconds"]) == 2
+    run(dataclasses.replace(made, questions=()))
+    monkeypatch.setattr(record, "write", full_disk)
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device; measured were accuracy \[0\."):
+        cell.run(made)
+
+
+def test_a_time_limit_in_an_evaluation_leaves_the_set(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = {"time_limit": 3600.0, "networks_evaluated": 2}
+    made, other = job(tmp_path, request=limited), job(tmp_path, request=by("common"))
+    test = Accuracy.test
+    tested: list[int] = []
+
+    def late(*arguments: Any) -> Mapping[str, float]:
+        tested.append(1)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # as it is when it has run down
+        signal.raise_signal(signal.SIGALRM)
+        return test(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accuracy, "test", late)
+        distilled = run(dataclasses.replace(made, questions=(*made.questions, *other.questions)))
+    answer = accuracy(distilled)  # the question after it was not begun
+    assert distilled.record["status"] == "ok" and distilled.set_path.exists() and len(tested) == 1
+    assert answer["status"] == "timeout" and answer["message"] == "the time limit of 1 h has passed"
+    assert answer["time_limit_seconds"] == 3600.0 and answer["values"] == {} and answer["cost"]["seconds"] is None
+    steps = len(counted)
+    assert accuracy(run(made)) == answer, "a result, until there is more time"
+    assert accuracy(run(job(tmp_path, request={**limited, "time_limit": 7200.0})))["status"] == "ok"
+    assert len(counted) == steps
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+# --- phases and their numbers
 
 
 def test_seconds_become_whole_cycles_and_the_identity_stays(tmp_path: Path, dummy: type[Dummy]) -> None:
     """Every reading of the clock takes a second: a cycle of two steps is timed at one second, 0.5 s a step."""
     made = job(tmp_path, steps=None, seconds=6.5)
-    found = run(made, Ticks())
-    assert found["status"] == "ok" and found["cell"]["steps"] == 12
-    again = Cell(**found["cell"])
-    assert again.stem(made.config) == made.stem
+    written = run(made, Ticks()).record
+    assert written["status"] == "ok" and written["steps"] == 12
+    assert written["distillation"]["steps"] is None and written["identity"] == made.identity
     with_prepare = run(job(tmp_path, steps=None, seconds=6.5, seconds_include_prepare=True), Ticks())
-    assert with_prepare["cell"]["steps"] == 10
-    short = run(job(tmp_path, steps=None, seconds=0.1), Ticks())
-    assert short["cell"]["steps"] == 2
+    assert with_prepare.record["steps"] == 10
+    assert run(job(tmp_path, steps=None, seconds=0.1), Ticks()).record["steps"] == 6, "three cycles at least"
+
+
+COST = {"budget": "cost"}
 
 
 def test_a_cost_cell_times_whole_cycles_and_evaluates_nothing(tmp_path: Path, dummy: type[Dummy]) -> None:
-    cost = {"budget": "cost", "networks_evaluated": 0, "steps": None}
-    found = run(short := job(tmp_path, seconds=0.1, **cost), Ticks())
-    assert found["status"] == "ok" and found == record.load(short.record_path)
-    assert found["cell"]["steps"] == 6 and found["cost"]["step_seconds"] == [0.5] * 3  # three cycles at least
-    assert found["accuracy"] == {"values": [], "mean": None, "std": None, "krr_values": [], "curve": []}
-    assert found["cost"]["evaluate_seconds"] is None and found["cost"]["memory"]["meter"] == "host_rss"
-    assert run(job(tmp_path, seconds=6.5, **cost), Ticks())["cell"]["steps"] == 12
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
+    distilled = run(made := job(tmp_path, request=COST), Ticks())
+    written = distilled.record
+    assert written["status"] == "ok" and written["steps"] == 40 and written["cost"]["step_seconds"] == [0.5] * 20
+    assert distilled.evaluations == () and written["cost"]["memory"]["meter"] == "host_rss"
+    assert made.questions == () and artifact.lost(distilled.set_path, written["artifact"]["sha256"]) is None  # type: ignore[index]
 
 
 def test_a_cost_cell_says_that_less_was_prepared(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dummy, "BUDGETS", {**dummy.BUDGETS, "cost": {"lr": 0.5, "steps": 6}})
-    cost = {"budget": "cost", "networks_evaluated": 0, "steps": 6}
-    assert run(job(tmp_path, config={"lr": 0.5}, **cost))["cost"]["prepare"] == "reduced"
-    assert run(job(tmp_path, config={"lr": 0.1}, **cost))["cost"]["prepare"] is None  # as the method has it
-    assert run(job(tmp_path, config={"lr": 0.5}, steps=6))["cost"]["prepare"] is None
+    monkeypatch.setattr(dummy, "BUDGETS", {**dummy.BUDGETS, "cost": {"lr": 0.5}})
+
+    def prepare(**request: Any) -> str | None:
+        made = job(tmp_path, request=request, steps=6, seconds=None)
+        return run(made).record["cost"]["prepare"]
+
+    assert prepare(budget="cost") == "reduced"
+    assert prepare(budget="cost", options={"dummy": ("--dummy.lr", "0.1")}) is None  # as the method has it
+    assert prepare(options={"dummy": ("--dummy.lr", "0.5")}) is None
 
 
-def test_a_loss_that_is_not_finite_does_not_end_a_cost_cell(tmp_path: Path, dummy: type[Dummy]) -> None:
-    cost = {"budget": "cost", "networks_evaluated": 0, "steps": 8}
-    found = run(job(tmp_path, config={"fail": "nan"}, **cost), Ticks())
-    assert found["status"] == "ok" and found["cost"]["step_seconds"] == [0.5] * 4
-    assert str(found["message"]).startswith("loss is nan at step 4")
+@pytest.mark.parametrize(
+    ("fail", "words"), [("nan", "loss is nan at step 4"), ("late", "a value of the images is not")]
+)
+def test_a_number_that_is_not_finite_does_not_end_a_cost_cell(
+    tmp_path: Path, dummy: type[Dummy], fail: str, words: str
+) -> None:
+    made = job(tmp_path, config={"fail": fail}, request=COST, steps=8, seconds=None)
+    distilled = run(made, Ticks())
+    written = distilled.record
+    assert written["status"] == "ok" and written["cost"]["step_seconds"] == [0.5] * 4
+    assert words in str(written["message"]) and str(written["message"]).endswith("costs as much as a finite number")
+    assert (written["artifact"] is None) == (not distilled.set_path.exists()) == (fail == "late")
+    assert run(made) == distilled, "it is done"
 
 
 def test_a_slow_method_is_warmed_up_for_two_cycles(
@@ -435,28 +639,26 @@ def test_a_slow_method_is_warmed_up_for_two_cycles(
     step = dummy.step
     monkeypatch.setattr(dummy, "step", lambda method: taken.append(method) or step(method))  # type: ignore[func-returns-value]
     ticks = Ticks()
-    run(job(tmp_path, steps=4), lambda: 10 * ticks())
+    cell.run(job(tmp_path, steps=4), lambda: 10 * ticks())
     assert sum(method is taken[0] for method in taken) == 2 * dummy.steps_per_cycle
 
 
 def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: type[Dummy]) -> None:
-    first = run(job(tmp_path / "a", config={"entry": True}), Ticks())["cost"]
-    second = run(job(tmp_path / "b", config={"entry": True}), Ticks())["cost"]
+    first, second = (run(job(tmp_path / name, config={"entry": True}), Ticks()).record["cost"] for name in ("a", "b"))
     assert (first["prepare_cached"], second["prepare_cached"]) == (0, 1)
-    made = next(path for path in default_cache().glob("store/*/entry-*"))
-    assert made.exists() and first["prepare_seconds"] is not None and second["prepare_seconds"] is not None
+    assert len(list(default_cache().glob("store/*/entry-*"))) == 1 and first["prepare_seconds"] is not None
     # The second run spent one tick looking, and adds the one tick that making the entry took.
     assert second["prepare_seconds"] == 2.0
 
 
-@pytest.mark.parametrize("what", ["device_name", "_version"])
+@pytest.mark.parametrize(("where", "what"), [(cell, "device_name"), (provenance, "_version")])
 def test_another_machine_lends_neither_its_entries_nor_its_seconds(
-    what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+    where: Any, what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
-        monkeypatch.setattr(record, what, lambda _, name=name: f"processor or version {name}")
-        found = run(job(tmp_path / name, config={"entry": True}), Ticks())
-        assert found["cost"]["prepare_cached"] == 0
+        monkeypatch.setattr(where, what, lambda _, name=name: f"processor or version {name}")
+        written = run(job(tmp_path / name, config={"entry": True}), Ticks()).record
+        assert written["status"] == "ok" and written["cost"]["prepare_cached"] == 0
 
 
 def test_the_same_pixels_under_another_name_have_their_own_entries(
@@ -468,15 +670,15 @@ def test_the_same_pixels_under_another_name_have_their_own_entries(
         monkeypatch.setattr(cell, "load", lambda *a, flip=flip, **k: dataclasses.replace(load(*a, **k), flip=flip))
         monkeypatch.setitem(preprocess.CONSTANTS, "standardise_vico", constants)
         monkeypatch.setitem(preprocess.CONSTANTS, "standardise", constants)
-        found = run(job(tmp_path / folder, config={"entry": True}), Ticks())
-        assert found["status"] == "ok" and found["cost"]["prepare_cached"] == 0
+        written = run(job(tmp_path / folder, config={"entry": True}), Ticks()).record
+        assert written["status"] == "ok" and written["cost"]["prepare_cached"] == 0
 
 
 def test_the_warm_up_changes_nothing(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
-    run(made := job(tmp_path / "a"))
-    monkeypatch.setattr(cell, "WARMUP_STEPS", 11)
-    run(more := job(tmp_path / "b"))
-    assert made.artifact_path.read_bytes() == more.artifact_path.read_bytes()
+    cell.run(made := job(tmp_path / "a"))
+    monkeypatch.setattr(distil, "WARMUP_STEPS", 11)
+    cell.run(more := job(tmp_path / "b"))
+    assert (made.path / SET).read_bytes() == (more.path / SET).read_bytes()
 
 
 @pytest.mark.parametrize(("first", "compiling"), [(9.0, 8.0), (1.0, 0.0), (0.5, 0.0)])
@@ -492,7 +694,7 @@ def test_what_the_first_cycle_takes_longer_is_a_number_of_its_own(
         return step(method)
 
     monkeypatch.setattr(Dummy, "step", timed)
-    cost = run(job(tmp_path, steps=4), lambda: time[0])["cost"]
+    cost = run(job(tmp_path, steps=4), lambda: time[0]).record["cost"]
     assert cost["compile_seconds"] == compiling
     assert cost["step_seconds"] == [1.0, 1.0] and cost["distill_seconds"] == 4.0
     # The first cycle, and as that was slow no further steps but the three cycles that are timed at least.
@@ -503,39 +705,9 @@ def test_what_the_first_cycle_takes_longer_is_a_number_of_its_own(
 def test_the_record_tells_how_many_networks_were_trained_at_a_time(
     tmp_path: Path, dummy: type[Dummy], told: int | None, expected: int
 ) -> None:
-    made = dataclasses.replace(job(tmp_path, steps=4, networks_evaluated=3), networks_at_once=told)
-    found = run(made)
-    assert found["status"] == "ok" and found["cost"]["networks_at_once"] == expected
-    assert len(found["accuracy"]["values"]) == 3 and record.load(made.record_path) == found
-
-
-def test_the_record_has_the_digest_of_its_set(tmp_path: Path, dummy: type[Dummy]) -> None:
-    found = run(made := job(tmp_path))
-    digest = hashlib.sha256(made.artifact_path.read_bytes()).hexdigest()
-    assert found["artifact"] == {"name": made.artifact_path.name, "sha256": digest}
-    assert run(job(tmp_path, config={"fail": "nan"}))["artifact"] is None
-    assert artifact.lost(made.artifact_path, 1, digest) is None and artifact.lost(made.artifact_path, 1, None) is None
-
-
-def full_disk(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_full_disk_loses_no_number(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell, "evaluate", lambda *_, **__: ([0.25, 0.5], []))
-    made = job(tmp_path)
-    made.log_path.mkdir()  # nor can the log be written
-    with monkeypatch.context() as patch:
-        patch.setattr(artifact, "save", full_disk)
-        found = run(made)
-    assert found["status"] == "error" and found["message"] == "OSError: [Errno 28] No space left on device"
-    assert record.load(made.record_path)["accuracy"]["values"] == [0.25, 0.5]
-    monkeypatch.setattr(record, "write", full_disk)
-    with pytest.raises(UserError) as caught:
-        run(made)
-    assert str(caught.value) == (
-        f"{made.record_path} cannot be written: No space left on device; the test accuracies were 0.2500, 0.5000"
-    )
+    answer = accuracy(run(job(tmp_path, request={"networks_evaluated": 3, "networks_at_once": told})))
+    assert answer["status"] == "ok" and answer["cost"]["networks_at_once"] == expected
+    assert len(answer["values"]["accuracy"]) == 3
 
 
 def durations(patch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> Callable[[], float]:
@@ -580,32 +752,10 @@ def test_an_estimate_is_corrected_by_the_steps_that_were_taken(
     first: str,
     corrected: list[str],
 ) -> None:
-    assert run(job(tmp_path, steps=200), durations(monkeypatch, seconds))["status"] == "ok"
+    assert run(job(tmp_path, steps=200), durations(monkeypatch, seconds)).record["status"] == "ok"
     said, *later = [line.strip() for line in capsys.readouterr().err.splitlines() if " steps" in line]
-    assert said.startswith("200 steps at ") and f", {first}, then 1 network" in said
+    assert said.startswith("200 steps at ") and said.endswith(f", {first}")
     assert later == [f"{line} for all of them" for line in corrected]
-
-
-def test_networks_at_a_time_are_chosen_once_and_hold_for_the_curve(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[dict[str, Any]] = []
-    taken: list[int] = []
-    evaluate = cell.evaluate
-
-    def choose(*given: Any, read: Any, **options: Any) -> int:
-        chosen.append(options)
-        return 2
-
-    def spy(*given: Any, at_once: int, **options: Any) -> Any:
-        taken.append(at_once)
-        return evaluate(*given, at_once=at_once, **options)
-
-    monkeypatch.setattr(cell, "networks_at_once", choose)
-    monkeypatch.setattr(cell, "evaluate", spy)
-    found = run(job(tmp_path, steps=8, curve_points=3, networks_evaluated=2))
-    assert found["status"] == "ok" and found["cost"]["networks_at_once"] == 2
-    assert chosen == [{"networks": 2, "max_steps": 3}] and taken == [2, 2, 2]
 
 
 def test_time_left_is_by_the_pace_of_late(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -613,8 +763,8 @@ def test_time_left_is_by_the_pace_of_late(monkeypatch: pytest.MonkeyPatch, capsy
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = progress.Progress("distilling", 1000)
-    for time, done in ((600.0, 10), (630.0, 40), (660.0, 70), (720.0, 130)):
-        now[0] = time
+    for seconds, done in ((600.0, 10), (630.0, 40), (660.0, 70), (720.0, 130)):
+        now[0] = seconds
         shown(done)
     assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [
         "distilling: 10 of 1000, about 59400 s left",
@@ -623,20 +773,55 @@ def test_time_left_is_by_the_pace_of_late(monkeypatch: pytest.MonkeyPatch, capsy
     ]
 
 
-def test_curves_are_of_the_steps_on_the_way(tmp_path: Path, dummy: type[Dummy]) -> None:
-    made = job(tmp_path, steps=8, curve_points=3)
-    curve = (found := run(made, Ticks()))["accuracy"]["curve"]
-    assert [point["step"] for point in curve] == [2, 4, 8]  # 1, 3 and 8, at the end of their cycles
-    assert [point["seconds"] for point in curve] == [1.0, 2.0, 4.0]
-    assert curve[-1]["values"] == found["accuracy"]["values"]
+def test_a_curve_is_of_the_sets_on_the_way(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, counted: list[int]
+) -> None:
+    made = job(tmp_path, request={"curve_points": 3}, steps=8)
+    distilled, steps = run(made, Ticks()), len(counted)
+    written = distilled.record
+    # 1, 3 and 8, at the end of their cycles; the last is the set itself.
+    assert [(each["step"], each["seconds"]) for each in written["snapshots"]] == [(2, 1.0), (4, 2.0)]
+    assert written["curve_points"] == 3
+    for snapshot in written["snapshots"]:
+        content = (made.path / "snapshots" / f"step-{snapshot['step']}.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == snapshot["sha256"]
+        assert accuracy(distilled, snapshot["step"])["sets"][0]["sha256"] == snapshot["sha256"]
     short = run(job(tmp_path, steps=4))
-    assert curve[1]["values"] == short["accuracy"]["values"]
+    assert accuracy(distilled, 4)["values"] == accuracy(short)["values"]
+    assert accuracy(distilled)["values"].keys() == {"accuracy"} and len(distilled.evaluations) == 3
+    steps = len(counted)
+    plain = job(tmp_path, steps=8)
+    assert plain.folder == made.folder and run(plain) == distilled and len(counted) == steps
+    more = run(job(tmp_path, request={"curve_points": 4}, steps=8))
+    assert len(counted) > steps and [each["step"] for each in more.record["snapshots"]] == [2, 4]
+
+
+def test_a_point_of_the_curve_that_cannot_be_trained_is_divergence_of_that_point(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_step_size(monkeypatch, {2: -0.5, 4: math.nan})
+    distilled = run(job(tmp_path, request=by("mtt", curve_points=3), steps=8))
+    assert distilled.record["status"] == "ok"
+    assert [each["step"] for each in distilled.record["snapshots"]] == [2], "a set that is not finite is left out"
+    assert [accuracy(distilled, step)["status"] for step in (2, None)] == ["diverged", "ok"]
+
+
+def test_events_tell_how_it_went(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path, config={"fail": "nan"}, request=COST, steps=400, seconds=None)
+    cell.run(made, Ticks())
+    events = [json.loads(line) for line in (made.path / EVENTS).read_text().splitlines()]
+    assert len(events) == 100 and [event["step"] for event in events[:2]] == [2, 6] and events[-1]["step"] == 400
+    assert events[0] | {"memory_bytes": 0} == {
+        **{"step": 2, "seconds": 1.0, "step_seconds": 0.5, "memory_bytes": 0, "losses": {"loss": 1.0}},
+    }
+    assert events[1]["losses"] == {"loss": None} and events[1]["seconds"] == 3.0, "JSON has no number for it"
+    assert memory.host_bytes("VmRSS") is None or all(isinstance(event["memory_bytes"], int) for event in events)
 
 
 def test_windows_are_whole_and_samples_few(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(windows(7, 3)) == [(0, 3), (3, 6), (6, 7)]
-    monkeypatch.setattr(cell, "SAMPLES", 3)
-    cost = run(job(tmp_path, steps=16), Ticks())["cost"]
+    monkeypatch.setattr(distil, "SAMPLES", 3)
+    cost = run(job(tmp_path, steps=16), Ticks()).record["cost"]
     assert cost["steps_per_sample"] == 6 and cost["step_seconds"] == [1 / 6, 1 / 6, 1 / 4]
 
 
@@ -648,28 +833,62 @@ def test_curve_steps(points: int, steps: int, expected: list[int]) -> None:
     assert curve_steps(points, steps) == expected
 
 
+def test_about_a_hundred_steps_are_logged_the_first_and_the_last_among_them() -> None:
+    assert log_steps(3) == [1, 2, 3] and log_steps(1) == [1]
+    assert len(log_steps(12_345)) == 100 and log_steps(12_345)[::99] == [1, 12_345]
+
+
+def test_work_beside_a_cell_is_in_its_records(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, counted: list[int]
+) -> None:
+    """Beside each phase whose seconds are measured, and between the two readings."""
+
+    class Meter:
+        def __init__(self, threads: int) -> None:
+            self.before = len(counted)
+
+        def stop(self) -> str:
+            return f"{len(counted) - self.before} steps"
+
+    for module in (cell, distil):
+        monkeypatch.setattr(module, "LoadMeter", Meter)
+    distilled = run(job(tmp_path, steps=7))
+    preparing, distilling = str(distilled.record["cost"]["memory"]["busy"]).split("; ")
+    assert distilling == "while distilling 7 steps" and accuracy(distilled)["busy"] == "0 steps"
+    assert preparing.startswith("while preparing ") and preparing != "while preparing 0 steps"
+
+
 def test_jobs_travel_as_json(tmp_path: Path) -> None:
     made = job(tmp_path, "frepo")
     assert Job.from_json(made.to_json()) == made and "\n" not in made.to_json()
 
 
-# The process
+# --- the process
 
 
 def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Lets ``text`` run in place of the cell."""
-    monkeypatch.setattr(launch, "COMMAND", (sys.executable, "-c", text))
+    monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", text))
+
+
+def launched(made: Job) -> Distilled:
+    """Run the job in a process of its own, and read what was written."""
+    assert list(local.launch([made])) == [made]
+    return record.read(made.path)
+
+
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", "SIGHUP"),
-        ("raise SystemExit(3)", "status 3"),
-        ("pass", "damaged record"),
+        (KILLED, "the process was ended by SIGKILL"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process was ended by SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "the process was ended by SIGTERM"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", "the process was ended by SIGHUP"),
+        ("raise SystemExit(3)", "the process ended with status 3; its messages are above"),
+        ("pass", "the process ended without a record"),
     ],
 )
 def test_a_process_that_dies_has_a_record(
@@ -677,18 +896,36 @@ def test_a_process_that_dies_has_a_record(
 ) -> None:
     script(monkeypatch, text)
     made = job(tmp_path)
-    found = launch.launch(made)
-    assert found["status"] == "error" and message in str(found["message"])
-    assert record.load(made.record_path)["message"] == found["message"]
+    written = launched(made).record
+    assert written["status"] == "error" and written["message"] == message and written["identity"] == made.identity
+    assert run(made).record["status"] == "ok", "an error is no result"
+
+
+def test_a_process_that_dies_in_an_evaluation_leaves_the_distillation_as_it_is(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, more = (job(tmp_path, request={"networks_evaluated": networks}) for networks in (2, 3))
+    before = run(dataclasses.replace(made, questions=()))
+    with monkeypatch.context() as patch:
+        script(patch, KILLED)
+        killed = launched(made)
+    assert killed.record == before.record and killed.set_path.exists()
+    answer = accuracy(killed)
+    assert answer["status"] == "error" and answer["message"] == "the process was ended by SIGKILL"
+    assert answer["sets"][0]["sha256"] == before.record["artifact"]["sha256"] and answer["values"] == {}  # type: ignore[index]
+    values = accuracy(run(made))["values"]
+    script(monkeypatch, KILLED)
+    assert accuracy(launched(more))["values"] == values, "what was there already is kept"
+    assert accuracy(run(more))["values"]["accuracy"][:2] == values["accuracy"]
 
 
 def test_the_kernel_killing_for_memory_is_out_of_memory(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    script(monkeypatch, KILLED)
     kills = iter([4, 5])
-    monkeypatch.setattr(launch, "_out_of_memory_kills", lambda: next(kills))
-    assert launch.launch(job(tmp_path))["status"] == "oom"
+    monkeypatch.setattr(local, "_out_of_memory_kills", lambda: next(kills))
+    assert launched(job(tmp_path)).record["status"] == "oom"
 
 
 def test_an_interrupt_ends_the_process(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -705,70 +942,39 @@ def test_an_interrupt_ends_the_process(tmp_path: Path, dummy: type[Dummy], monke
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        launch.launch(made := job(tmp_path))
-    assert started[0].returncode == -signal.SIGKILL and not made.record_path.exists()
+        launched(made := job(tmp_path))
+    assert started[0].returncode == -signal.SIGKILL and not made.path.exists()
 
 
 def test_every_cell_starts_with_the_same_environment_but_for_what_the_user_has_set(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in launch.ENVIRONMENT:
+    for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    expected = launch.ENVIRONMENT | {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "1"}
+    expected = ENVIRONMENT | {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "1"}
     script(monkeypatch, f"import os, sys; sys.exit(not {expected!r}.items() <= dict(os.environ).items())")
-    failed = launch.launch(job(tmp_path))
-    assert "damaged record" in str(failed["message"])  # of a process that ended well
+    failed = launched(job(tmp_path)).record
+    assert failed["message"] == "the process ended without a record"  # which began as it should
     environment = failed["provenance"]["environment"]
     assert expected.items() <= environment.items() and "PATH" not in environment
-
-
-def test_a_program_that_measures_begins_anew_with_the_environment_of_cells() -> None:
-    text = """import os; from harness import launch, startup
-startup.begun = {}
-launch.restart_with_environment()
-print(os.environ.get("GOMP_SPINCOUNT"))"""
-    environment = {name: value for name, value in os.environ.items() if name not in launch.ENVIRONMENT}
-    for begun, value in ((True, launch.ENVIRONMENT["GOMP_SPINCOUNT"]), (False, None)):  # False: in a notebook
-        command = [sys.executable, "-c", text.format(begun)]
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert ran.stdout == f"{value}\n"
-
-
-def test_work_beside_a_cell_is_in_its_record(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of each phase whose seconds are measured, and of what happened between the two readings."""
-    steps: list[int] = []
-    monkeypatch.setattr(dummy, "step", lambda self, plain=dummy.step: (steps.append(1), plain(self))[1])
-
-    class Meter:
-        def __init__(self, threads: int) -> None:
-            self.before = len(steps)
-
-        def stop(self) -> str:
-            return f"{len(steps) - self.before} steps"
-
-    monkeypatch.setattr(cell, "LoadMeter", Meter)
-    found = run(job(tmp_path, steps=7))
-    preparing, distilling, evaluating = str(found["cost"]["memory"]["busy"]).split("; ")
-    assert (distilling, evaluating) == ("while distilling 7 steps", "while evaluating 0 steps")
-    assert preparing.startswith("while preparing ") and preparing != "while preparing 0 steps"
 
 
 def test_the_first_process_is_started_before_its_job_and_ended_where_there_is_none(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(monkeypatch, "import sys; sys.exit(not sys.stdin.readline())")
-    processes, start = list[Any](), launch._start
-    monkeypatch.setattr(launch, "_start", lambda: processes.append(start()) or processes[-1])
-    with launch.started() as run:
+    processes, start = list[Any](), local._start
+    monkeypatch.setattr(local, "_start", lambda: processes.append(start()) or processes[-1])
+    with local.started() as launch:
         assert len(processes) == 1
-        for count in (1, 2):
-            assert "damaged record" in str(run(job(tmp_path))["message"]) and len(processes) == count
+        jobs = [job(tmp_path), job(tmp_path, seed=1)]
+        for count, made in enumerate(launch(jobs), 1):
+            assert made == jobs[count - 1] and len(processes) == count
+            assert record.load(made.path / RECORD)["message"] == "the process ended without a record"
     script(monkeypatch, "import time; time.sleep(600)")
-    with pytest.raises(KeyboardInterrupt), launch.started():
+    with pytest.raises(KeyboardInterrupt), local.started():
         raise KeyboardInterrupt
     assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL]
 
@@ -776,16 +982,16 @@ def test_the_first_process_is_started_before_its_job_and_ended_where_there_is_no
 def test_a_cell_killed_midway_leaves_nothing_and_ends_with_its_parent(tmp_path: Path) -> None:
     """Its own process, for real: it ends when its input does, without a record, and the next try is the first."""
     made = job(tmp_path, "frepo", steps=100_000)
-    process = subprocess.Popen(launch.COMMAND, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    process = subprocess.Popen(local.COMMAND, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None and process.stderr is not None
     process.stdin.write(made.to_json().encode() + b"\n")
     assert b"100000 steps at" in process.stderr.readline()
     process.stdin.close()  # as when the parent is killed
     assert process.wait(60) == 1 and process.stderr.read() == b""
     process.stderr.close()
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in made.path.iterdir()} <= {EVENTS}
 
 
-def test_cells_share_the_data_of_their_plan(tmp_path: Path) -> None:
-    raw = load_raw("digits", Path(os.devnull))
-    assert job(tmp_path, "frepo").cell.data_fingerprint == raw.fingerprint
+def test_a_cell_whose_parent_died_at_once_ends_quietly() -> None:
+    ran = subprocess.run(local.COMMAND, input=b"", capture_output=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, b"", b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +15,50 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from benchmarks.errors import UserError
-from harness import figures
-from harness.figures import OWN_NETWORKS, Drawing, Panel, drawings
-from harness.records import record
-from harness.records.record import Record
-from tests.test_report import MIB, made
+from harness.figures import main, write
+from harness.records.record import Distilled
+from harness.reports import drawing as drawn_by
+from harness.reports.drawing import Drawing, Panel, draw, look
+from harness.reports.figures import OWN_NETWORKS, drawings
+from tests import builders
+from tests.builders import MIB, TURNED, evaluated, made, saved, turned
 
-PROTOCOL_OF = {"frepo": "frepo", "mtt": "mtt"}
+__all__ = ["turned"]  # a fixture
 
 
-def cost(method: str = "frepo", width: int = 32, status: Any = "ok", **changes: Any) -> Record:
+def cost(method: str = "frepo", width: int = 32, status: Any = "ok", **changes: Any) -> Distilled:
     """A cost cell; the peak of its live tensors is half of its memory."""
-    protocol = PROTOCOL_OF.get(method, "vico")
     provenance = {"threads": changes.pop("threads", 1), **changes.pop("provenance", {})}
-    settings = {"protocol": protocol, "budget": "cost", "seconds": 20.0, "peak": MIB * width, **changes}
-    found = made((), status=status, method=method, width=width, **settings)
-    found["provenance"] |= provenance
-    found["cost"]["step_seconds"] = [width * s for s in (0.1, 0.2, 0.3, 0.4, 0.5)] if status == "ok" else []
-    found["cost"]["parameters"] = width**2
-    found["cost"]["peak_live_bytes"] = MIB * width // 2
-    return found
+    settings = {"budget": "cost", "seconds": 20.0, "peak": MIB * width, **changes}
+    distilled = made((), status=status, method=method, width=width, **settings)
+    distilled.record["provenance"] |= provenance
+    numbers = distilled.record["cost"]
+    numbers["step_seconds"] = [width * s for s in (0.1, 0.2, 0.3, 0.4, 0.5)] if status == "ok" else []
+    numbers["parameters"], numbers["peak_live_bytes"] = width**2, MIB * width // 2
+    return distilled
 
 
-def curve(method: str = "frepo", prepare: float = 2.0, seed: int = 0, **changes: Any) -> Record:
-    """A cell with a curve of two points."""
-    settings = {"protocol": "common", "seconds": 60.0, "evaluate_steps": 1000, **changes}
-    found = made((0.5, 0.7), method=method, seed=seed, **settings)
-    found["cost"]["prepare_seconds"] = prepare
-    found["accuracy"]["curve"] = [
-        {"step": 1, "seconds": 0.5, "values": [0.2, 0.4]},
-        {"step": 100, "seconds": 60.0, "values": [0.5, 0.7]},
-    ]
-    return found
+def curve(
+    method: str = "frepo",
+    prepare: float = 2.0,
+    values: Sequence[Sequence[float]] = ((0.2, 0.4), (0.5, 0.7)),
+    **changes: Any,
+) -> Distilled:
+    """A distillation with a curve of two points."""
+    settings = {"seconds": 60.0, "evaluation": {"steps": 1000}, **changes}
+    return builders.curve(method, list(zip((0.5, 60.0), values, strict=True)), prepare, at=(1, 100), **settings)
 
 
-def random_real(**changes: Any) -> Record:
-    settings = {"protocol": "common", "seconds": None, "steps": None, "evaluate_steps": 1000, **changes}
-    found = made((0.3, 0.5), method="random_real", meter=None, peak=None, **settings)
-    found["cost"]["step_seconds"] = []
-    return found
+def random_real(values: Sequence[float] = (0.3, 0.5), **changes: Any) -> Distilled:
+    settings = {"protocol": "common", "steps": None, "evaluation": {"steps": 1000}, **changes}
+    distilled = made(values, method="random_real", meter=None, peak=None, **settings)
+    distilled.record["cost"]["step_seconds"] = []
+    return distilled
 
 
-def only(records: list[Record]) -> Drawing:
-    (found,) = drawings(records)
-    return found
+def only(records: Sequence[Distilled]) -> Drawing:
+    (drawing,) = drawings(records)
+    return drawing
 
 
 def panels(drawing: Drawing) -> dict[tuple[str, str], Panel]:
@@ -85,7 +86,7 @@ def test_cost_against_width_and_parameters() -> None:
 
 def test_failures_stand_at_their_width() -> None:
     lost = cost("mtt", 64, "oom", meter=None, peak=None)
-    lost["cost"]["parameters"] = None  # killed before it could count
+    lost.record["cost"]["parameters"] = None  # killed before it could count
     drawing = only([cost(width=32), cost(width=64), cost("mtt", 32), lost, cost("dm", 32, "timeout")])
     for (against, _), panel in panels(drawing).items():
         marks = {series.method: series.marks for series in panel.series}
@@ -95,9 +96,9 @@ def test_failures_stand_at_their_width() -> None:
 
 
 def test_what_was_not_measured_has_no_panel() -> None:
-    one = cost(meter=None, peak=None)
-    one["cost"]["peak_live_bytes"] = None
-    assert {y for _, y in panels(only([one]))} == {"seconds per iteration"}
+    each = cost(meter=None, peak=None)
+    each.record["cost"]["peak_live_bytes"] = None
+    assert {y for _, y in panels(only([each]))} == {"seconds per iteration"}
     every = panels(only([cost(width=32, status="oom", meter=None), cost(width=64, status="oom", meter=None)]))
     assert {y for _, y in every} == {"seconds per iteration"}
     assert [mark for panel in every.values() for series in panel.series for mark in series.marks]
@@ -120,13 +121,12 @@ def test_accuracy_against_time_with_and_without_preparation_and_against_iteratio
 
 
 @pytest.mark.parametrize("records", [[random_real()], [made()], []], ids=["random", "no curve", "none"])
-def test_without_curves_and_sweeps_there_is_no_figure(records: list[Record]) -> None:
+def test_without_curves_and_sweeps_there_is_no_figure(records: Sequence[Distilled]) -> None:
     assert drawings(records) == []
 
 
 def test_a_curve_without_values_is_no_line_and_a_failed_method_is_named() -> None:
-    empty = curve("mtt")
-    empty["status"], empty["accuracy"]["curve"] = "diverged", []
+    empty = made((), method="mtt", status="diverged", protocol="common", seconds=60.0)
     drawing = only([curve(), empty])
     assert [series.method for series in drawing.rows[0][0].series] == ["frepo"]
     assert drawing.footer[-1] == "Did not end well: mtt (diverged)"
@@ -135,9 +135,10 @@ def test_a_curve_without_values_is_no_line_and_a_failed_method_is_named() -> Non
 def test_bars_show_what_the_operations_let_expect() -> None:
     """mtt has three times the operations of frepo, so three times its median of 0.3 s per unit of width."""
     records = [cost(method, width) for method in ("frepo", "mtt", "dm") for width in (16, 32)]
-    for one in records:
-        share = {"frepo": 1, "mtt": 3, "dm": None}[one["cell"]["method"]]
-        one["cost"]["flops_per_step"] = share and 7e9 * share * one["cell"]["width"]
+    for each in records:
+        asked = each.record["distillation"]
+        share = {"frepo": 1, "mtt": 3, "dm": None}[asked["method"]]
+        each.record["cost"]["flops_per_step"] = share and 7e9 * share * asked["width"]
     drawing = only(records)
     for (against, quantity), panel in panels(drawing).items():
         expected = {series.method: series.expected for series in panel.series}
@@ -146,7 +147,7 @@ def test_bars_show_what_the_operations_let_expect() -> None:
         assert expected == {"frepo": (), "mtt": at, "dm": ()}
     assert "Bars: the seconds of frepo times the ratio of the operations of an iteration" in drawing.footer
     for lacking in ("frepo", "mtt"):
-        without = [one for one in records if one["cell"]["method"] != lacking]
+        without = [each for each in records if each.record["distillation"]["method"] != lacking]
         assert not any("Bars" in line for line in only(without).footer)
 
 
@@ -162,17 +163,12 @@ def test_bars_show_what_the_operations_let_expect() -> None:
     ids=["one", "three"],
 )
 def test_the_caption_of_accuracies_says_of_how_many_networks(values: tuple[float, ...], said: str) -> None:
-    records = [curve(), random_real()]
-    for one in records:
-        one["accuracy"]["values"] = list(values)
-        for point in one["accuracy"]["curve"]:
-            point["values"] = list(values)
-    drawing = only(records)
+    drawing = only([curve(values=[values, values]), random_real(values)])
     assert f"Accuracy: of the set as it stood then, {said}" in " ".join(drawing.footer)
     assert [level.std is None for level in drawing.rows[0][0].levels] == [len(values) == 1]
-    bands = figures.draw(drawing).axes[0].containers
+    bands = draw(drawing).axes[0].containers
     assert [container.has_yerr for container in bands] == [len(values) > 1]  # type: ignore[attr-defined]
-    whole = only([curve(evaluate_steps=None)])
+    whole = only([curve(evaluation={})])
     assert "shortened to" not in " ".join(whole.footer)
 
 
@@ -214,7 +210,7 @@ def test_no_figure_mixes(other: dict[str, Any]) -> None:
 
 def test_seeds_of_two_meters_are_not_pooled() -> None:
     slow = cost(meter="nvml", seed=1)
-    slow["cost"]["step_seconds"] = [50.0] * 3
+    slow.record["cost"]["step_seconds"] = [50.0] * 3
     found = [panels(drawing)["width", "seconds per iteration"].series[0].y for drawing in drawings([cost(), slow])]
     assert found == [(0.3 * 32,), (50.0,)]
 
@@ -224,7 +220,7 @@ def test_a_killed_cell_stands_with_those_that_it_does_not_contradict() -> None:
     lost = cost("mtt", 64, "oom", meter=None, peak=None)
     others = [cost(m, w, provenance={"environment": {"A": "1"}}) for m in ("frepo", "mtt") for w in (32, 64)][:3]
     assert {s.method: s.marks for s in only([*others, lost]).rows[0][0].series} == {"frepo": (), "mtt": ((64, "oom"),)}
-    lost["provenance"]["threads"] = 2
+    lost.record["provenance"]["threads"] = 2
     assert len(drawings([*others, lost])) == 2
 
 
@@ -241,22 +237,83 @@ def test_every_method_on_its_own_network_is_a_figure_of_its_own() -> None:
     assert shown == {name: {"frepo", "dm", "mtt"} for name in (OWN_NETWORKS, "convnet_doubling")}
 
 
+# What evaluations measure
+
+
+@pytest.mark.usefixtures("turned")
+def test_every_quantity_of_an_evaluation_is_a_figure() -> None:
+    """Method beside method, the ceiling as a level, of whatever ipc; a series as a line over 1 … n."""
+    values = {"turned": [0.25, 0.75], "loss": [2.0, 4.0], "kept": [0.9, 0.5, 0.1]}
+    records = [made(method="dm"), made(), made(seed=1), made((0.9,), method="whole_data", ipc=0, steps=None)]
+    settings = {**TURNED, "quarter_turns": 1}
+    each = {
+        drawing.name: drawing
+        for drawing in drawings([evaluated(r, values, "turned", config=settings) for r in records])
+    }
+    end = "mnist-ipc1-convnet_doubling-w32-native-quick-A-CPU"
+    assert list(each) == [f"turned-{name}-{end}" for name in ("kept", "loss", "turned")]
+    (panel,) = each[f"turned-turned-{end}"].rows[0]
+    assert panel.y_label == "accuracy on turned images (%)" and panel.names == ("dm", "frepo") and not panel.log_x
+    assert [(series.method, series.x, series.y) for series in panel.series] == [
+        ("dm", (0,), (50,)),
+        ("frepo", (1,), (50,)),
+    ]
+    assert panel.series[1].high == pytest.approx((50 + 100 * (4 * 0.25**2 / 3) ** 0.5,))
+    assert [(level.method, level.mean) for level in panel.levels] == [("whole_data", 50)]
+    assert each[f"turned-loss-{end}"].rows[0][0].series[0].y == (3,)
+    (panel,) = each[f"turned-kept-{end}"].rows[0]
+    assert panel.x_label == "class" and panel.series[1].x == (1, 2, 3)
+    assert panel.series[1].y == pytest.approx((90, 50, 10)) and len(panel.series) == 3
+    for drawing in each.values():
+        assert "A CPU" in " ".join(drawing.footer) and len(draw(drawing).axes) == 1
+
+
+@pytest.mark.usefixtures("turned")
+def test_settings_of_an_evaluation_are_figures_apart_and_the_name_says_them() -> None:
+    each = made()
+    for turns in (1, 2):
+        each = evaluated(each, {"turned": [0.5]}, "turned", config={**TURNED, "quarter_turns": turns})
+    names = [drawing.name.partition("-mnist")[0] for drawing in drawings([each])]
+    assert names == ["turned-quarter_turns-1-turned", "turned-quarter_turns-2-turned"]
+
+
+def test_what_is_not_installed_has_no_figure() -> None:
+    assert drawings([evaluated(made(), {"leak": [0.5]}, "attack", config={})]) == []
+
+
+def test_networks_trained_on_all_real_images_are_a_level_of_every_ipc() -> None:
+    ceiling = made((0.9,), method="whole_data", ipc=0, steps=None, protocol="common", evaluation={"steps": 1000})
+    figures = drawings([curve(), curve(ipc=10), ceiling])
+    assert len(figures) == 2
+    for drawing in figures:
+        assert [(level.method, level.mean) for level in drawing.rows[0][0].levels] == [("whole_data", 90)]
+    other = made((0.9,), method="whole_data", ipc=0, steps=None, protocol="common")
+    assert only([curve(), other]).rows[0][0].levels == (), "another recipe"
+
+
+def test_recipes_never_share_a_figure_of_accuracies() -> None:
+    """The same sets tested on another network are another figure, which says so."""
+    twice = [curve(), curve(evaluation={"steps": 1000, "network": "resnet18"})]
+    named = [" ".join(drawing.footer) for drawing in drawings(twice)]
+    assert sorted("Evaluated on network resnet18" in text for text in named) == [False, True]
+
+
 # How it looks
 
 
 def test_no_two_methods_look_the_same() -> None:
-    drawing = only([cost(method) for method in (*figures.ORDER, "new", "newer")])
-    styles = figures._styles(drawing)
+    drawing = only([cost(method) for method in (*drawn_by.ORDER, "new", "newer")])
+    styles = drawn_by._styles(drawing)
     assert next(iter(styles)) == "frepo" and list(styles)[-2:] == ["new", "newer"]
     looks = [(style["marker"], style["linestyle"]) for style in styles.values()]  # without colour
     assert len(set(map(str, looks))) == len(looks)
-    alone = figures._styles(only([cost("dm")]))["dm"]
+    alone = drawn_by._styles(only([cost("dm")]))["dm"]
     assert alone == styles["dm"]
 
 
 def test_marks_stand_above_all_lines() -> None:
     records = [cost(m, w, "oom" if w == 64 and m != "dm" else "ok") for m in ("frepo", "dm", "mtt") for w in (16, 64)]
-    figure = figures.draw(only(records))
+    figure = draw(only(records))
     for axes in figure.axes:
         marks = [line for line in axes.lines if line.get_marker() == "X"]
         assert [line.get_xdata()[0] for line in marks] in ([64, 64], [4096, 4096])
@@ -277,12 +334,13 @@ def test_marks_stand_above_all_lines() -> None:
     ],
     ids=["wide", "one", "narrow", "accuracy"],
 )
-def test_no_point_touches_an_axis(records: list[Record]) -> None:
+def test_no_point_touches_an_axis(records: Sequence[Distilled]) -> None:
     """From the edge of every mark to the edge of the axes there are at least two points of an inch."""
-    for one in records:
-        one["cost"]["flops_per_step"] = 1e9 * {"frepo": 1}.get(one["cell"]["method"], 900)
-    with matplotlib.rc_context(figures.look()):
-        figure = figures.draw(only(records))
+    for each in records:
+        operations = {"frepo": 1e9}.get(each.record["distillation"]["method"], 9e11)
+        each.record["cost"]["flops_per_step"] = operations
+    with matplotlib.rc_context(look()):
+        figure = draw(only(records))
     for axes in figure.axes:
         box = axes.get_window_extent()
         for line in (line for line in axes.lines if line.get_marker() not in ("None", None)):
@@ -291,24 +349,24 @@ def test_no_point_touches_an_axis(records: list[Record]) -> None:
                 assert box.x0 + room < x < box.x1 - room and box.y0 + room < y < box.y1 - room
 
 
-@pytest.mark.parametrize("methods", [figures.ORDER[:7], ("a_method_with_a_rather_long_name", *figures.ORDER[:5])])
+@pytest.mark.parametrize("methods", [drawn_by.ORDER[:7], ("a_method_with_a_rather_long_name", *drawn_by.ORDER[:5])])
 def test_the_legend_fits_however_many_methods_there_are(methods: tuple[str, ...]) -> None:
     records = [cost(method) for method in methods]
-    for one in records:
-        one["cost"]["flops_per_step"] = 1e9
-    with matplotlib.rc_context(figures.look()):
-        figure = figures.draw(only(records))
+    for each in records:
+        each.record["cost"]["flops_per_step"] = 1e9
+    with matplotlib.rc_context(look()):
+        figure = draw(only(records))
         (legend,) = figure.legends
         box, lowest = legend.get_window_extent(), min(axes.get_tightbbox().y0 for axes in figure.axes)
-    assert [text.get_text() for text in legend.texts][-1] == figures.BARS
+    assert [text.get_text() for text in legend.texts][-1] == drawn_by.BARS
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= lowest
 
 
 def test_names_are_drawn_as_they_are() -> None:
     """No formula, no escape code, no line break of a name."""
     drawing = only([cost(method, dataset="folder:$x_{$\x1b[31m\n", config={"a": 1}) for method in ("frepo", "$\\bad$")])
-    with matplotlib.rc_context(figures.look()):
-        figure = figures.draw(drawing)
+    with matplotlib.rc_context(look()):
+        figure = draw(drawing)
         FigureCanvasAgg(figure).draw()
     assert r"folder:\$x_{\$\x1b[31m\n" in figure.texts[0].get_text()
     assert r"\$\bad\$" in [text.get_text() for text in figure.legends[0].texts]
@@ -317,49 +375,49 @@ def test_names_are_drawn_as_they_are() -> None:
 @pytest.mark.parametrize("widths", [(16, 64), (16, 32, 64, 128, 256, 512)], ids=len)
 def test_no_text_covers_another(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Text] = []
-    draw = Text.draw
-    monkeypatch.setattr(Text, "draw", lambda text, renderer: drawn.append(text) or draw(text, renderer))  # type: ignore[func-returns-value]
+    original = Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, renderer: drawn.append(text) or original(text, renderer))  # type: ignore[func-returns-value]
     methods = ("frepo", "dm", "mtt", "dsa", "bptt")
     costs = [cost(m, w, "oom" if w == 512 and m != "dm" else "ok", meter="nvml") for m in methods for w in widths]
     for records in (costs, [*(curve(method) for method in methods), random_real()]):
         drawn.clear()
-        with matplotlib.rc_context(figures.look()):
-            canvas = FigureCanvasAgg(figures.draw(only(records)))
+        with matplotlib.rc_context(look()):
+            canvas = FigureCanvasAgg(draw(only(records)))
             canvas.draw()
         boxes = {text: text.get_window_extent() for text in drawn if text.get_text() and text.get_visible()}
         assert len(boxes) >= 20
-        for one, other in itertools.combinations(boxes, 2):
-            assert not boxes[one].overlaps(boxes[other]), (one.get_text(), other.get_text())
+        for text, other in itertools.combinations(boxes, 2):
+            assert not boxes[text].overlaps(boxes[other]), (text.get_text(), other.get_text())
 
 
 def test_a_figure_without_a_single_number_is_drawn() -> None:
     lost = cost("mtt", 64, "oom", meter=None, peak=None)
-    assert len(figures.draw(only([lost])).axes) == 2
+    assert len(draw(only([lost])).axes) == 2
 
 
 def test_cells_that_were_all_killed_have_no_parameters() -> None:
     lost = cost("mtt", 64, "oom", meter=None, peak=None)
-    lost["cost"]["parameters"] = None
+    lost.record["cost"]["parameters"] = None
     drawing = only([lost])
-    assert [x for x, _ in panels(drawing)] == ["width"] and len(figures.draw(drawing).axes) == 1
+    assert [x for x, _ in panels(drawing)] == ["width"] and len(draw(drawing).axes) == 1
 
 
 def test_a_killed_cell_has_the_parameters_of_its_own_network() -> None:
     lost = cost("mtt", 64, "oom", meter=None, peak=None, network="convnet")
-    lost["cost"]["parameters"] = None
+    lost.record["cost"]["parameters"] = None
     other = cost("dm", 64, network="convnet")
-    other["cost"]["parameters"] = 777
+    other.record["cost"]["parameters"] = 777
     found = panels(only([other, cost("frepo", 64), lost]))["parameters", "seconds per iteration"]
     assert {series.method: series.marks for series in found.series}["mtt"] == ((777, "oom"),)
 
 
 def test_the_same_records_give_the_same_bytes_without_dates(tmp_path: Path) -> None:
     records = [cost("dm", 16), cost("mtt", 16, "oom", meter=None)]
-    records[0]["cost"]["peak_live_bytes"] = None
+    records[0].record["cost"]["peak_live_bytes"] = None
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    written = figures.write(records, tmp_path / "a")
-    figures.write(records[::-1], tmp_path / "b")
+    written = write(records, tmp_path / "a")
+    write(records[::-1], tmp_path / "b")
     assert len(written) == 3 and {path.suffix for path in written} == {".png", ".pdf", ".svg"}
     for path in written:
         content = path.read_bytes()
@@ -376,26 +434,26 @@ def test_the_same_records_give_the_same_bytes_without_dates(tmp_path: Path) -> N
 def test_missing_packages_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seaborn", None)
     with pytest.raises(UserError, match="no figures, because seaborn is missing: pip install"):
-        figures.write([cost()], tmp_path)
+        write([cost()], tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])
 def test_nothing_to_draw_is_a_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
 ) -> None:
-    record.write(made(), tmp_path / "a.json")
-    assert figures.main([str(tmp_path / folder)]) == 2
+    saved(tmp_path, made())
+    assert main([str(tmp_path / folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_command_draws_a_folder_and_names_what_is_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "FORMATS", {"svg": {"Date": None}})
-    for width in (16, 32, 64):
-        record.write(cost(width=width), tmp_path / f"{width}.json")
-    (tmp_path / "x.json").write_text("{")
-    assert figures.main([str(tmp_path)]) == 1
+    monkeypatch.setattr(drawn_by, "FORMATS", {"svg": {"Date": None}})
+    saved(tmp_path / "deep", *(cost(width=width) for width in (16, 32, 64)))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "record.json").write_text("{")
+    assert main([str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert "x.json" in shown.err
+    assert "x/record.json" in shown.err
     assert [Path(line).suffix for line in shown.out.splitlines()] == [".md", ".tex", ".csv", ".svg"]

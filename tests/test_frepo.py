@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.errors import UserError
-from benchmarks.networks import Network, NetworkSpec
+from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task
 from methods import frepo
-from methods.frepo import FRePo, FRePoConfig
+from methods._krr import centred_one_hot
+from methods._optim import LAMB
+from methods.frepo import FRePo, FRePoConfig, Member
 
 
 def make_task(
@@ -71,9 +73,9 @@ def test_the_meta_gradient_is_that_of_finite_differences(network: str, norm: str
     model = task.network(task.generator)
     model.train()(task.images)  # running statistics of their own
     images, classes = task.draw_per_class()
-    labels = frepo.initial_labels(classes, task.num_classes, task.dtype)
+    labels = centred_one_hot(classes, task.num_classes, task.dtype)
     labels[0] = torch.tensor([0.3, 0.1, -0.4])  # a margin below 1/C
-    targets = frepo.centred_one_hot(task.labels, task.num_classes, task.dtype)
+    targets = centred_one_hot(task.labels, task.num_classes, task.dtype)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         kernel, label = frepo.meta_losses(model, x, y, task.images, targets, ridge=1e-2, flip=flip)
@@ -105,11 +107,10 @@ def test_the_label_loss_does_not_see_rows_that_are_far_apart() -> None:
 
 
 def test_lamb_leaves_a_zero_tensor_with_a_ratio_of_one() -> None:
-    zero, gradient = torch.zeros(4), torch.ones(4)
-    frepo.lamb(zero, gradient, torch.zeros(4), torch.zeros(4), 0, 0.1)
+    zero, weights = torch.zeros(4), torch.ones(4)
+    zero.grad, weights.grad = torch.ones(4), torch.zeros(4)
+    LAMB([zero, weights], lr=0.1).step()
     torch.testing.assert_close(zero, torch.full((4,), -0.1))
-    weights = torch.ones(4)
-    frepo.lamb(weights, torch.zeros(4), torch.zeros(4), torch.zeros(4), 0, 0.1)
     assert torch.equal(weights, torch.ones(4))
 
 
@@ -178,13 +179,13 @@ def test_the_networks_of_the_pool_are_fresh_and_different() -> None:
 def test_from_a_thousand_images_on_a_random_part_trains_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FRePoConfig().online_batch_size == 1000
     seen: list[Tensor] = []
-    update = frepo.online_update
+    update = Member.update
 
-    def keep(network: Network, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
-        seen.append(images)
-        return update(network, optimiser, images, labels)
+    def keep(member: Member, images: Tensor, labels: Tensor) -> Tensor:
+        seen.append(images.clone())
+        return update(member, images, labels)
 
-    monkeypatch.setattr(frepo, "online_update", keep)
+    monkeypatch.setattr(Member, "update", keep)
     method = make(classes=2, ipc=501, per_class=510, shape=(1, 4, 4), config={"batch_size": 64})
     method.step()
     assert len(seen[0]) == 1000
@@ -280,7 +281,7 @@ def test_nothing_keeps_a_graph() -> None:
     method = make()
     for _ in range(3):
         method.step()
-    held = [method.images, method.labels, *tensors_in(method.moments)]
+    held = [method.images, method.labels, *tensors_in(method.optimiser.state_dict())]
     for member in method.pool:
         held += [*member.network.parameters(), *member.network.buffers(), *tensors_in(member.optimiser.state_dict())]
     assert all(tensor.grad_fn is None and tensor.grad is None for tensor in held)

@@ -1,12 +1,10 @@
-"""Sets as others publish them: what is read, what is refused, and that evaluating them is evaluating them."""
+"""Sets as others publish them: what is read, what is refused, and what is doubted."""
 
 from __future__ import annotations
 
 import functools
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,16 +18,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import PREPROCESSINGS
-from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
 from benchmarks.preprocess import Preprocess, fit
 from benchmarks.task import generator_for
-from harness import cell, run
-from harness.evaluate_set import main
-from harness.measure import memory
-from harness.records import artifact, record
+from harness.records import artifact
 from harness.records.importers import TOLERANCE, USED_BY, doubts, fitted, pixel_doubts, read
-from methods.base import Synthetic
 from tests.test_artifact import digits, some_set
 
 NAMES = tuple("0123456789")
@@ -80,9 +73,9 @@ def test_results_of_dc_dsa_and_dm(tmp_path: Path, zipped: bool, numpy_1: bool) -
     path = dc(tmp_path / "res_DC_CIFAR10_ConvNet_1ipc.pt", 3, _use_new_zipfile_serialization=zipped)
     if numpy_1:
         renamed(path, b"numpy._core.multiarray", b"numpy.core.multiarray")
-    found = read([path])
-    assert (found.experiment, found.experiments) == (0, 3)
-    synthetic = fitted(found, NAMES, SHAPE)
+    imported = read([path])
+    assert (imported.experiment, imported.experiments) == (0, 3)
+    synthetic = fitted(imported, NAMES, SHAPE)
     assert torch.equal(synthetic.images, IMAGES) and torch.equal(synthetic.labels.argmax(1), CLASSES)
     assert synthetic.label_space == "probability" and synthetic.lr is None
     assert torch.equal(of(path, experiment=2).images, IMAGES + 2)
@@ -117,8 +110,8 @@ def test_files_of_mtt_in_any_order(tmp_path: Path) -> None:
 
 def test_class_indices_of_any_integers(tmp_path: Path) -> None:
     for dtype in (torch.uint8, torch.int32, torch.uint16):
-        found = of(*mtt(tmp_path, images=IMAGES, labels=CLASSES.to(dtype)))
-        assert torch.equal(found.labels, (CENTRED > 0).float())
+        imported = of(*mtt(tmp_path, images=IMAGES, labels=CLASSES.to(dtype)))
+        assert torch.equal(imported.labels, (CENTRED > 0).float())
 
 
 def test_soft_labels_are_what_their_values_say(tmp_path: Path) -> None:
@@ -188,8 +181,8 @@ def test_labels_that_are_not_of_their_space(labels: Tensor, said: str | None, an
 
 def test_what_is_odd_in_labels_is_told(tmp_path: Path) -> None:
     def told(labels: Tensor, said: str | None = None) -> str:
-        found = read([npz(tmp_path / "a.npz", image=IMAGES.permute(0, 2, 3, 1), label=labels)])
-        return " ".join(doubts(fitted(found, NAMES, SHAPE, said), NAMES))
+        imported = read([npz(tmp_path / "a.npz", image=IMAGES.permute(0, 2, 3, 1), label=labels)])
+        return " ".join(doubts(fitted(imported, NAMES, SHAPE, said), NAMES))
 
     noise = torch.randn(CENTRED.shape, generator=generator_for("learned"))
     for usual in (CENTRED, CENTRED + 0.05 * noise, CENTRED / 10**0.5, LOGITS.softmax(1), (CENTRED > 0).float()):
@@ -262,20 +255,20 @@ def bomb(path: Path, images: tuple[int, ...], labels: tuple[int, ...]) -> Path:
 def test_shapes_are_looked_at_before_arrays_are_read(
     images: tuple[int, ...], labels: tuple[int, ...], said: str, tmp_path: Path
 ) -> None:
-    found = read([bomb(tmp_path / "a.npz", images, labels)])
-    assert said in refused(lambda: fitted(found, NAMES, SHAPE, most=100))
+    imported = read([bomb(tmp_path / "a.npz", images, labels)])
+    assert said in refused(lambda: fitted(imported, NAMES, SHAPE, most=100))
     if said.startswith("10"):  # a tensor that repeats one number takes no room in a file either
         torch.save(torch.zeros(1).expand(10**12, 1, 8, 8), tmp_path / "images.pt")
         torch.save(torch.zeros(1).expand(10**12, 10), tmp_path / "labels.pt")
-        found = read([tmp_path / "images.pt", tmp_path / "labels.pt"])
-        assert said in refused(lambda: fitted(found, NAMES, SHAPE, most=100))
+        imported = read([tmp_path / "images.pt", tmp_path / "labels.pt"])
+        assert said in refused(lambda: fitted(imported, NAMES, SHAPE, most=100))
 
 
 def test_a_shape_of_no_array_and_an_array_that_ends_early_are_damage(tmp_path: Path) -> None:
     for shape in ((2**40, 2**40, 2**40, 1), (-20, 8, 8, 1)):
         assert "a.npz is damaged" in refused(lambda shape=shape: read([bomb(tmp_path / "a.npz", shape, (20,))]))  # type: ignore[misc]
-    found = read([bomb(tmp_path / "a.npz", (20, 8, 8, 1), (20, 10))])
-    assert "a.npz is damaged" in refused(lambda: fitted(found, NAMES, SHAPE))
+    imported = read([bomb(tmp_path / "a.npz", (20, 8, 8, 1), (20, 10))])
+    assert "a.npz is damaged" in refused(lambda: fitted(imported, NAMES, SHAPE))
 
 
 @pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels")], ids="-".join)
@@ -339,11 +332,13 @@ def test_a_set_of_this_suite_with_its_classes_in_another_order(tmp_path: Path) -
     synthetic = some_set(benchmark)
     reordered = replace(benchmark, class_names=tuple(NAMES[index] for index in ORDER))
     path = tmp_path / "a.safetensors"
-    artifact.save(path, synthetic, reordered, network=benchmark.spec, cell={}, config={})
-    found = fitted(read([path]), NAMES, SHAPE, order=ORDER)
-    assert torch.equal(found.labels.argmax(1), torch.arange(10).repeat_interleave(10))
+    artifact.save(path, synthetic, reordered, distillation={}, config={})
+    imported = fitted(read([path]), NAMES, SHAPE, order=ORDER)
+    assert torch.equal(imported.labels.argmax(1), torch.arange(10).repeat_interleave(10))
     for number, own in enumerate(ORDER):
-        assert torch.equal(found.images[10 * own : 10 * (own + 1)], synthetic.images[10 * number : 10 * (number + 1)])
+        assert torch.equal(
+            imported.images[10 * own : 10 * (own + 1)], synthetic.images[10 * number : 10 * (number + 1)]
+        )
 
 
 # What is refused
@@ -487,287 +482,3 @@ def test_pixels_that_are_not_as_claimed(made: str, claimed: str, said: str, ipc:
 
 def test_the_papers_of_every_preprocessing_are_named() -> None:
     assert set(USED_BY) == set(PREPROCESSINGS)
-
-
-# The command
-
-FAST = "--dataset digits --budget smoke --width 4 --device cpu --evaluate-steps 3"
-
-
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """Real digits, whitened as MTT does, in the files of MTT: with the step size that was learned."""
-    raw = load_raw("digits", tmp_path)
-    rows = torch.cat([torch.nonzero(raw.train_labels == c).flatten()[:IPC] for c in range(10)])
-    images = fit("zca_kornia", raw.train_images).to("cpu", torch.float32).forward(raw.train_images[rows])
-    mtt(tmp_path, images=images, labels=CLASSES)
-    return tmp_path
-
-
-def command(folder: Path, *more: str) -> list[str]:
-    files = [str(folder / "images_best.pt"), str(folder / "labels_best.pt")]
-    return [*files, *FAST.split(), "--output", str(folder / "out"), *more]
-
-
-def test_a_published_set_stands_beside_the_distilled_ones(
-    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "release", lambda: None)
-    before = torch.get_rng_state()
-    options = ["--preprocess", "zca_kornia", "--protocol", "mtt", "--lr", "0.02", "--name", "mtt_released"]
-    assert main(command(published, *options)) == 0
-    assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
-    shown = capsys.readouterr()
-    assert "mtt_released: 20 images, 2 per class, probability labels" in shown.err
-    assert "Networks are trained for 3 steps, the recipe's 1001 shortened by" in shown.err
-    assert "Real images go through zca_kornia, the set's own, instead of the protocol's standardise_mtt" in shown.err
-    (path,) = (published / "out").glob("*.json")
-    found = record.load(path)
-    assert found["status"] == "ok" and len(found["accuracy"]["values"]) == 1
-    assert (found["cell"]["method"], found["cell"]["preprocess"], found["cell"]["ipc"]) == (
-        "mtt_released",
-        "zca_kornia",
-        IPC,
-    )
-    cost = found["cost"]
-    assert cost["step_seconds"] == [] and cost["prepare_seconds"] is cost["distill_seconds"] is None
-    assert cost["memory"]["meter"] is None and cost["parameters_evaluated"]
-    digests = [file["sha256"] for file in found["provenance"]["files"]]
-    assert [file["name"] for file in found["provenance"]["files"]] == ["images_best.pt", "labels_best.pt"]
-    assert found["config"]["sha256"] == digests and all(len(digest) == 64 for digest in digests)
-    kept = artifact.load(path.with_suffix(".safetensors"))
-    assert kept.preprocess.name == "zca_kornia" and kept.lr is not None and path.with_suffix(".png").exists()
-    raw = load_raw("digits", published)
-    natural = (kept.natural_images() * 255).round()
-    assert torch.equal(natural[0].to(torch.uint8), raw.train_images[raw.train_labels == 0][0])
-    table = (published / "out/table.md").read_text()
-    assert "| mtt_released" in table and "read from images_best.pt" in table
-
-    assert main(command(published, *options)) == 0
-    assert f"done before on {record.cpu_name()}" in capsys.readouterr().err
-    first = found["accuracy"]
-    assert main(command(published, *options, "--force")) == 0
-    assert record.load(path)["accuracy"] == first, "the same set, another accuracy"
-    assert main(command(published, *options[:-4], "--lr", "0.5", *options[-2:])) == 0
-    accuracies = [one["accuracy"]["values"] for one in record.load_all(published / "out")[0]]
-    assert len(accuracies) == 2 and accuracies[0] != accuracies[1], "the learned step size is not used"
-
-
-@pytest.mark.parametrize("protocol", ["common", "vico"])
-def test_test_images_go_through_the_sets_own_preprocessing(
-    published: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def spy(synthetic: Any, benchmark: Any, protocol: Any, **rest: Any) -> tuple[list[float], list[float]]:
-        seen.append((benchmark.test_images, protocol.name))
-        return [0.5], []
-
-    monkeypatch.setattr(cell, "evaluate", spy)
-    assert main(command(published, "--name", "a", "--preprocess", "zca_kornia", "--protocol", protocol)) == 0
-    raw = load_raw("digits", published)
-    ((test_images, name),) = seen
-    expected = fit("zca_kornia", raw.train_images).to("cpu", torch.float32).forward(raw.test_images)
-    assert torch.equal(test_images, expected) and name == protocol
-
-
-def test_the_order_of_the_classes_and_doubts_are_told_and_recorded(
-    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def spy(synthetic: Any, *arguments: Any, **rest: Any) -> tuple[list[float], list[float]]:
-        seen.append(synthetic)
-        return [0.5], []
-
-    monkeypatch.setattr(cell, "evaluate", spy)
-    (published / "order.txt").write_text("\n".join(reversed(NAMES)))
-    options = ["--name", "a", "--preprocess", "zca_kornia"]
-    assert main(command(published, *options)) == 0
-    ours = capsys.readouterr().err
-    assert (
-        "Class order: the numbers in the published files, as in the code of mtt; 0 is '0', 1 is '1', 9 is '9'.\n"
-        in ours
-    )
-    assert "warning" not in ours
-    assert main(command(published, *options, "--class-order", str(published / "order.txt"))) == 0
-    assert "order.txt; 0 is '9', 1 is '8', 9 is '0'." in capsys.readouterr().err
-    plain, reordered = seen
-    assert torch.equal(plain.labels, reordered.labels)
-    assert torch.equal(plain.images.view(10, IPC, *SHAPE).flip(0), reordered.images.view(10, IPC, *SHAPE))
-    first, second = sorted(record.load_all(published / "out")[0], key=lambda one: "class_order" in one["config"])
-    assert second["config"]["class_order"] == list(range(9, -1, -1)), "another order is another cell"
-    assert first["provenance"]["class_order"].startswith("the numbers in the published files")
-    assert "order.txt" in second["provenance"]["class_order"] and second["provenance"]["doubts"] == []
-
-    natural = load_raw("digits", published).train_images[:20].float() / 255
-    mtt(published, images=natural, labels=CLASSES)
-    assert main(command(published, "--name", "raw", "--preprocess", "standardise")) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    (found,) = (one for one in record.load_all(published / "out")[0] if one["cell"]["method"] == "raw")
-    assert len(told) == 1 and "pixels in [0, 1]" in told[0]
-    assert found["provenance"]["doubts"] == [told[0].removeprefix("warning: ")]
-    assert told[0].removeprefix("warning: ") in (published / "out/table.md").read_text()
-
-
-def test_logits_are_another_cell(
-    published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cell, "evaluate", lambda *arguments, **rest: ([0.5], []))
-    torch.save(CENTRED * 12 + 1, published / "labels_best.pt")
-    options = ["--name", "a", "--preprocess", "zca_kornia"]
-    assert main(command(published, *options, "--label-space", "probability")) == 2
-    assert "--label-space logits" in capsys.readouterr().err
-    assert main(command(published, *options, "--label-space", "logits")) == 0
-    assert "probability labels" in capsys.readouterr().err
-    (found,) = record.load_all(published / "out")[0]
-    assert found["config"]["label_space"] == "logits"
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"dataset": 5}, "its dataset is 5"),
-        ({"seed": "a"}, "its seed is 'a'"),
-        ({"seed": 1.5}, "its seed is 1.5"),
-        ({"depth": True}, "its depth is True"),
-        ({"protocol": 3}, "its protocol is 3"),
-        ({"protocol": "zzz"}, "unknown protocol 'zzz'"),
-        ({"network": [1]}, "its network is [1]"),
-        ({"budget": "zzz"}, "unknown budget 'zzz'"),
-    ],
-)
-def test_a_set_of_this_suite_that_says_nonsense_about_itself(
-    values: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    benchmark = digits(tmp_path, "standardise")
-    path = tmp_path / "a.safetensors"
-    about = {"dataset": "digits", "method": "frepo", **values}
-    artifact.save(path, some_set(benchmark), benchmark, network=benchmark.spec, cell=about, config={})
-    assert main([str(path), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    shown = capsys.readouterr().err
-    assert said in shown and shown.startswith("error: ") and shown.count("\n") == 1
-
-
-@pytest.mark.parametrize("method", ["random_real", "frepo"])
-def test_a_set_of_this_suite_gives_the_accuracy_of_its_record(
-    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "release", lambda: None)
-    made = f"--methods {method} --no-random --ipc 2 --seed 3 --networks-evaluated 2 {FAST} --output {tmp_path}"
-    assert run.main(made.split(), launch=cell.run) == 0
-    (path,) = tmp_path.glob("*.safetensors")
-    again = [str(path), "--device", "cpu", "--output", str(tmp_path / "again")]
-    assert main(again) == 0
-    (evaluated,), (distilled,) = record.load_all(tmp_path / "again")[0], record.load_all(tmp_path)[0]
-    assert evaluated["accuracy"] == distilled["accuracy"] and len(evaluated["accuracy"]["values"]) == 2
-    assert evaluated["cell"]["method"] == f"{method}_reevaluated"
-    assert main([*again, "--protocol", "common", "--name", "elsewhere"]) == 0
-    (other,) = (one for one in record.load_all(tmp_path / "again")[0] if one["cell"]["method"] == "elsewhere")
-    assert (other["cell"]["protocol"], other["cell"]["network"]) == ("common", "convnet")
-    assert other["cell"]["preprocess"] == distilled["cell"]["preprocess"]
-    capsys.readouterr()
-    assert main([*again, "--preprocess", "zca_kornia"]) == 2
-    assert "leave out --preprocess" in capsys.readouterr().err
-    assert main([*again, "--class-order", "sorted"]) == 2
-    assert "--class-order means nothing for a set of this suite" in capsys.readouterr().err
-    fingerprint = distilled["cell"]["data_fingerprint"].encode()
-    path.write_bytes(path.read_bytes().replace(fingerprint, fingerprint[::-1]))
-    assert main(again) == 2
-    assert "was made from other images than those of digits" in capsys.readouterr().err
-
-
-def test_a_set_of_this_suite_that_knows_little_about_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Saved by somebody else through `artifact.save`, whose cell may hold anything."""
-    benchmark = digits(tmp_path, "standardise")
-    path = tmp_path / "a.safetensors"
-    artifact.save(path, some_set(benchmark), benchmark, network=benchmark.spec, cell={}, config={})
-    words = [str(path), "--output", str(tmp_path / "out")]
-    for missing, given in (("--dataset", []), ("--name", ["--dataset", "digits"])):
-        assert main([*words, *given]) == 2
-        shown = capsys.readouterr().err
-        assert shown.startswith(f"error: {missing} is missing") and shown.count("\n") == 1
-    fast = "--dataset digits --name by_hand --budget smoke --width 4 --evaluate-steps 2 --device cpu"
-    assert main([*words, *fast.split()]) == 0
-
-
-@pytest.mark.parametrize(
-    ("claimed", "change", "said"),
-    [
-        (1, lambda s: s, "images are float32 (100, 1, 8, 8) on cpu; expected detached float32 (10, 1, 8, 8) on cpu"),
-        (None, lambda s: replace(s, images=s.images[:3], labels=s.labels[:3]), "images are float32 (3, 1, 8, 8) on cp"),
-        (
-            None,
-            lambda s: replace(s, images=s.images[:99], labels=s.labels[:99]),
-            "expected detached float32 (90, 1, 8,",
-        ),
-        (10, lambda s: replace(s, labels=s.labels.roll(1, 0)), "the labels of image 0 name class 9; expected class 0"),
-        (10, lambda s: replace(s, labels=torch.zeros_like(s.labels)), "the same for every class; expected labels"),
-        (10, lambda s: replace(s, label_space="probability"), "expected values from 0 to 1 with sums of 1"),
-        (10, lambda s: replace(s, images=s.images.double(), labels=s.labels.double()), "images are float64 (100, 1, 8"),
-    ],
-    ids=["ipc", "few", "odd", "order", "labels", "space", "dtype"],
-)
-def test_a_set_of_this_suite_that_is_not_whole_is_refused(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    claimed: int | None,
-    change: Callable[[Synthetic], Synthetic],
-    said: str,
-) -> None:
-    benchmark = digits(tmp_path, "standardise")
-    path = tmp_path / "a.safetensors"
-    cells = {} if claimed is None else {"ipc": claimed}
-    artifact.save(path, change(some_set(benchmark)), benchmark, network=benchmark.spec, cell=cells, config={})
-    words = "--dataset digits --name by_hand --budget smoke --width 4 --evaluate-steps 2 --device cpu"
-    assert main([str(path), *words.split(), "--output", str(tmp_path / "out")]) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith(f"error: {path}: ") and shown.count("\n") == 1 and said in shown
-    assert not list((tmp_path / "out").glob("*.json"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("", "no file is given"),
-        ("a.pt --dateset digits", "did you mean --dataset?"),
-        ("a.pt --dataset digits --name a --preprocess zca", "did you mean 'zca_"),
-        ("a.pt --dataset digits --name a --protocol native", "unknown protocol 'native'"),
-        ("a.pt --network convnt", "did you mean 'convnet'?"),
-        ("a.pt --budget cost", "evaluates nothing"),
-        ("a.pt --name mtt", "is a method of this suite"),
-        ("a.pt --lr 0", "--lr must be a positive number"),
-        ("a.pt --label-space soft", "unknown label space"),
-        ("a.pt", "no such file"),
-        ("SET --dataset digits --name a", "--preprocess is missing"),
-        ("SET --preprocess standardise --name a", "--dataset is missing"),
-        ("SET --preprocess standardise --dataset digits", "--name is missing"),
-        ("SET --preprocess standardise --dataset digit --name a", "did you mean 'digits'?"),
-        ("SET --preprocess standardise --dataset digits --name a --lr 1", "--lr means nothing under --protocol common"),
-        ("SET --preprocess standardise --dataset digits --name a --width 0", "--widths must be at least 1"),
-        ("SET --preprocess standardise --dataset digits --name a --experiment 7", "--experiment 7 is not in"),
-        ("SET --preprocess standardise --dataset cifar10 --name a", "cifar10 is not in"),
-        ("SET --preprocess standardise --dataset digits --name a --class-order a.txt", "a.txt: no such file"),
-    ],
-)
-def test_a_bad_command_is_one_line_and_nothing_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, said: str
-) -> None:
-    path = dc(tmp_path / "res.pt")
-    words = arguments.replace("SET", str(path)).split()
-    assert main([*words, "--output", str(tmp_path / "out")] if words else []) == 2
-    shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
-    assert said in shown.err and not list((tmp_path / "out").glob("*"))
-    if "--preprocess is missing" in said:
-        assert all(name in shown.err for name in PREPROCESSINGS)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom harness.evaluate_set import main\nassert main(['--help']) == 0\n"
-        "heavy = {'torch', 'numpy', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
-    )
-    root = Path(__file__).parents[1]
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
-    assert "images_best.pt" in shown and "zca_kornia" in shown

@@ -15,7 +15,7 @@ from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from methods._ntk import kernels
 from methods.checks import tiny_task
-from methods.kip import KIP, KIPConfig, kip_loss, predictor, solved_labels
+from methods.kip import KIP, KIPConfig, kip_loss, solved_labels
 
 
 def method(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> KIP:
@@ -95,6 +95,11 @@ def test_kernels_are_differentiable_also_on_the_diagonal() -> None:
 # --- the loss
 
 
+def predictor(k_ts: Tensor, k_ss: Tensor, ridge: float) -> Tensor:
+    """K_ts (K_ss + λ·(tr K_ss / n)·I)⁻¹, (B, n)."""
+    return k_ts @ torch.linalg.inv(k_ss + ridge * k_ss.trace() / 6 * torch.eye(6, dtype=torch.float64))
+
+
 def gram(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """K_ts, K_ss, Y_s, Y_t of 6 synthetic and ``count`` real images."""
     synthetic, real = draw(6, 8, seed=seed), draw(count, 8, seed=seed + 1)
@@ -104,8 +109,7 @@ def gram(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 def test_the_loss_is_that_of_the_direct_solve() -> None:
     k_ts, k_ss, y_syn, y_real = gram(10)
-    prediction = k_ts @ torch.linalg.inv(k_ss + 0.01 * k_ss.trace() / 6 * torch.eye(6, dtype=torch.float64)) @ y_syn
-    torch.testing.assert_close(predictor(k_ts, k_ss, 0.01) @ y_syn, prediction)
+    prediction = predictor(k_ts, k_ss, 0.01) @ y_syn
     torch.testing.assert_close(kip_loss(k_ts, k_ss, y_syn, y_real, 0.01), ((prediction - y_real) ** 2).sum() / 2 / 30)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.errors import UserError
 from benchmarks.training import train_together
-from methods import mtt
+from methods import _experts, mtt
 from methods._unroll import flatten, minibatches, unroll
 from methods.base import Store
 from methods.checks import tiny_task
@@ -46,7 +46,7 @@ def test_experts_are_whole_trajectories_of_their_own() -> None:
     store: Store = {}
     made = method(store)
     first, second = trajectories(store)
-    assert first.shape == second.shape == (4, len(flatten(made.student)))
+    assert first.shape == second.shape == (4, len(flatten(made.student.parameters())))
     assert not torch.equal(first[0], second[0])
     assert all(not torch.equal(first[t], first[t + 1]) for t in range(3)), "snapshots must not be aliased"
     assert first.untyped_storage().nbytes() == first.nbytes
@@ -63,8 +63,8 @@ def test_an_expert_is_plain_sgd_on_the_real_images() -> None:
         plain: Store = {}
         method(plain, num_experts=1, batch_train=60, dtype=torch.float64)
     (unaugmented,) = trajectories(plain)
-    batches = [(task.images, task.labels)] * 3
-    expected, _ = unroll(made.student, unaugmented[0], batches, torch.tensor(0.1, dtype=torch.float64))
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    expected, _ = unroll(made.student, unaugmented[0], lambda step: (task.images, task.labels), 3, [], lr)
     torch.testing.assert_close(unaugmented[3], expected.detach(), rtol=0, atol=1e-12)
     assert torch.equal(trajectory[0], unaugmented[0])
     assert not torch.allclose(trajectory[3], unaugmented[3], rtol=0, atol=1e-4), "experts see augmented images"
@@ -106,13 +106,15 @@ def test_experts_trained_together_are_those_trained_alone(monkeypatch: pytest.Mo
         groups.append(len(networks))
         train_together(networks, *arguments, **options)
 
-    monkeypatch.setattr(mtt, "train_together", spy)
-    method(together, num_experts=2, experts_at_once=1, dtype=torch.float64)
-    made = method(together, num_experts=5, experts_at_once=2, dtype=torch.float64)  # two are there already
+    monkeypatch.setattr(_experts, "train_together", spy)
+    method(together, num_experts=2, dtype=torch.float64)
+    monkeypatch.setattr(_experts, "CPU_TOGETHER", 2)
+    made = method(together, num_experts=5, dtype=torch.float64)  # two are there already
     assert groups == [1, 1, 2, 1] and together.keys() == alone.keys()
+    size = len(flatten(made.student.parameters()))
     for ours, theirs in zip(trajectories(together), trajectories(alone), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-        assert ours.shape == (4, len(flatten(made.student))) and ours.untyped_storage().nbytes() == ours.nbytes
+        assert ours.shape == (4, size) and ours.untyped_storage().nbytes() == ours.nbytes
 
 
 def test_an_interrupt_leaves_the_experts_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +125,11 @@ def test_an_interrupt_leaves_the_experts_that_are_done(monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         train_together(*arguments, **options)
 
-    monkeypatch.setattr(mtt, "train_together", interrupted)
+    monkeypatch.setattr(_experts, "train_together", interrupted)
+    monkeypatch.setattr(_experts, "CPU_TOGETHER", 2)
     store: Store = {}
     with pytest.raises(KeyboardInterrupt):
-        method(store, num_experts=5, experts_at_once=2)
+        method(store, num_experts=5)
     assert len(store) == 4
 
 
@@ -137,7 +140,7 @@ def test_a_stored_expert_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(mtt, "train_together", refuse)
+    monkeypatch.setattr(_experts, "train_together", refuse)
     method(store)
     with pytest.raises(AssertionError, match="trained"):
         method(store, num_experts=3)
@@ -178,7 +181,7 @@ def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest
         for _ in range(2):  # the expert and its epoch
             torch.randint(1, (), generator=generator)
         batches = [(images[index], made.labels[index]) for index in minibatches(6, 4, 3, generator)]
-        final, _ = unroll(made.student, trajectory[0], batches, lr)
+        final, _ = unroll(made.student, trajectory[0], batches.__getitem__, 3, [], lr)
         loss = mtt.matching_loss(final, trajectory[0], trajectory[1])
         images.grad, lr.grad = torch.autograd.grad(loss, [images, lr])
         optimiser.step()
@@ -214,7 +217,7 @@ def test_the_loss_is_one_for_a_student_that_stays_and_zero_at_the_target() -> No
     made.load_state_dict(before)
     made.store = {name: {"parameters": torch.stack([start, targets[0]])}}
     assert float(made.step()["matching"]) < 1e-25
-    torch.testing.assert_close(made.images, before["images"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(made.images, before["learned"][0], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("rematerialize", [False, True])
@@ -224,19 +227,18 @@ def test_the_meta_gradient_agrees_with_finite_differences(rematerialize: bool) -
     start = made.state_dict()
 
     def loss_at(images: Tensor, lr: Tensor) -> Tensor:
-        made.load_state_dict({**start, "images": images, "lr": lr})
+        made.load_state_dict({**start, "learned": [images, lr]})
         return made.step()["matching"]
 
-    loss_at(start["images"], start["lr"])
-    gradients = start["images"] - made.images, start["lr"] - made.lr  # one update of SGD at a rate of 1
+    first_images, first_lr = start["learned"]
+    loss_at(first_images, first_lr)
+    gradients = first_images - made.images, first_lr - made.lr  # one update of SGD at a rate of 1
     generator = torch.Generator().manual_seed(0)
     h = 1e-7  # ReLU: inner gradients jump at kinks, so the step must be tiny
     for along in range(2):
-        move = [torch.zeros_like(start["images"]), torch.zeros_like(start["lr"])]
+        move = [torch.zeros_like(first_images), torch.zeros_like(first_lr)]
         move[along] = torch.randn(move[along].shape, generator=generator, dtype=torch.float64)
-        ahead, behind = (
-            loss_at(start["images"] + sign * h * move[0], start["lr"] + sign * h * move[1]) for sign in (1, -1)
-        )
+        ahead, behind = (loss_at(first_images + sign * h * move[0], first_lr + sign * h * move[1]) for sign in (1, -1))
         expected = sum((gradient * direction).sum() for gradient, direction in zip(gradients, move, strict=True))
         assert abs(float(expected)) > 1e-4
         torch.testing.assert_close((ahead - behind) / (2 * h), expected, rtol=1e-5, atol=1e-8)
@@ -313,7 +315,6 @@ def test_experts_that_are_too_short_are_refused() -> None:
     [
         {"syn_steps": 0},
         {"num_experts": -1},
-        {"experts_at_once": 0},
         {"batch_syn": 0},
         {"lr_img": -1.0},
         {"lr_lr": float("nan")},
@@ -353,7 +354,6 @@ def test_the_published_settings() -> None:
         "batch_train": 256,
         "steps_per_epoch": None,
         "rematerialize": False,
-        "experts_at_once": None,
     }
 
 
@@ -368,7 +368,8 @@ def test_rematerialised_steps_are_those_of_the_plain_unroll(batch_syn: int | Non
         losses = [made.step()["matching"] for made in (plain, again)]
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
         assert torch.equal(plain.task.generator.get_state(), again.task.generator.get_state())
-    for ours, theirs in zip(plain.velocities, again.velocities, strict=True):
+    for tensor, other in zip(plain.learned, again.learned, strict=True):
+        ours, theirs = (made.optimiser.state[key]["momentum_buffer"] for made, key in ((plain, tensor), (again, other)))
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(plain.images, again.images, rtol=0, atol=1e-10)
     assert not torch.equal(plain.images, method(dtype=torch.float64).images), "they moved"

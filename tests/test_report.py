@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,18 @@ import pytest
 
 from benchmarks.errors import UserError
 from harness import report
-from harness.plan.experiments import Cell
 from harness.records import record
-from harness.records.record import Record
+from harness.records.provenance import provenance as measured_with
+from harness.records.record import Distilled
+from harness.reports import claims
+from harness.reports.groups import IMMATERIAL, grouped
+from harness.reports.tables import rows, tables
+from tests.builders import MIB, TURNED, cost, curve, evaluated, made, saved, turned
 
-CELL = {
-    "method": "frepo",
-    "dataset": "mnist",
-    "ipc": 1,
-    "network": "convnet_doubling",
-    "width": 32,
-    "depth": 3,
-    "norm": "batch",
-    "preprocess": "standardise",
-    "seed": 0,
-    "protocol": "frepo",
-    "budget": "quick",
-    "steps": 1000,
-    "device_kind": "cpu",
-    "dtype": "float32",
-    "data_fingerprint": "0123456789abcdef",
-}
-MIB = 2**20
+__all__ = ["turned"]  # a fixture
 
 
-def made(
-    values: tuple[float, ...] = (0.90, 0.92),
-    *,
-    krr: tuple[float, ...] = (),
-    status: Any = "ok",
-    message: str | None = None,
-    meter: Any = "host_rss",
-    peak: int | None = 100 * MIB,
-    config: dict[str, Any] | None = None,
-    device: str = "A CPU",
-    **cell: Any,
-) -> Record:
-    """A record as a cell writes it."""
-    found = record.new({**CELL, **cell}, config or {}, {"device": device, "torch": "2.13.0", "python": "3.11.7"})
-    found["status"], found["message"] = status, message
-    mean, std = record.summarise(values)
-    found["accuracy"] = {"values": list(values), "mean": mean, "std": std, "krr_values": list(krr), "curve": []}
-    found["cost"]["step_seconds"] = [0.010, 0.030, 0.011]
-    found["cost"]["prepare_seconds"], found["cost"]["distill_seconds"] = 2.0, 30.0
-    found["cost"]["parameters"] = 123456
-    memory = found["cost"]["memory"]
-    memory["meter"] = meter
-    memory["device_bytes" if meter == "nvml" else "host_rss_bytes"] = peak
-    return found
-
-
-def written(records: list[Record], folder: Path) -> str:
+def written(records: Sequence[Distilled], folder: Path) -> str:
     """``table.md`` of ``records``."""
     report.write(records, folder)
     return (folder / "table.md").read_text()
@@ -125,11 +85,10 @@ def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
         {"width": 64},
         {"depth": 2},
         {"preprocess": "zca_frepo"},
-        {"evaluate_steps": 20},
-        {"networks_evaluated": 5},
+        {"evaluation": {"steps": 20}},
+        {"evaluation": {"network": "resnet18"}},
         {"image_size": 16},
         {"dtype": "float64"},
-        {"tf32": True},
         {"data_fingerprint": "fedcba"},
     ],
     ids=lambda other: next(iter(other)),
@@ -156,12 +115,12 @@ def test_no_row_beats_another_that_was_evaluated_otherwise(other: dict[str, Any]
 def test_a_deviation_is_promised_where_there_is_one(
     values: tuple[tuple[float, ...], ...], said: str, tmp_path: Path
 ) -> None:
-    records = [made(numbers, networks_evaluated=len(numbers)) for numbers in values]
+    records = [made(numbers, config={"n": len(numbers)}) for numbers in values]
     assert said + ". " in written(records, tmp_path).splitlines()[0]
 
 
 def test_the_caption_says_what_was_measured_how_and_what_is_missing(tmp_path: Path) -> None:
-    records = [made(), made(ipc=10), made(ipc=10, method="random_real", protocol="vico", evaluate_steps=1000)]
+    records = [made(), made(ipc=10), made(ipc=10, method="random_real", protocol="vico", evaluation={"steps": 1000})]
     caption = written(records, tmp_path).splitlines()[0]
     for part in ("Budget quick", "native", "frepo: frepo", "random_real: vico", "A CPU", "torch 2.13.0", "width 32"):
         assert part in caption
@@ -182,129 +141,148 @@ def test_what_must_not_be_compared_stands_in_tables_apart(other: dict[str, Any],
 
 def test_versions_of_the_protocol_stand_in_tables_apart(tmp_path: Path) -> None:
     old = made()
-    old["protocol_version"] = "0"
+    old.record["protocol_version"] = old.evaluations[0]["protocol_version"] = "0"
     assert written([old, made(seed=1)], tmp_path).count("| method") == 2
 
 
 # What of a record tells rows apart
 
 MEASURED = {
-    *("accuracy.values", "accuracy.mean", "accuracy.std", "accuracy.krr_values", "accuracy.curve"),
-    *(f"cost.{part}_seconds" for part in ("prepare", "warmup", "compile", "distill", "evaluate", "step")),
-    *("cost.joules_per_step", "cost.flops_per_step", "cost.saved_bytes_per_step", "cost.peak_live_bytes"),
-    *("cost.forecast_bytes", "cost.parameters", "cost.parameters_evaluated", "cost.memory.period_seconds"),
-    *(f"cost.memory.{name}_bytes" for name in ("idle", "context", "allocated", "reserved", "device", "host_rss")),
+    *(f"record.cost.{part}_seconds" for part in ("prepare", "warmup", "compile", "distill", "step")),
+    *(f"record.cost.{name}" for name in ("joules_per_step", "flops_per_step", "saved_bytes_per_step", "parameters")),
+    *("record.cost.peak_live_bytes", "record.cost.forecast_bytes", "record.cost.memory.period_seconds"),
+    *(
+        f"record.cost.memory.{name}_bytes"
+        for name in ("idle", "context", "allocated", "reserved", "device", "host_rss")
+    ),
+    *("record.snapshots", "evaluation.values.accuracy", "evaluation.cost.seconds", "evaluation.cost.parameters"),
 }
 MOVES_NOTHING = {
-    "schema": "the form of the file; another is not read",
-    "cell.seed": "what the records of a row differ in",
-    "cell.time_limit_seconds": "stands where the limit struck, and the note of the status says it",
-    "artifact": "the file of the set and its hash",
-    "resolved.lr": "follows from the configuration, the data and the code",
-    **{f"provenance.{name}": reason for name, reason in report.IMMATERIAL.items() if name != "device"},
+    **{f"{part}.schema": "the form of the file; another is not read" for part in ("record", "evaluation")},
+    **{f"{part}.time_limit_seconds": "the note of the status says it" for part in ("record", "evaluation")},
+    **{
+        f"{part}.provenance.{name}": reason
+        for part in ("record", "evaluation")
+        for name, reason in IMMATERIAL.items()
+        if name != "device"
+    },
+    "record.identity": "follows from what was asked",
+    "record.distillation.seed": "what the records of a row differ in",
+    "record.asked.protocol": "the recipe of the evaluation says it",
+    "record.artifact": "where there is none, nothing was evaluated",
+    "record.artifact.name": "the file of the set; its hash tells whether the evaluation asked about it",
+    "record.steps": "a column has them",
+    "record.resolved.lr": "follows from the configuration, the data and the code",
+    "evaluation.identity": "follows from the other fields",
+    "evaluation.seed": "that of the distillation",
+    "evaluation.sets": "the set of the record",
+    "evaluation.config.networks": "n says how many there are",
+    "evaluation.config.networks_at_once": "the cost has how many there were",
 }
 """The reasons why rows need not be told apart by these."""
-OTHER = {"status": "oom", "cost.memory.meter": "nvml", "cost.prepare": "reduced", "accuracy.curve": []}
+OTHER = {
+    **{"record.status": "oom", "record.cost.memory.meter": "nvml", "record.cost.prepare": "reduced"},
+    **{"evaluation.status": "oom", "evaluation.sets": None},
+}
 
 
-def whole_record(budget: str) -> Record:
-    """A record in which everything has a value that may have one."""
-    cell = {
-        **{field.name: 1 for field in dataclasses.fields(Cell)},
-        **{**CELL, "budget": budget, "time_limit_seconds": 60.0, "seconds": None, "seed": 0},
-    }
-    provenance = record.provenance("a command", device="A CPU", fingerprint="abc") | {
+def whole(budget: str) -> Distilled:
+    """A distillation in which everything has a value that may have one; its evaluation as well, except for costs."""
+    provenance = measured_with("a command", device="A CPU", fingerprint="abc") | {
         **{"commit": "abc", "dirty": False, "threads": 1, "cuda": "13.0", "driver": "580.1", "platform": "Linux"},
         **{
             "environment": {"OMP_WAIT_POLICY": "passive"},
             "files": [{"name": "a", "sha256": "b"}],
             "class_order": "sorted names of class folders",
             "doubts": ["The images are odd."],
-            "convolutions": "torch",
         },
     }
-    found = record.new(cell, {"lr": 0.1}, provenance)
-    found["status"], found["message"], found["resolved"] = "ok", None, {"lr": 0.1}
-    found["accuracy"] |= {"values": [0.5, 0.7], "mean": 0.6, "std": 0.1, "krr_values": [0.4]}
-    cost: Any = found["cost"]
-    for part in (cost, cost["memory"]):
+    fields: dict[str, Any] = {"seconds": None, "image_size": 1, "tf32": False, "memory_limit_bytes": 1, "curve_points": 1}
+    distilled = made((), budget=budget, config={"lr": 0.1}, **fields)
+    written = distilled.record
+    written["provenance"], written["resolved"], written["time_limit_seconds"] = provenance, {"lr": 0.1}, 60.0
+    costs: Any = written["cost"]
+    for part in (costs, costs["memory"]):
         part |= {name: 2 for name, value in part.items() if value is None and name not in record.WORDS}
-    cost |= {"step_seconds": [0.5, 0.7], "prepare_cached": 0}
-    cost["memory"]["meter"] = "host_rss"
-    return found
+    costs |= {"step_seconds": [0.5, 0.7], "prepare_cached": 0}
+    return distilled if budget == "cost" else evaluated(distilled, {"accuracy": [0.5, 0.7]}, provenance=provenance)
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     """(path, value) of everything in a record that is no object."""
     for name, part in value.items():
         if isinstance(part, dict) and part:
-            yield from leaves(part, f"{path}{name}.")
+            yield from leaves(part, f"{path}.{name}")
         else:
-            yield path + name, part
+            yield f"{path}.{name}", part
 
 
-def uncovered(base: Record) -> list[str]:
-    """The paths in ``base`` that may differ between the records of a row without anyone being told."""
+def parts(distilled: Distilled) -> dict[str, Any]:
+    return dict(zip(("record", "evaluation"), (distilled.record, *distilled.evaluations), strict=False))
 
-    def told(records: list[Record]) -> tuple[int, list[tuple[str, tuple[str, ...]]]]:
-        groups = report.grouped(records)
-        return len(groups), [(table.caption, table.notes) for table in report.tabulate_all(groups)]
+
+def uncovered(base: Distilled, ending: str = "") -> list[str]:
+    """The paths in ``base`` with that ending that may differ between the records of a row without anyone being told."""
+
+    def told(*distilled: Distilled) -> tuple[int, list[tuple[str, tuple[str, ...], Any]]]:
+        groups = grouped(distilled)
+        return len(groups), [(table.caption, table.notes, table.columns) for table in tables(groups)]
 
     same = copy.deepcopy(base)
-    same["cell"]["seed"] = 1
+    same.record["distillation"]["seed"] = 1
     paths = []
-    for path, value in leaves(base):
-        other: Any = copy.deepcopy(same)
-        *folders, name = path.split(".")
-        part = functools.reduce(dict.__getitem__, folders, other)
+    for path, value in (
+        leaf for name, part in parts(base).items() for leaf in leaves(part, name) if leaf[0].endswith(ending)
+    ):
+        other = copy.deepcopy(same)
+        part, *folders, name = path.split(".")
+        place = functools.reduce(dict.__getitem__, folders, parts(other)[part])
         if path in OTHER:
-            part[name] = OTHER[path]
+            place[name] = OTHER[path] or value
         elif isinstance(value, (bool, type(None))):
-            part[name] = "another" if value is None else not value
+            place[name] = "another" if value is None else not value
         else:
-            part[name] = value * 2 if isinstance(value, (str, list)) else value + 1
-        if told([base, other]) == told([base, same]) and path not in MEASURED | MOVES_NOTHING.keys():
+            place[name] = value * 2 if isinstance(value, (str, list)) else value + 1
+        if told(base, other) == told(base, same) and path not in MEASURED | MOVES_NOTHING.keys():
             paths.append(path)
     return paths
 
 
 @pytest.mark.parametrize("budget", ["quick", "cost"])
 def test_everything_that_can_move_a_number_tells_rows_apart_or_is_said(budget: str) -> None:
-    base = whole_record(budget)
-    assert uncovered(base) == []
-    assert MEASURED | MOVES_NOTHING.keys() <= dict(leaves(base)).keys(), "no field that is not there"
+    assert uncovered(whole(budget)) == []
+
+
+def test_no_field_is_listed_that_is_not_there() -> None:
+    all_parts = [pair for budget in ("quick", "cost") for pair in parts(whole(budget)).items()]
+    assert MEASURED | MOVES_NOTHING.keys() <= {path for name, part in all_parts for path, _ in leaves(part, name)}
 
 
 @pytest.mark.parametrize(
-    ("part", "hidden"),
-    [("", True), ("cost", True), ("memory", True), ("accuracy", True), ("cell", False), ("provenance", False)],
+    ("place", "hidden"),
+    [
+        *(("record", True), ("record.cost", True), ("record.cost.memory", True), ("evaluation", True)),
+        *(("record.distillation", False), ("record.provenance", False), ("evaluation.provenance", False)),
+        *(("evaluation.config", False), ("record.config", False)),
+    ],
 )
-def test_a_new_field_is_covered_or_found(part: str, hidden: bool) -> None:
-    """New fields of cell and provenance tell rows apart; others must be listed by hand."""
-    base: Any = whole_record("quick")
-    {"": base, "memory": base["cost"]["memory"]}.get(part, base.get(part))["brand_new"] = 3
-    path = {"": "", "memory": "cost.memory."}.get(part, f"{part}.") + "brand_new"
-    assert uncovered(base) == [path] * hidden
+def test_a_new_field_is_covered_or_seen(place: str, hidden: bool) -> None:
+    """New fields of what was asked and of the provenance tell rows apart; others must be listed by hand."""
+    base = whole("quick")
+    part, *folders = place.split(".")
+    functools.reduce(dict.__getitem__, folders, parts(base)[part])["brand_new"] = 3
+    assert uncovered(base, "brand_new") == [f"{place}.brand_new"] * hidden
 
 
 def test_the_provenance_has_no_name_of_the_cell() -> None:
-    names = {*whole_record("quick")["provenance"]} - {"data_fingerprint"}
-    assert not names & {field.name for field in dataclasses.fields(Cell)}
-
-
-def test_seconds_of_other_convolutions_are_not_pooled(tmp_path: Path) -> None:
-    """Two seeds of a record of an earlier version, one with a kernel that there is no more."""
-    records = [cost(seconds=0.16), cost(seconds=0.33, seed=1)]
-    records[0]["provenance"]["convolutions"], records[1]["provenance"]["convolutions"] = "winograd.c", "torch"
-    text = written(records, tmp_path)
-    rows = zip(column(text, "setting"), column(text, "s/iteration (median)"), strict=True)
-    assert sorted(rows) == [("convolutions=torch", "0.33"), ("convolutions=winograd.c", "0.16")]
+    names = {*whole("quick").record["provenance"]} - {"data_fingerprint"}
+    assert not names & whole("quick").record["distillation"].keys()
 
 
 def test_what_numbers_were_measured_with_is_in_the_setting_where_it_differs(tmp_path: Path) -> None:
     records = [cost(), cost("mtt")]
-    for one, policy in zip(records, ("passive", "active"), strict=True):
-        one["provenance"]["environment"] = {"OMP_WAIT_POLICY": policy}
+    for each, policy in zip(records, ("passive", "active"), strict=True):
+        each.record["provenance"]["environment"] = {"OMP_WAIT_POLICY": policy}
     text = written(records, tmp_path)
     assert column(text, "setting") == ["OMP_WAIT_POLICY=passive", "OMP_WAIT_POLICY=active"]
     assert "OMP_WAIT_POLICY active, passive" in text.splitlines()[0]
@@ -313,10 +291,10 @@ def test_what_numbers_were_measured_with_is_in_the_setting_where_it_differs(tmp_
 
 def test_commits_are_listed_and_changes_that_were_not_committed(tmp_path: Path) -> None:
     records = [made(), made(seed=1), made(seed=2)]
-    for one, commit, dirty in zip(
+    for each, commit, dirty in zip(
         records, ("abcdef0123", "fedcba9876", "fedcba9876"), (False, False, True), strict=True
     ):
-        one["provenance"] |= {"commit": commit, "dirty": dirty}
+        each.record["provenance"] |= {"commit": commit, "dirty": dirty}
     text = written(records, tmp_path)
     assert column(text, "n") == ["2 × 3"]
     assert "commits abcdef01, fedcba98, fedcba98 with uncommitted changes" in text.splitlines()[0]
@@ -326,13 +304,13 @@ def test_commits_are_listed_and_changes_that_were_not_committed(tmp_path: Path) 
 def test_a_killed_cell_is_a_mark_in_the_row_that_it_does_not_contradict(tmp_path: Path) -> None:
     """The process that was killed noted nothing, so its record knows neither meter nor environment."""
     killed = made((), status="oom", meter=None, peak=None, seed=2)
-    killed["cost"]["step_seconds"] = []
+    killed.record["cost"]["step_seconds"] = []
     records = [made(), made(seed=1)]
-    for one in records:
-        one["provenance"]["environment"] = {"A": "1"}
+    for each in records:
+        each.record["provenance"]["environment"] = {"A": "1"}
     for order in ([*records, killed], [killed, *records]):
         assert column(written(order, tmp_path), "accuracy (%)") == ["91.0 ± 1.2 (oom 1 of 3)"]
-    records[1]["provenance"]["environment"] = {"A": "2"}
+    records[1].record["provenance"]["environment"] = {"A": "2"}
     shown = column(written([*records, killed], tmp_path), "accuracy (%)")
     assert sorted(text.strip("*") for text in shown) == ["91.0 ± 1.4", "91.0 ± 1.4", "oom"], (
         "of two kinds it is of neither"
@@ -342,8 +320,8 @@ def test_a_killed_cell_is_a_mark_in_the_row_that_it_does_not_contradict(tmp_path
 @pytest.mark.parametrize("other", [{"meter": "nvml"}, {"device": "B"}], ids=lambda other: next(iter(other)))
 def test_two_meters_and_two_devices_never_share_a_row(other: dict[str, Any], tmp_path: Path) -> None:
     records = [cost(seconds=0.1), cost(seconds=0.3, seed=1, peak=200 * MIB, **other)]
-    for one, joules in zip(records, (1.0, 9.0), strict=True):
-        one["cost"]["joules_per_step"] = joules
+    for each, joules in zip(records, (1.0, 9.0), strict=True):
+        each.record["cost"]["joules_per_step"] = joules
     report.write(records, tmp_path)
     table = pd.read_csv(tmp_path / "table.csv").sort_values("step_seconds_median")
     assert list(table["step_seconds_median"]) == [0.1, 0.3] and list(table["joules_per_step"]) == [1.0, 9.0]
@@ -357,8 +335,10 @@ def test_another_setting_is_another_row_that_says_so(tmp_path: Path) -> None:
 
 
 def test_steps_that_a_time_budget_gave_do_not_part_the_seeds(tmp_path: Path) -> None:
-    text = written([made(seconds=60.0, steps=812), made(seconds=60.0, steps=830, seed=1)], tmp_path)
-    assert column(text, "steps") == ["812–830"]
+    records = [made(seconds=60.0, steps=None, seed=seed) for seed in (0, 1)]
+    for each, steps in zip(records, (812, 830), strict=True):
+        each.record["steps"] = steps
+    assert column(written(records, tmp_path), "steps") == ["812–830"]
 
 
 def test_meters_never_share_a_column(tmp_path: Path) -> None:
@@ -393,10 +373,10 @@ def test_what_did_not_end_well_is_a_mark_and_a_note(status: str, tmp_path: Path)
 def test_no_control_character_reaches_a_table(place: str, tmp_path: Path) -> None:
     nasty, shown = "a\n|b\x1b[31m\r\u202e\udcff\x00", r"a\n|b\x1b[31m\r\u202e\udcff\x00"
     records = [made(), made()]
-    records[0]["config"] = {"x": nasty} if place == "config" else {}
-    records[0]["message"] = nasty if place == "message" else None
+    records[0].record["config"] = {"x": nasty} if place == "config" else {}
+    records[0].record["message"] = nasty if place == "message" else None
     if place in ("dataset", "method"):
-        records[0]["cell"][place] = nasty
+        records[0].record["distillation"][place] = nasty
     report.write(records, tmp_path)
     texts = {ending: (tmp_path / f"table.{ending}").read_bytes().decode() for ending in ("md", "tex", "csv")}
     texts["screen"] = report.show(records)
@@ -453,16 +433,30 @@ def test_latex_compiles(tmp_path: Path) -> None:
 
 
 def test_the_command_makes_the_tables_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record.write(made(), tmp_path / "a.json")
+    saved(tmp_path / "deep" / "deeper", made())
     assert report.main([str(tmp_path)]) == 0
     assert "frepo" in capsys.readouterr().out
     before = (tmp_path / "table.md").read_bytes()
-    (tmp_path / "b.json").write_text("{")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "record.json").write_text("{")
     assert report.main([str(tmp_path)]) == 1  # the good record is shown, the damaged one is named
     shown = capsys.readouterr()
-    assert "b.json" in shown.err
+    assert "b/record.json" in shown.err
     assert "frepo" in shown.out
     assert (tmp_path / "table.md").read_bytes() == before
+
+
+def test_folders_are_read_once_and_the_tables_are_in_the_first_or_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "a" / "deep", made())
+    saved(tmp_path / "b", made(seed=1))
+    arguments = [str(tmp_path / name) for name in ("a", "b", "a/deep")]
+    (tmp_path / "c").mkdir()
+    for output, options in (("a", []), ("c", ["--output", str(tmp_path / "c")])):
+        assert report.main([*arguments, *options]) == 0
+        assert list(pd.read_csv(tmp_path / output / "table.csv")["seeds"]) == ["0 1"]
+    assert "2 × 2" in capsys.readouterr().out and not (tmp_path / "b" / "table.csv").exists()
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])
@@ -473,7 +467,7 @@ def test_no_records_is_a_line_and_status_2(folder: str, tmp_path: Path, capsys: 
         report.write([], tmp_path)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [([], "no folder is given"), (["a", "b"], "unknown argument 'b'")])
+@pytest.mark.parametrize(("arguments", "said"), [([], "no folder is given"), (["a", "--b"], "unknown argument '--b'")])
 def test_a_bad_command_is_a_line_and_status_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -490,31 +484,139 @@ def test_records_are_not_changed(tmp_path: Path) -> None:
 
 
 def test_reported_numbers_are_fractions_with_a_source() -> None:
-    entries = report._reported()["entries"]
+    entries = claims.reported()["entries"]
     assert len({(e["method"], e["dataset"], e["ipc"], e["source"]) for e in entries}) == len(entries)
     for entry in entries:
         assert 0 < entry["accuracy"] < 1
-        assert entry["source"] in report.sources()
+        assert entry["source"] in claims.reported()["sources"]
         assert not entry["rerun"] or entry["source"] == "frepo-table1"
+
+
+# What evaluations say
+
+
+def test_two_recipes_are_two_rows_and_a_failed_seed_is_in_both(tmp_path: Path) -> None:
+    twice = [evaluated(made(seed=seed), {"accuracy": [0.5, 0.6]}, steps=20) for seed in (0, 1)]
+    text = written([*twice, made((), status="oom", seed=2)], tmp_path)
+    shown = zip(*(column(text, title) for title in ("setting", "accuracy (%)", "n")), strict=True)
+    assert list(shown) == [
+        ("evaluation.steps=20", "55.0 ± 5.8 (oom 1 of 3)", "2 × 2"),
+        ("evaluation.steps=None", "91.0 ± 1.2 (oom 1 of 3)", "2 × 2"),
+    ]
+    assert text.count("oom: frepo on mnist") == 1
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert sorted(table["accuracy_mean"]) == pytest.approx([0.55, 0.91])
+    assert list(table["evaluate_seconds_mean"]) == [7.0] * 2 and list(table["parameters_evaluated"]) == [654321] * 2
+
+
+def test_a_set_evaluated_by_the_common_protocol_stands_in_both_tables(tmp_path: Path) -> None:
+    both = evaluated(made(), {"accuracy": [0.5]}, protocol="common")
+    text = written([both, made((), method="mtt"), made((), method="dm", protocol="common")], tmp_path)
+    assert [line.split(".")[1] for line in text.splitlines() if line.startswith("Budget")] == [
+        " Protocol common, version 2",
+        " Protocol native, version 2 (frepo: frepo, mtt: mtt)",
+    ]
+    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == [
+        *("method", "dm", "frepo"),
+        *("method", "frepo", "mtt"),
+    ]
+
+
+def test_counts_of_networks_do_not_part_seeds(tmp_path: Path) -> None:
+    records = [made((0.5, 0.6), evaluation={"networks": 2}), made((0.7,), seed=1, evaluation={"networks": 1})]
+    assert column(written(records, tmp_path), "n") == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "setting"),
+    [
+        ({"provenance": {"device": "Another CPU", "torch": "2.13.0"}}, "evaluation.device=Another CPU"),
+        ({"provenance": {"device": "A CPU", "torch": "2.14.0"}}, "evaluation.torch=2.14.0"),
+        ({"tf32": True}, "evaluation.tf32=True"),
+    ],
+)
+def test_what_an_evaluation_was_measured_with_tells_rows_apart(
+    change: dict[str, Any], setting: str, tmp_path: Path
+) -> None:
+    records = [made(), evaluated(made((), seed=1), {"accuracy": [0.5]}, protocol="frepo", **change)]
+    text = written(records, tmp_path)
+    assert sorted(column(text, "n")) == ["1 × 1", "2 × 1"] and setting in column(text, "setting")
+    assert "**" not in text or "tf32" not in change
+
+
+def test_an_evaluation_of_a_set_that_was_distilled_again_is_left_out(tmp_path: Path) -> None:
+    again = made()
+    again.record["artifact"] = {"name": record.SET, "sha256": "another"}
+    assert "accuracy (%)" not in cells(written([again], tmp_path))[0]
+
+
+@pytest.mark.usefixtures("turned")
+def test_another_evaluation_has_columns_beside_the_accuracy(tmp_path: Path) -> None:
+    values = {"turned": [0.25, 0.75], "loss": [1.25, 1.75], "kept": [0.9, 0.5]}
+    records = [
+        evaluated(each, values, "turned", config={**TURNED, "networks": networks})
+        for each, networks in ((made(), 2), (made(seed=1), 9))
+    ]
+    text = written([*records, made(method="dm")], tmp_path)
+    assert column(text, "accuracy on turned images (%)") == ["–", "50.0 ± 28.9"]
+    assert column(text, "loss") == ["–", "1.5 ± 0.29"] and column(text, "kept (%)") == ["–", "50.0 ± 0.0"]
+    row = pd.read_csv(tmp_path / "table.csv").query("method == 'frepo'").iloc[0]
+    assert (row["turned.turned_mean"], row["turned.turned_n"], row["turned.kept_n"]) == (0.5, 4, 2)
+
+
+@pytest.mark.usefixtures("turned")
+def test_settings_of_an_evaluation_that_differ_are_in_the_title(tmp_path: Path) -> None:
+    each = made()
+    for turns in (1, 2):
+        each = evaluated(each, {"turned": [turns / 10]}, "turned", config={**TURNED, "quarter_turns": turns})
+    text = written([each], tmp_path)
+    assert column(text, "accuracy on turned images (%), quarter_turns=1") == ["10.0"]
+    assert column(text, "accuracy on turned images (%), quarter_turns=2") == ["20.0"]
+    assert pd.read_csv(tmp_path / "table.csv")["turned[quarter_turns=2].turned_mean"][0] == 0.2
+
+
+@pytest.mark.usefixtures("turned")
+def test_an_evaluation_joins_the_rows_of_its_recipe_or_all_or_has_its_own(tmp_path: Path) -> None:
+    each = evaluated(made(), {"accuracy": [0.5]}, protocol="vico")
+    for protocol in ("frepo", "kip"):
+        each = evaluated(each, {"turned": [0.2]}, "turned", config={**TURNED, "protocol": protocol})
+    each = evaluated(each, {"leak": [0.25]}, "attack", config={"shadows": 3})
+    text = written([each], tmp_path)
+    titles = ("accuracy (%)", "accuracy on turned images (%)", "attack.leak")
+    shown = set(zip(*(column(text, title) for title in titles), strict=True))
+    assert shown == {("91.0 ± 1.4", "20.0", "0.25"), ("–", "20.0", "0.25"), ("50.0", "–", "0.25")}
+
+
+@pytest.mark.usefixtures("turned")
+def test_a_failed_evaluation_is_a_mark_and_a_note(tmp_path: Path) -> None:
+    each = evaluated(made(), {}, "turned", status="diverged", message="no\nway", config=TURNED)
+    text = written([evaluated(each, {}, "unknown", status="oom", message="full", config={})], tmp_path)
+    assert column(text, "accuracy on turned images (%)") == ["diverged"] and column(text, "unknown") == ["oom"]
+    assert column(text, "accuracy (%)") == ["91.0 ± 1.4"]
+    assert "diverged: turned of frepo on mnist, ipc 1, width 32, seed 0: no way" in text
+    accuracy = evaluated(made((), seed=1), {}, status="oom", message="full", protocol="frepo")
+    text = written([made(), accuracy], tmp_path)
+    assert column(text, "accuracy (%)") == ["91.0 ± 1.4 (oom 1 of 2)"] and "oom: accuracy of frepo on mnist" in text
+
+
+def test_networks_trained_on_all_real_images_are_the_last_row_and_never_bold(tmp_path: Path) -> None:
+    ceiling = made((0.99,), method="whole_data", ipc=0, steps=None)
+    records = [ceiling, made((0.9,)), made((0.8,), method="mtt"), made((0.7,), ipc=50), made((0.9,), dataset="digits")]
+    text = written(records, tmp_path)
+    shown = zip(*(column(text, title) for title in ("data set", "ipc", "accuracy (%)")), strict=True)
+    assert list(shown) == [
+        ("digits", "1", "90.0"),
+        *(("mnist", "1", "**90.0**"), ("mnist", "1", "80.0"), ("mnist", "50", "70.0"), ("mnist", "all", "99.0")),
+    ]
+    assert "ipc all: networks trained on all real images" in text and "random_real on mnist at ipc all" not in text
 
 
 # Costs
 
 
-def cost(
-    method: str = "frepo", seconds: float = 0.1, peak: int | None = 100 * MIB, live: int = 50, **cell: Any
-) -> Record:
-    """A cost cell of a sweep."""
-    settings = {"budget": "cost", "protocol": {"frepo": "frepo", "mtt": "mtt"}.get(method, "vico"), **cell}
-    found = made((), method=method, peak=peak, **settings)
-    found["cost"]["step_seconds"] = [seconds] * 3 if found["status"] == "ok" else []
-    found["cost"]["peak_live_bytes"] = live * MIB
-    return found
-
-
 def test_a_table_of_costs_has_ratios_and_no_accuracies(tmp_path: Path) -> None:
     records = [cost(), cost("mtt", 1.2, 1000 * MIB, 400), cost(width=64), cost("mtt", 30.0, 200 * MIB, width=64)]
-    records[1]["cost"]["prepare"] = "reduced"
+    records[1].record["cost"]["prepare"] = "reduced"
     text = written(records, tmp_path)
     assert not {"accuracy (%)", "n", "KRR accuracy (%)"} & set(cells(text)[0]) and "reported" not in text
     assert column(text, "s/iteration (median) ÷ frepo") == ["1.0×", "12.0×", "1.0×", "300×"]
@@ -535,8 +637,8 @@ def test_ratios_are_of_the_same_setting_or_none(other: dict[str, Any], tmp_path:
 
 def test_seconds_on_more_threads_are_other_seconds(tmp_path: Path) -> None:
     records = [cost(), cost(seed=1, seconds=0.05), cost("mtt", 1.2)]
-    for one, count in zip(records, (1, 2, 1), strict=True):
-        one["provenance"]["threads"] = count
+    for each, count in zip(records, (1, 2, 1), strict=True):
+        each.record["provenance"]["threads"] = count
     text = written(records, tmp_path)
     rows = zip(column(text, "setting"), column(text, "s/iteration (median)"), strict=True)
     assert list(rows) == [("threads=1", "0.1"), ("threads=2", "0.05"), ("threads=1", "1.2")]
@@ -551,24 +653,17 @@ def test_meters_are_never_divided_by_each_other(tmp_path: Path) -> None:
 
 def test_live_tensors_below_a_mebibyte_are_no_zero(tmp_path: Path) -> None:
     records = [cost(), cost("mtt")]
-    for one, live in zip(records, (3 * 2**10, 12 * 2**10), strict=True):
-        one["cost"]["peak_live_bytes"] = live
+    for each, live in zip(records, (3 * 2**10, 12 * 2**10), strict=True):
+        each.record["cost"]["peak_live_bytes"] = live
     text = written(records, tmp_path)
     assert column(text, "peak of live tensors (MiB)") == ["0.0029", "0.012"]
     assert column(text, "live tensors ÷ frepo") == ["1.0×", "4.0×"]
 
 
-@pytest.mark.parametrize(
-    ("mebibytes", "shown"), [(0, "0"), (0.5, "0.5"), (9.94, "9.9"), (9.97, "10"), (99.6, "100"), (2000, "2,000")]
-)
-def test_mebibytes_have_two_digits_or_all_before_the_point(mebibytes: float, shown: str) -> None:
-    assert report._mebibytes(mebibytes * MIB) == shown
-
-
 def test_the_ratio_of_operations_stands_beside_that_of_times(tmp_path: Path) -> None:
     records = [cost(), cost("mtt", 1.2), cost("dm", 0.2)]
-    for one, operations in zip(records, (2e9, 20e9, None), strict=True):
-        one["cost"]["flops_per_step"] = operations
+    for each, operations in zip(records, (2e9, 20e9, None), strict=True):
+        each.record["cost"]["flops_per_step"] = operations
     text = written(records, tmp_path)
     header = cells(text)[0]
     assert header.index("operations ÷ frepo") == header.index("s/iteration (median) ÷ frepo") + 1
@@ -581,18 +676,18 @@ def test_the_ratio_of_operations_stands_beside_that_of_times(tmp_path: Path) -> 
 
 
 def test_rare_expensive_steps_show_in_the_mean(tmp_path: Path) -> None:
-    one = cost()
-    one["cost"]["step_seconds"] = [0.1, 0.1, 0.1, 0.5]
-    text = written([one], tmp_path)
+    each = cost()
+    each.record["cost"]["step_seconds"] = [0.1, 0.1, 0.1, 0.5]
+    text = written([each], tmp_path)
     assert column(text, "s/iteration (median)") == ["0.1"] and column(text, "s/iteration (mean)") == ["0.2"]
 
 
 def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None:
-    one = cost(meter="nvml")
-    one["cost"]["memory"]["missing"] = "the driver is too old"
-    one["cost"]["memory"]["busy"] = "2 other processes on the GPU"
-    one["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
-    text = written([one], tmp_path)
+    each = cost(meter="nvml")
+    each.record["cost"]["memory"]["missing"] = "the driver is too old"
+    each.record["cost"]["memory"]["busy"] = "2 other processes on the GPU"
+    each.record["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
+    text = written([each], tmp_path)
     assert "Other work on the device: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
     assert "No peak by NVML, or not of all the time: frepo on mnist, ipc 1, width 32, seed 0: the driver" in text
     assert "torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1" in text
@@ -600,12 +695,35 @@ def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None
 
 def test_what_torch_allocated_stands_beside_nvml_with_a_ratio_of_its_own(tmp_path: Path) -> None:
     records = [cost(meter="nvml", peak=500 * MIB), cost("mtt", 0.2, 1000 * MIB, meter="nvml")]
-    for one, allocated in zip(records, (50, 400), strict=True):
-        one["cost"]["memory"]["allocated_bytes"] = allocated * MIB
+    for each, allocated in zip(records, (50, 400), strict=True):
+        each.record["cost"]["memory"]["allocated_bytes"] = allocated * MIB
     text = written(records, tmp_path)
     assert column(text, "peak GPU memory, NVML (MiB)") == ["500", "1,000"]
     assert column(text, "peak GPU memory, allocated by torch (MiB)") == ["50", "400"]
     assert (column(text, "memory ÷ frepo")[1], column(text, "allocated ÷ frepo")[1]) == ("2.0×", "8.0×")
+
+
+def test_operations_per_second_are_those_of_the_median_iteration(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt", status="oom")]
+    for each in records:
+        each.record["cost"]["flops_per_step"] = 2e9
+    assert column(written(records, tmp_path), "GFLOP/s") == ["20", "–"]
+    assert pd.read_csv(tmp_path / "table.csv")["flops_per_second"][0] == pytest.approx(2e10)
+
+
+def test_steps_by_turns_are_rows_of_their_own_with_ratios_of_their_own(tmp_path: Path) -> None:
+    records = [cost(), cost("mtt", 1.2), cost(seconds=0.2), cost("mtt", 2.0)]
+    for each in records[2:]:
+        each.record["cost"]["interleaved"] = "frepo, mtt"
+    text = written(records, tmp_path)
+    titles = ("method", "setting", "s/iteration (median) ÷ frepo")
+    assert sorted(zip(*(column(text, title) for title in titles), strict=True)) == [
+        ("frepo", "interleaved=frepo, mtt", "1.0×"),
+        ("frepo", "–", "1.0×"),
+        ("mtt", "interleaved=frepo, mtt", "10.0×"),
+        ("mtt", "–", "12.0×"),
+    ]
+    assert "Steps taken by turns in one process: frepo, mtt" in text
 
 
 def test_a_cost_that_was_not_measured_is_a_mark(tmp_path: Path) -> None:
@@ -618,50 +736,39 @@ def test_a_cost_that_was_not_measured_is_a_mark(tmp_path: Path) -> None:
 # The paper's claims
 
 
-def curve(method: str, points: list[tuple[float, float]], prepare: float = 0.0, **cell: Any) -> Record:
-    """A cell of an accuracy experiment, with a curve of (seconds, accuracy)."""
-    found = made((points[-1][1],), method=method, protocol="common", **cell)
-    found["accuracy"]["curve"] = [
-        {"step": i, "seconds": seconds, "values": [value]} for i, (seconds, value) in enumerate(points, start=1)
-    ]
-    found["cost"]["prepare_seconds"] = prepare
-    return found
-
-
 def test_the_time_to_an_accuracy_is_interpolated_in_the_logarithm() -> None:
-    (group,) = report.grouped([curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.3), (400.0, 0.6)])])
-    assert report.time_to(group.curve, 0.3) == (pytest.approx(10.0), False)
-    assert report.time_to(group.curve, 0.4) == (pytest.approx(100.0), False)
-    assert report.time_to(group.curve, 0.2) == (1.0, True)  # earlier was not measured
-    assert report.time_to(group.curve, 0.61) is None
+    (group,) = grouped([curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.3), (400.0, 0.6)])])
+    assert claims.time_to(group.curve, 0.3) == (pytest.approx(10.0), False)
+    assert claims.time_to(group.curve, 0.4) == (pytest.approx(100.0), False)
+    assert claims.time_to(group.curve, 0.2) == (1.0, True)  # earlier was not measured
+    assert claims.time_to(group.curve, 0.61) is None
 
 
 def test_the_time_to_92_percent_of_the_final_accuracy() -> None:
     """It may come before the end, and again be lost: the first time counts."""
-    (group,) = report.grouped([curve("frepo", [(1.0, 0.23), (100.0, 0.69), (200.0, 0.3), (400.0, 0.5)])])
-    assert report.time_to_share(group) == (pytest.approx(10.0), False)  # 0.46 is half way in the logarithm
-    assert report.time_to_share(group, 1.0) == (pytest.approx(100.0 ** (27 / 46)), False)
-    row = report.raw(group)
+    (group,) = grouped([curve("frepo", [(1.0, 0.23), (100.0, 0.69), (200.0, 0.3), (400.0, 0.5)])])
+    assert claims.time_to_share(group) == (pytest.approx(10.0), False)  # 0.46 is half way in the logarithm
+    assert claims.time_to_share(group, 1.0) == (pytest.approx(100.0 ** (27 / 46)), False)
+    row = rows([group])[0]
     assert row["seconds_to_92_percent_of_final_accuracy"] == pytest.approx(10.0)
     assert row["seconds_to_92_percent_are_upper_bound"] is False
-    (without,) = report.grouped([made((0.5,))])
-    assert report.time_to_share(without) is None
-    assert report.raw(without)["seconds_to_92_percent_of_final_accuracy"] is None
-    (flat,) = report.grouped([curve("frepo", [(3.0, 0.5), (9.0, 0.5)])])
-    assert report.time_to_share(flat) == (3.0, True)
+    (without,) = grouped([made((0.5,))])
+    assert claims.time_to_share(without) is None
+    assert rows([without])[0]["seconds_to_92_percent_of_final_accuracy"] is None
+    (flat,) = grouped([curve("frepo", [(3.0, 0.5), (9.0, 0.5)])])
+    assert claims.time_to_share(flat) == (3.0, True)
 
 
 def test_seeds_share_a_curve_counted_from_its_end() -> None:
-    short = curve("frepo", [(4.0, 0.4), (16.0, 0.6)], seconds=16.0, seed=1)
-    (group,) = report.grouped([curve("frepo", [(1.0, 0.1), (2.0, 0.2), (8.0, 0.4)], seconds=16.0), short])
+    short = curve("frepo", [(4.0, 0.4), (16.0, 0.6)], steps=None, seed=1)
+    (group,) = grouped([curve("frepo", [(1.0, 0.1), (2.0, 0.2), (8.0, 0.4)], steps=None), short])
     assert [(point.seconds, point.values) for point in group.curve] == [(3.0, (0.2, 0.4)), (12.0, (0.4, 0.6))]
 
 
 def test_a_point_that_one_seed_lacks_does_not_shift_the_others() -> None:
-    points = [(1.0, 0.1), (10.0, 0.3), (100.0, 0.5)]
-    records = [curve("mtt", points), curve("mtt", points, seed=1)]
-    records[1]["accuracy"]["curve"][1]["values"] = []
-    (group,) = report.grouped(records)
+    points = [(1.0, [0.1]), (10.0, [0.3]), (100.0, [0.5])]
+    records = [curve("mtt", points), curve("mtt", [points[0], (10.0, []), points[2]], seed=1)]
+    (group,) = grouped(records)
     assert [(point.seconds, point.values) for point in group.curve] == [(1.0, (0.1, 0.1)), (100.0, (0.5, 0.5))]
 
 
@@ -680,8 +787,8 @@ def test_operations_stand_beside_the_times_to_equal_accuracy(tmp_path: Path) -> 
         curve("frepo", [(1.0, 0.2), (100.0, 0.4), (200.0, 0.5)]),
         curve("mtt", [(10.0, 0.1), (1000.0, 0.3)]),
     ]
-    for one, operations in zip(records, (1e9, 30e9), strict=True):
-        one["cost"]["flops_per_step"] = operations
+    for each, operations in zip(records, (1e9, 30e9), strict=True):
+        each.record["cost"]["flops_per_step"] = operations
     expected = "frepo 10 s (10 s), mtt 1,000 s (1,000 s), that is 100× (100×), with 400× the operations"
     assert expected in written(records, tmp_path)
 
@@ -700,7 +807,7 @@ def test_a_bound_is_called_one(tmp_path: Path) -> None:
         {"device": "B"},
         {"status": "oom"},
         {"image_size": 16},
-        {"evaluate_steps": 10},
+        {"evaluation": {"steps": 10}},
         {"network": "convnet"},
         {"preprocess": "zca_frepo"},
     ],
@@ -714,7 +821,7 @@ def test_no_claim_without_a_pair(other: dict[str, Any], tmp_path: Path) -> None:
 def test_no_claim_about_times_that_were_measured_with_other_threads(tmp_path: Path) -> None:
     records = [curve(method, [(1.0, 0.2), (100.0, 0.4)]) for method in ("frepo", "mtt")]
     assert "Claimed" in written(records, tmp_path)
-    records[1]["provenance"]["threads"] = 2
+    records[1].record["provenance"]["threads"] = 2
     assert "Claimed" not in written(records, tmp_path)
 
 
@@ -729,7 +836,7 @@ def test_claims_about_iterations_are_of_the_largest_width(tmp_path: Path) -> Non
 def test_claims_about_iterations_name_the_threads_where_they_differ(tmp_path: Path) -> None:
     records = [cost(), cost("mtt", 1.2), cost(seconds=0.05), cost("mtt", 0.5)]
     for measured, threads in zip(records, (1, 1, 2, 2), strict=True):
-        measured["provenance"]["threads"] = threads
+        measured.record["provenance"]["threads"] = threads
     text = written(records, tmp_path)
     assert "threads=1: an iteration of mtt takes 12.0× the time" in text
     assert "threads=2: an iteration of mtt takes 10.0× the time" in text

@@ -10,22 +10,24 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.records.record import Record
+from harness.records.record import Distilled
 from harness.reports import scaling
+from harness.reports.groups import grouped
 from harness.reports.scaling import power_law
-from tests.test_report import MIB, cells, made
+from tests.builders import MIB, made
+from tests.test_report import cells
 
 WIDTHS = (16, 32, 64, 128)
 
 
-def sweep(exponent: float = 1.5, widths: tuple[int, ...] = WIDTHS, **changes: Any) -> list[Record]:
+def sweep(exponent: float = 1.5, widths: tuple[int, ...] = WIDTHS, **changes: Any) -> list[Distilled]:
     """Cost cells whose seconds grow with the width to the power ``exponent`` and whose memory grows with its square."""
     records = []
     for width in widths:
-        one = made((), width=width, budget="cost", peak=int(MIB * width**2), **changes)
-        one["cost"]["step_seconds"] = [1e-3 * width**exponent] * 3
-        one["cost"]["parameters"] = 10 * width**2
-        records.append(one)
+        each = made((), width=width, budget="cost", peak=int(MIB * width**2), **changes)
+        each.record["cost"]["step_seconds"] = [1e-3 * width**exponent] * 3
+        each.record["cost"]["parameters"] = 10 * width**2
+        records.append(each)
     return records
 
 
@@ -62,7 +64,7 @@ def test_fewer_than_three_sizes_are_no_fit(x: tuple[int, ...]) -> None:
 
 
 def test_the_files_tell_every_exponent(tmp_path: Path) -> None:
-    records = [*sweep(), *sweep(2.5, method="mtt", protocol="mtt"), *sweep(widths=(16, 32), method="dm")]
+    records = [*sweep(), *sweep(2.5, method="mtt"), *sweep(widths=(16, 32), method="dm")]
     assert [path.name for path in scaling.write(records, tmp_path)] == ["scaling.md", "scaling.tex", "scaling.csv"]
     header, *rows = cells((tmp_path / "scaling.md").read_text())
     assert [row[header.index("method")] for row in rows] == ["frepo", "mtt"]
@@ -70,26 +72,26 @@ def test_the_files_tell_every_exponent(tmp_path: Path) -> None:
     assert rows[0][header.index("s/iteration with parameters")] == "0.75 [0.75, 0.75]"
     assert rows[0][header.index("peak host RSS above baseline with width")] == "2.00 [2.00, 2.00]"
     table = pd.read_csv(tmp_path / "scaling.csv")
-    one = table.query("method == 'mtt' and quantity == 's/iteration' and against == 'width'").iloc[0]
-    assert one["exponent"] == pytest.approx(2.5) and one["widths"] == "16 32 64 128" and one["points"] == 4
+    row = table.query("method == 'mtt' and quantity == 's/iteration' and against == 'width'").iloc[0]
+    assert row["exponent"] == pytest.approx(2.5) and row["widths"] == "16 32 64 128" and row["points"] == 4
     assert (tmp_path / "scaling.tex").read_text().count(r"\begin{tabular}") == 1
 
 
 def test_only_what_went_well_is_a_point() -> None:
     records = sweep()
-    records[0]["status"] = "oom"
-    (group,) = scaling.sweeps(scaling.grouped(records))
+    records[0].record["status"] = "oom"
+    (group,) = scaling.sweeps(grouped(records))
     assert scaling.fits(group)["s/iteration", "width"].points == 3
-    records[1]["status"] = "timeout"
-    (group,) = scaling.sweeps(scaling.grouped(records))
+    records[1].record["status"] = "timeout"
+    (group,) = scaling.sweeps(grouped(records))
     assert scaling.fits(group) == {}
 
 
 def test_memory_that_was_not_measured_has_no_exponent() -> None:
     records = sweep()
-    for one in records:
-        one["cost"]["memory"]["host_rss_bytes"] = None
-    (group,) = scaling.sweeps(scaling.grouped(records))
+    for each in records:
+        each.record["cost"]["memory"]["host_rss_bytes"] = None
+    (group,) = scaling.sweeps(grouped(records))
     assert {quantity for quantity, _ in scaling.fits(group)} == {"s/iteration"}
 
 
@@ -101,19 +103,19 @@ def test_devices_are_never_fitted_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["torch", "threads", "driver", "something"])
 def test_what_was_measured_otherwise_is_never_fitted_together(name: str, tmp_path: Path) -> None:
     records = sweep(widths=(16, 32, 64, 128))
-    for one, value in zip(records, ("1", "1", "2", "2"), strict=True):
-        one["provenance"][name] = value
+    for each, value in zip(records, ("1", "1", "2", "2"), strict=True):
+        each.record["provenance"][name] = value
     assert scaling.write(records, tmp_path) == []
 
 
 def test_a_killed_cell_is_no_sweep_of_its_own() -> None:
     records = sweep()
-    for one in records:
-        one["provenance"]["environment"] = {"A": "1"}
+    for each in records:
+        each.record["provenance"]["environment"] = {"A": "1"}
     killed = made((), width=256, budget="cost", status="oom", meter=None, peak=None)
-    killed["cost"]["step_seconds"] = []
-    (groups,) = scaling.sweeps(scaling.grouped([*records, killed]))
-    assert [group.cell["width"] for group in groups] == [*WIDTHS, 256]
+    killed.record["cost"]["step_seconds"] = []
+    (groups,) = scaling.sweeps(grouped([*records, killed]))
+    assert [group.distillation["width"] for group in groups] == [*WIDTHS, 256]
 
 
 def test_names_reach_the_files_as_they_are(tmp_path: Path) -> None:

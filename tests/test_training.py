@@ -13,7 +13,16 @@ from torch.nn import functional as F
 from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, vico_recipe
-from benchmarks.training import Average, accuracy, half_squared_error, predict, train, train_together, warmup_cosine
+from benchmarks.training import (
+    Average,
+    accuracy,
+    half_squared_error,
+    loss_gradient,
+    predict,
+    train,
+    train_together,
+    warmup_cosine,
+)
 from methods.checks import Waiting
 
 SPEC = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
@@ -400,3 +409,25 @@ def test_a_chunk_has_four_mebibytes_of_first_maps(width: int, side: int, dtype: 
 def test_accuracy_is_the_fraction_of_rows_that_are_right() -> None:
     logits = torch.tensor([[0.1, 0.3, 0.2], [5.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
     assert accuracy(logits, torch.tensor([1, 0, 1])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("norm", "training_mode", "parts"), [("instance", True, 3), ("batch", True, 1), ("batch", False, 3)]
+)
+def test_the_gradient_is_summed_over_chunks_of_images_that_do_not_see_each_other(
+    norm: Any, training_mode: bool, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = examples(12)
+    images = images.double()
+    net = replace(SPEC, norm=norm).build(generator(), dtype=torch.float64).train(training_mode)
+    expected = F.cross_entropy(net(images), labels)
+    gradients = torch.autograd.grad(expected, list(net.parameters()))
+    monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 5 * 4 * 8 * 8 * 8)
+    net.register_forward_pre_hook(lambda _, batch: sizes.append(len(batch[0])))
+    sizes: list[int] = []
+    loss, summed = loss_gradient(net, images, labels)
+    assert len(sizes) == parts and sum(sizes) == 12
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+    for ours, theirs in zip(summed, gradients, strict=True):
+        assert not ours.requires_grad
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.networks import Network, NetworkSpec
-from methods._unroll import flatten, minibatches, unflatten, unroll, unroll_rematerialised
+from methods._unroll import flatten, minibatches, unflatten, unroll
 
 
 def network(name: str = "convnet", norm: str = "instance") -> Network:
@@ -24,11 +26,11 @@ def data(seed: int = 2) -> tuple[Tensor, Tensor]:
 
 def test_flatten_and_unflatten_are_inverse_and_in_the_order_of_the_parameters() -> None:
     net = network()
-    flat = flatten(net)
+    flat = flatten(net.parameters())
     named = unflatten(net, flat)
     assert list(named) == [name for name, _ in net.named_parameters()]
     assert all(torch.equal(named[name], parameter) for name, parameter in net.named_parameters())
-    flat.zero_()
+    flat.detach().zero_()
     assert any(parameter.any() for parameter in net.parameters()), "flatten must copy"
 
 
@@ -39,9 +41,8 @@ def test_equals_torch_sgd_and_leaves_the_network_alone(name: str, norm: str, mom
     net = network(name, norm)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     images, labels = data()
-    final, losses = unroll(
-        net, flatten(net), [(images, labels)] * 4, torch.tensor(0.1, dtype=torch.float64), momentum=momentum
-    )
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    final, losses = unroll(net, flatten(net.parameters()), lambda step: (images, labels), 4, [], lr, momentum=momentum)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
@@ -54,7 +55,7 @@ def test_equals_torch_sgd_and_leaves_the_network_alone(name: str, norm: str, mom
             parameter.grad = gradient
         optimiser.step()
         expected.append(loss.detach())
-    torch.testing.assert_close(final.detach(), flatten(net), rtol=0, atol=1e-13)
+    torch.testing.assert_close(final.detach(), flatten(net.parameters()).detach(), rtol=0, atol=1e-13)
     torch.testing.assert_close(losses, torch.stack(expected), rtol=0, atol=1e-13)
     assert not losses.requires_grad
 
@@ -65,12 +66,12 @@ def test_gradients_agree_with_finite_differences(norm: str, momentum: float) -> 
     net = network(norm=norm)
     images, labels = data()
     soft = F.one_hot(labels, 3).double() * 0.8 + 0.1
-    target = flatten(network("convnet", norm)) + 0.1
-    start = flatten(net)
+    start = flatten(net.parameters()).detach()
+    target = start + 0.1
     rates = torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)
 
     def outer(x: Tensor, y: Tensor, lr: Tensor) -> Tensor:
-        return (unroll(net, start, [(x, y)] * 3, lr, momentum=momentum)[0] - target).square().sum()
+        return (unroll(net, start, lambda step: (x, y), 3, [], lr, momentum=momentum)[0] - target).square().sum()
 
     at = [tensor.clone().requires_grad_() for tensor in (images, soft, rates)]
     gradients = torch.autograd.grad(outer(*at), at)
@@ -87,9 +88,9 @@ def test_gradients_agree_with_finite_differences(norm: str, momentum: float) -> 
 def test_a_step_size_for_each_step() -> None:
     net, batch = network(), data()
     rates = torch.tensor([0.1, 0.3], dtype=torch.float64)
-    once, _ = unroll(net, flatten(net), [batch], rates[0])
-    twice, _ = unroll(net, once, [batch], rates[1])
-    both, _ = unroll(net, flatten(net), [batch, batch], rates)
+    once, _ = unroll(net, flatten(net.parameters()), lambda step: batch, 1, [], rates[0])
+    twice, _ = unroll(net, once, lambda step: batch, 1, [], rates[1])
+    both, _ = unroll(net, flatten(net.parameters()), lambda step: batch, 2, [], rates)
     assert torch.equal(both, twice)
 
 
@@ -107,8 +108,12 @@ def test_before_the_window_everything_is_a_constant() -> None:
     net, (images, labels) = network(), data()
     rates = torch.full((5,), 0.1, dtype=torch.float64, requires_grad=True)
     images.requires_grad_()
-    windowed, losses = unroll(net, flatten(net), [(images, labels)] * 5, rates, momentum=0.9, window=2)
-    whole, all_losses = unroll(net, flatten(net), [(images, labels)] * 5, rates, momentum=0.9)
+
+    def descend(window: int | None) -> tuple[Tensor, Tensor]:
+        start = flatten(net.parameters())
+        return unroll(net, start, lambda step, x: (x, labels), 5, [images], rates, momentum=0.9, window=window)
+
+    (windowed, losses), (whole, all_losses) = descend(2), descend(None)
     # Backward of a norm is another kernel where it is differentiated in turn: the same up to rounding.
     torch.testing.assert_close(windowed, whole, rtol=0, atol=1e-13)
     torch.testing.assert_close(losses, all_losses, rtol=0, atol=1e-13)
@@ -117,8 +122,7 @@ def test_before_the_window_everything_is_a_constant() -> None:
     short, long = (torch.autograd.grad(final.sum(), images)[0] for final in (windowed, whole))
     assert (short - long).abs().max() > 0.01 * long.abs().max()
     for wide in (5, 9):
-        final, _ = unroll(net, flatten(net), [(images, labels)] * 5, rates, momentum=0.9, window=wide)
-        assert torch.equal(torch.autograd.grad(final.sum(), images)[0], long)
+        assert torch.equal(torch.autograd.grad(descend(wide)[0].sum(), images)[0], long)
 
 
 # --- rematerialisation
@@ -154,10 +158,13 @@ def test_rematerialised_is_the_plain_unroll(
 
     leaves = [tensor.clone().requires_grad_() for tensor in (images, soft, rates)]
     x, y, lr = leaves
-    batches = [batch(step, x, y) for step in range(5)]
-    final, losses = unroll(net, flatten(net), batches, lr, momentum=momentum, window=window)
+
+    def descend(rematerialize: bool) -> tuple[Tensor, Tensor]:
+        settings: Any = {"momentum": momentum, "window": window, "rematerialize": rematerialize}
+        return unroll(net, flatten(net.parameters()), batch, 5, (x, y), lr, **settings)
+
+    (final, losses), (again, same) = descend(False), descend(True)
     gradients = torch.autograd.grad(outer(final), leaves)
-    again, same = unroll_rematerialised(net, flatten(net), batch, 5, (x, y), lr, momentum=momentum, window=window)
     found = torch.autograd.grad(outer(again), leaves)
     torch.testing.assert_close(final, again, rtol=0, atol=1e-13)
     torch.testing.assert_close(losses, same, rtol=0, atol=1e-13)
@@ -173,9 +180,13 @@ def test_rematerialised_takes_what_is_learned_only() -> None:
     net, (images, labels) = network(), data()
     lr = torch.tensor(0.1, dtype=torch.float64)
     images.requires_grad_()
-    final, _ = unroll(net, flatten(net), [(images, labels)] * 3, lr)
-    (expected,) = torch.autograd.grad(outer(final), images)
-    again, _ = unroll_rematerialised(net, flatten(net), lambda step, x: (x, labels), 3, [images], lr)
+
+    def descend(rematerialize: bool) -> Tensor:
+        start, learned = flatten(net.parameters()), (images, labels)
+        return unroll(net, start, lambda step, *batch: batch, 3, learned, lr, rematerialize=rematerialize)[0]
+
+    (expected,) = torch.autograd.grad(outer(descend(False)), images)
+    again = descend(True)
     outer(again).backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
     torch.testing.assert_close(images.grad, expected, rtol=0, atol=1e-12)
@@ -213,12 +224,8 @@ def test_saved_bytes_do_not_grow_with_the_steps(momentum: float) -> None:
         images.requires_grad_()
         counter = Saved()
         with torch.autograd.graph.saved_tensors_hooks(counter.pack, counter.unpack):
-            if rematerialize:
-                final, _ = unroll_rematerialised(
-                    net, flatten(net), lambda step, x: (x, labels), steps, [images], lr, momentum=momentum
-                )
-            else:
-                final, _ = unroll(net, flatten(net), [(images, labels)] * steps, lr, momentum=momentum)
+            start, settings = flatten(net.parameters()), {"momentum": momentum, "rematerialize": rematerialize}
+            final, _ = unroll(net, start, lambda step, x: (x, labels), steps, [images], lr, **settings)  # type: ignore[arg-type]
             torch.autograd.grad(outer(final), [images, lr])
         return counter.peak
 

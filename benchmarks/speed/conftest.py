@@ -1,4 +1,4 @@
-"""Options of the speed suites, what this machine can do, and a table of the rates that they reach."""
+"""Options of the speed suites, and a table of the rates that they reach."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import pytest
 import torch
 from tabulate import tabulate
 
-from benchmarks.speed.machine import Rates, rates
-from benchmarks.speed.workload import SHAPES, flops
+SHAPES = {"cifar": (3, 32, 32), "mnist": (1, 28, 28), "digits": (1, 8, 8)}
+"""Name → channels, height, width."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the suites are run at."""
+    """Sizes that the suites are run at."""
 
     shape: tuple[int, int, int]
     """Channels, height, width."""
     width: int
-    budget: str
-    """Whose hyper-parameters the methods have."""
     zca: tuple[int, tuple[int, int, int]]
     """Number and shape of the images that whitening is fitted to."""
+    scale: int = 1
+    """Divides the sizes of the machine's own convolutions."""
 
 
 class Timed(Protocol):
-    def __call__(self, call: Callable[[], Any], count: int, unit: str) -> None:
-        """Time ``call``, which gets through ``count`` of ``unit``."""
+    """A function that times ``call``, which gets through ``count`` of ``unit``."""
+
+    def __call__(self, call: Callable[[], Any], count: float, unit: str) -> None: ...
 
 
-ROWS = pytest.StashKey[list[tuple[str, ...]]]()
-RATES = pytest.StashKey[Rates]()
+ROWS = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,55 +51,28 @@ def settings(pytestconfig: pytest.Config) -> Settings:
     if threads := option("--threads"):
         torch.set_num_threads(threads)
     if option("--tiny"):
-        return Settings(SHAPES["digits"], 4, "smoke", (100, SHAPES["digits"]))
+        return Settings(SHAPES["digits"], 4, (100, SHAPES["digits"]), scale=16)
     zca = (50_000, SHAPES["cifar"]) if option("--full-zca") else (10_000, SHAPES["mnist"])
-    return Settings(SHAPES[option("--shape")], option("--width"), "quick", zca)
-
-
-@pytest.fixture(scope="session")
-def machine(settings: Settings, pytestconfig: pytest.Config) -> Rates:
-    found = rates(scale=16 if pytestconfig.getoption("--tiny") else 1)
-    pytestconfig.stash[RATES] = found
-    return found
+    return Settings(SHAPES[option("--shape")], option("--width"), zca)
 
 
 @pytest.fixture
-def timed(benchmark: Any, machine: Rates, request: pytest.FixtureRequest) -> Timed:
-    """Times a call, and keeps throughput, FLOP rate and its fraction of the machine's own as extra information."""
+def timed(benchmark: Any, settings: Settings, request: pytest.FixtureRequest) -> Timed:
+    """Times a call, and keeps its rate as extra information."""
 
-    def time(call: Callable[[], Any], count: int, unit: str) -> None:
-        operations = flops(call)
+    def time(call: Callable[[], Any], count: float, unit: str) -> None:
         benchmark(call)
-        extra = benchmark.extra_info
-        extra |= {"gflop": operations / 1e9, "sgemm_gflops": machine.sgemm, "convolution_gflops": machine.convolution}
         if benchmark.stats is None:  # --benchmark-disable
             return
         seconds = benchmark.stats.stats.median
-        extra[f"{unit}_per_second"] = count / seconds
-        extra["gflop_per_second"] = operations / 1e9 / seconds
-        extra["fraction_of_convolution_rate"] = extra["gflop_per_second"] / machine.convolution
-        request.config.stash.setdefault(ROWS, []).append(
-            (
-                request.node.name,
-                f"{1000 * seconds:.4g}",
-                f"{count / seconds:,.4g} {unit}/s",
-                f"{extra['gflop_per_second']:.4g}",
-                f"{extra['fraction_of_convolution_rate']:.0%}",
-            )
-        )
+        benchmark.extra_info[f"{unit}_per_second"] = count / seconds
+        rows = request.config.stash.setdefault(ROWS, [])
+        rows.append((request.node.name, f"{1000 * seconds:.4g}", f"{count / seconds:,.4g} {unit}/s"))
 
     return time
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(ROWS, [])
-    if not rows:
-        return
-    machine = config.stash[RATES]
-    headers = ["", "median ms", "throughput", "GFLOP/s", "of convolution rate"]
-    terminalreporter.section("rates")
-    terminalreporter.write_line(tabulate(rows, headers, disable_numparse=True, stralign="right"))
-    terminalreporter.write_line(
-        f"This machine, {torch.get_num_threads()} threads, float32: matrix product {machine.sgemm:.0f} GFLOP/s, "
-        f"convolution {machine.convolution:.0f} GFLOP/s. Products and convolutions are counted, nothing else."
-    )
+    if rows := config.stash.get(ROWS, []):
+        terminalreporter.section(f"rates, {torch.get_num_threads()} threads")
+        terminalreporter.write_line(tabulate(rows, ["", "median ms", "rate"], disable_numparse=True, stralign="right"))

@@ -199,7 +199,7 @@ def _networks_at_once(
     steps.
     """
     steps = protocol.recipe.steps(len(synthetic.images))
-    few = networks == 1 or min(steps, max_steps or steps) < TRIED_FROM
+    few = networks <= 1 or min(steps, max_steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1
     clock = Clock(synthetic.images.device)

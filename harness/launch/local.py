@@ -13,7 +13,7 @@ from benchmarks.errors import UserError
 from harness.launch.environment import environment
 from harness.limits import show_seconds
 from harness.plan.jobs import Job
-from harness.plan.pending import asks, existing, reason_to_distil
+from harness.plan.pending import asks, begun, existing, reason_to_distil
 from harness.records import record
 from harness.records.provenance import device_name, provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
@@ -71,6 +71,8 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
         _fail(job, "error", f"the process was ended by {signal.Signals(-code).name}")
     elif code > 0:
         _fail(job, "error", f"the process ended with status {code}; its messages are above")
+    elif existing(job) is None:
+        _fail(job, "error", "the process ended without a record")
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -112,17 +114,7 @@ def _fail(job: Job, status: Status, message: str) -> None:
         if ask.earlier:  # fewer values are better than none
             print(f"  {ask.question.evaluation}: {message}; the earlier answer is kept", file=sys.stderr, flush=True)
             return
-        failed = record.new_evaluation(
-            ask.identity,
-            ask.question.evaluation,
-            [ask.asked],
-            ask.question.config,
-            known,
-            seed=job.distillation.seed,
-            device_kind=job.device_kind,
-            tf32=job.tf32,
-        )
-        path = ask.path
+        failed, path = begun(job, ask, known), ask.path
     else:
         return
     failed["status"], failed["message"] = status, message

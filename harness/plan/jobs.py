@@ -53,6 +53,8 @@ class Distillation:
     dtype: str
     tf32: bool
     memory_limit_bytes: int | None
+    interleaved: str | None = None
+    """The methods whose steps are taken by turns in one process, this one among them; None: it has one of its own."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -121,6 +123,8 @@ class Job:
     """Whether the evaluations may round to TF32."""
     time_limit_seconds: float | None = None
     """No part of an identity: a result that a limit did not stop is the same without it."""
+    beside: tuple[Job, ...] = ()
+    """Jobs whose steps are taken by turns with those of this one, in one process; each has its own record."""
     force: bool = False
     """Whether questions are answered again that have an answer."""
 
@@ -137,12 +141,23 @@ class Job:
     def path(self) -> Path:
         return Path(self.folder)
 
+    def __str__(self) -> str:
+        if not self.beside:
+            return str(self.distillation)
+        return f"{self.distillation.interleaved} by turns: {self.distillation}"
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        values = json.loads(text)
-        distillation = Distillation(**values.pop("distillation"))
-        questions = tuple(Question(**question) for question in values.pop("questions"))
-        return cls(distillation=distillation, questions=questions, **values)
+        return cls._decoded(json.loads(text))
+
+    @classmethod
+    def _decoded(cls, values: dict[str, Any]) -> Job:
+        parts = {
+            "distillation": Distillation(**values["distillation"]),
+            "questions": tuple(Question(**question) for question in values["questions"]),
+            "beside": tuple(map(cls._decoded, values["beside"])),
+        }
+        return cls(**{**values, **parts})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.errors import UserError, printable
 from harness.plan.jobs import WHOLE_DATA, Job, Question
@@ -90,6 +90,24 @@ def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
             if answer is not None and answer["sets"] != [asked]:
                 answer = None  # of a set that is not there any more
             yield Ask(question, asked, key, path, answer)
+
+
+def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord:
+    """The record that the answer to ``ask`` goes into, with the values that are there already and may stay."""
+    written = record.new_evaluation(
+        ask.identity,
+        ask.question.evaluation,
+        [ask.asked],
+        ask.question.config,
+        provenance,
+        seed=job.distillation.seed,
+        device_kind=job.device_kind,
+        tf32=job.tf32,
+    )
+    earlier = None if job.force else ask.earlier
+    if earlier and all(earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
+        written["values"], written["cost"] = earlier["values"], earlier["cost"]
+    return written
 
 
 def existing(job: Job) -> Record | None:

@@ -40,9 +40,7 @@ def plan(request: Request) -> list[Job]:
     import methods
     from benchmarks.folders import default_cache, default_root
 
-    device = find_device(request.device, there=not request.forecast)
-    if request.tf32 and not device.startswith("cuda"):
-        raise UserError("--tf32 needs a CUDA device")
+    device = device_of(request, there=not request.forecast)
     cache = request.cache or default_cache()
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
@@ -92,6 +90,8 @@ def plan(request: Request) -> list[Job]:
             )
         if request.ceiling:
             own += _ceilings(own, request.output)
+        if request.interleave:
+            own = _interleaved(own, request.output)
         jobs += own
     return merged(jobs)
 
@@ -147,6 +147,23 @@ def questions(
         values = json.loads(json.dumps(dataclasses.asdict(config)))
         made.append(Question(name, values, evaluations.get(name).grows))
     return tuple(made)
+
+
+def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
+    """A job for each ipc, width and seed in ``jobs``, with those of the other methods beside it."""
+    together: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs:
+        together.setdefault((job.distillation.ipc, job.distillation.width, job.distillation.seed), []).append(job)
+    made = []
+    for group in together.values():
+        names = ", ".join(sorted(job.distillation.method for job in group))
+        distillations = [dataclasses.replace(job.distillation, interleaved=names) for job in group]
+        first, *others = [
+            dataclasses.replace(job, distillation=own, folder=str(output / own.name(job.config)))
+            for job, own in zip(group, distillations, strict=True)
+        ]
+        made.append(dataclasses.replace(first, beside=tuple(others)))
+    return made
 
 
 def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
@@ -239,6 +256,14 @@ def find_device(wanted: str | None, *, there: bool = True) -> str:
         if index >= count:
             raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
     return wanted
+
+
+def device_of(request: Evaluating, *, there: bool = True) -> str:
+    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none."""
+    device = find_device(request.device, there=there)
+    if request.tf32 and not device.startswith("cuda"):
+        raise UserError("--tf32 needs a CUDA device")
+    return device
 
 
 def protocol_of(request: Request, method: type[Method]) -> Protocol:

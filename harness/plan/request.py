@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks import DATASETS, NETWORKS
-from benchmarks.errors import UserError, choose
+import methods
+from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import LARGEST, Parser, file_path, finite, whole
 from harness.limits import parse_bytes, parse_seconds
 from harness.plan.budgets import BUDGETS, COST, WIDTH
+from harness.plan.jobs import WHOLE_DATA
 from harness.plan.options import flag_of, typed
 
 DEFAULT_OUTPUT = Path("results/local")
@@ -169,8 +171,6 @@ class Request(Evaluating):
 
     def __post_init__(self) -> None:
         """Raises UserError as that of the base class, and for flags that exclude each other."""
-        import methods
-
         for name in self.methods:
             choose("method", name, methods.names())
         for name in self.datasets:
@@ -217,6 +217,62 @@ EVALUATION_FIELDS = (
     "seconds_include_prepare",
 )
 """Fields that mean nothing where only costs are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(Evaluating):
+    """Questions to sets that are there already, in a folder or in files. None: the default, or what the set says."""
+
+    protocol: str = flag(
+        "how networks are trained (as it was asked before; common for files)", "NAME", default="native"
+    )
+    budget: str | None = flag("how many networks, for how long (as it was asked before; quick)", "NAME")
+    dataset: str | None = flag("what the set was distilled from; folder:PATH where records name a folder", "NAME")
+    name: str | None = flag("what the set of a file is called in the tables", "NAME")
+    preprocess: str | None = flag("the space its images lie in; a foreign file does not say", "NAME")
+    experiment: int | None = flag("which one of a file of DC, DSA or DM with several (0)", "N", whole)
+    lr: float | None = flag("the step size that was learned with it, if no file has it", "X", finite)
+    label_space: str | None = flag("of soft labels: probability, centred or logits (as their values say)", "NAME")
+    class_order: str | None = flag(
+        "what its label numbers mean: a file with a class on each line, or sorted, files, mtt, … (as its format says)",
+        "ORDER",
+    )
+    width: int | None = flag("channels of the networks' first block (by budget)", "N", whole)
+    seed: int | None = flag("of the networks and of the order and augmentation they see (0)", "N", whole)
+
+    def __post_init__(self) -> None:
+        """Raises UserError as that of the base class, and for names that do not exist."""
+        super().__post_init__()
+        for kind, name, known in (
+            ("preprocessing", self.preprocess, PREPROCESSINGS),
+            ("budget", self.budget, BUDGETS),
+            ("label space", self.label_space, ("probability", "centred", "logits")),
+        ):
+            if name is not None:
+                choose(kind, name, known)
+        if self.budget == COST:
+            raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
+        _at_least(1, "width", self.width)
+        _at_least(0, "seed", self.seed)
+        if self.name is not None:
+            if self.name in (*methods.names(), WHOLE_DATA) or not self.name.strip():
+                raise UserError(f"--name {self.name!r} is empty or taken: name the set, as in mtt_released")
+            if self.name != printable(self.name):
+                raise UserError(f"--name {self.name!r} cannot be printed: take letters and digits")
+        if self.lr is not None and not self.lr > 0:
+            raise UserError(f"--lr must be a positive number, not {self.lr:g}")
+        for name in self.options:
+            if name not in self.asked_evaluations:
+                raise UserError(f"--{name}.…: {name} is not among the evaluations: name it in --evaluations")
+
+    @property
+    def asked_evaluations(self) -> tuple[str, ...]:
+        """The evaluations, by default that of accuracy."""
+        return self.evaluations or ("accuracy",)
+
+
+FILE_FIELDS = ("name", "preprocess", "experiment", "lr", "label_space", "class_order", "width", "seed", "output")
+"""Fields about sets in files: a folder of distillations knows them."""
 
 
 def _at_least(minimum: int, name: str, value: int | Sequence[int] | None) -> None:

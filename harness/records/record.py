@@ -29,7 +29,7 @@ from benchmarks.errors import UserError
 from harness.records.files import replacing
 
 SCHEMA = 2
-PROTOCOL_VERSION = "2"
+PROTOCOL_VERSION = "3"
 """Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
 SNAPSHOTS, EVENTS, LOG = "snapshots", "events.jsonl", "log.txt"
@@ -85,8 +85,6 @@ class Cost(TypedDict):
     step_seconds: list[float]
     """Seconds per step, one sample per window of whole cycles."""
     steps_per_sample: int | None
-    interleaved: str | None
-    """The methods whose steps were taken by turns in one process, in words; null: the cell was alone."""
     distill_seconds: float | None
     memory: Memory
     joules_per_step: float | None
@@ -234,7 +232,6 @@ def new(
             "compile_seconds": None,
             "step_seconds": [],
             "steps_per_sample": None,
-            "interleaved": None,
             "distill_seconds": None,
             "memory": {
                 "meter": None,
@@ -413,7 +410,7 @@ DEEPEST = 100
 TEXTS = ("method", "dataset", "network", "norm", "preprocess", "device_kind", "dtype", "data_fingerprint")
 WHOLE_NUMBERS = ("ipc", "seed", "width", "depth")
 """Fields of a distillation that are texts, and that are whole numbers of at least 0."""
-WORDS = ("meter", "busy", "missing", "prepare", "interleaved")
+WORDS = ("meter", "busy", "missing", "prepare")
 """Fields of the cost that are texts, where they are not null."""
 
 

@@ -168,14 +168,13 @@ class Group:
     def distilled_with(self) -> dict[str, Any]:
         """What the cost was measured with, flat and without nulls: threads, torch, environment, meter, …
 
-        Among it are the methods whose steps were taken by turns, and whether less was prepared than is needed.
+        Among it is whether less was prepared than is needed.
         """
         flat = {name: value for r in self.records for name, value in circumstances(r["provenance"]).items()}
         costs = [r["cost"] for r in self.records]
         parts: dict[str, list[str | None]] = {
             "meter": [cost["memory"]["meter"] for cost in costs],
             "prepare": [cost["prepare"] for cost in costs],
-            "interleaved": [cost["interleaved"] for cost in costs],
         }
         return flat | {name: next(filter(None, values)) for name, values in parts.items() if any(values)}
 

@@ -46,6 +46,11 @@ class Measure:
         last = self.quantity.against is not None
         return [value for series in self.series(group) for value in (series[-1:] if last else series)]
 
+    @property
+    def scale(self) -> float:
+        """What values are shown times."""
+        return 100.0 if self.quantity.percent else 1.0
+
     def text(self, group: Group) -> str:
         """Mean ± sample standard deviation, with a mark for what did not end well."""
         mean, std = summarise(self.values(group))

@@ -17,21 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.files import write_texts
-from harness.records.record import Record
-from harness.report import (
-    METERS,
-    NONE,
-    TEX_HEAD,
-    Group,
-    Table,
-    csv,
-    grouped,
-    latex,
-    markdown,
-    measured_on,
-    parted,
-    variants,
-)
+from harness.records.record import Distilled
+from harness.reports.groups import METERS, NONE, Group, costs_only, parted, variants
+from harness.reports.render import TEX_HEAD, Table, csv, latex, markdown
+from harness.reports.tables import measured_on
 
 LEVEL = 0.95
 """Of the confidence intervals."""
@@ -75,14 +64,14 @@ def sweeps(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
         request = {name: value for name, value in group.request.items() if name != "width"}
         together.setdefault(json.dumps([group.table, request], sort_keys=True), []).append(group)
     return [
-        tuple(sorted(part, key=lambda group: group.cell["width"]))
+        tuple(sorted(part, key=lambda group: group.distillation["width"]))
         for same in together.values()
         for part in parted(same, lambda group: group.measured_with)
     ]
 
 
 def _peak(meter: str) -> Callable[[Group], float | None]:
-    return lambda group: group.peak(meter)
+    return lambda group: group.headline(meter)
 
 
 QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
@@ -92,41 +81,41 @@ QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
 }
 """What grows: name → its value for one width; None where it was not measured."""
 AGAINST: Mapping[str, Callable[[Group], float | None]] = {
-    "width": lambda group: float(group.cell["width"]),
+    "width": lambda group: float(group.distillation["width"]),
     "parameters": lambda group: group.most("parameters"),
 }
 
 
 def fits(sweep: Sequence[Group]) -> dict[tuple[str, str], Fit]:
     """(quantity, what it grows with) → its exponent, for those with enough widths that went well."""
-    found = {}
+    fitted = {}
     for quantity, value in QUANTITIES.items():
         for against, size in AGAINST.items():
             pairs = [(size(group), value(group)) for group in sweep if group.ok]
             known = [(x, y) for x, y in pairs if x and y]
             fit = power_law([x for x, _ in known], [y for _, y in known])
             if fit is not None:
-                found[quantity, against] = fit
-    return found
+                fitted[quantity, against] = fit
+    return fitted
 
 
-def write(records: Sequence[Record], folder: Path) -> list[Path]:
+def write(distilled: Sequence[Distilled], folder: Path) -> list[Path]:
     """Write the three files into ``folder``; none where no sweep has enough widths. Returns what was written.
 
     Raises UserError where the files cannot be written.
     """
-    found = [(sweep, fits(sweep)) for sweep in sweeps(grouped(records))]
-    found = [(sweep, fitted) for sweep, fitted in found if fitted]
-    if not found:
+    pairs = [(sweep, fits(sweep)) for sweep in sweeps(costs_only(distilled))]
+    pairs = [(sweep, fitted) for sweep, fitted in pairs if fitted]
+    if not pairs:
         return []
     tables = [
-        _table([pair for pair in found if pair[0][0].table == key])
-        for key in dict.fromkeys(sweep[0].table for sweep, _ in found)
+        _table([pair for pair in pairs if pair[0][0].table == key])
+        for key in dict.fromkeys(sweep[0].table for sweep, _ in pairs)
     ]
     contents = {
         "scaling.md": "\n\n".join(markdown(table) for table in tables) + "\n",
         "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
-        "scaling.csv": csv(row for pair in found for row in _rows(*pair)),
+        "scaling.csv": csv(row for pair in pairs for row in _rows(*pair)),
     }
     write_texts(contents, folder, "the exponents")
     return [folder / name for name in contents]
@@ -150,23 +139,23 @@ def _rows(sweep: Sequence[Group], fitted: Mapping[tuple[str, str], Fit]) -> list
             "confidence_high": fit.high,
             "confidence_level": LEVEL,
             "points": fit.points,
-            "widths": " ".join(str(group.cell["width"]) for group in sweep if group.ok),
+            "widths": " ".join(str(group.distillation["width"]) for group in sweep if group.ok),
         }
         for (quantity, against), fit in fitted.items()
     ]
 
 
-def _table(found: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit]]]) -> Table:
-    first = [sweep[0] for sweep, _ in found]
+def _table(pairs: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit]]]) -> Table:
+    first = [sweep[0] for sweep, _ in pairs]
     columns = {
-        "method": [group.cell["method"] for group in first],
+        "method": [group.method for group in first],
         "setting": variants(first),
-        "data set": [group.cell["dataset"] for group in first],
-        "ipc": [str(group.cell["ipc"]) for group in first],
-        "network": [str(group.cell["network"]) for group in first],
-        "widths": [", ".join(str(group.cell["width"]) for group in sweep if group.ok) for sweep, _ in found],
+        "data set": [group.distillation["dataset"] for group in first],
+        "ipc": [group.ipc for group in first],
+        "network": [group.distillation["network"] for group in first],
+        "widths": [", ".join(str(g.distillation["width"]) for g in sweep if g.ok) for sweep, _ in pairs],
         **{
-            f"{quantity} with {against}": [_words(fitted.get((quantity, against))) for _, fitted in found]
+            f"{quantity} with {against}": [_words(fitted.get((quantity, against))) for _, fitted in pairs]
             for quantity in QUANTITIES
             for against in AGAINST
         },
@@ -175,7 +164,7 @@ def _table(found: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit
     caption = (
         f"Exponents b of y = a x^b with {LEVEL:.0%} confidence intervals: least squares in the logarithms, one point "
         "for each width. The intervals are of the scatter of the widths about the power law, not of repeated runs. "
-        f"{'. '.join(measured_on([group for sweep, _ in found for group in sweep]))}."
+        f"{'. '.join(measured_on([group for sweep, _ in pairs for group in sweep]))}."
     )
     return Table(caption, tuple(filled), tuple(zip(*filled.values(), strict=True)), frozenset(), ())
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.plan.experiments import BUDGETS
+from harness.plan.budgets import BUDGETS
 from harness.records.record import summarise
 from harness.reports.claims import Ratios, claims, ratios, reported, reported_for, time_to_share
 from harness.reports.groups import LISTED, METERS, NONE, OURS, Group, Member, circumstances, quartiles, variants
@@ -316,7 +316,7 @@ def _times_words(groups: Sequence[Group]) -> list[str]:
     """Name what the seconds depend on beside the machine: a sentence each, without its stop."""
     windows = _span(count for group in groups for count in group.costs("steps_per_sample"))
     at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
-    turns = listed(r["cost"]["interleaved"] for group in groups for r in group.records)
+    turns = listed(r["distillation"].get("interleaved") for group in groups for r in group.records)
     sentences = {
         f"Steps taken by turns in one process: {turns}": turns,
         f"Iterations in a sample of the seconds: {windows}": windows,

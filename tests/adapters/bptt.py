@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.networks import Network
-from methods import _unroll, bptt
+from methods import bptt
 from tests.adapters import KINK32, Adapter, Case, Mistake
 from tests.adapters.networks import build, load_vico
 
@@ -29,24 +28,18 @@ def bptt_unrolled(case: Case) -> None:
             if soft:
                 leaves["grad_y_syn_soft"] = case["in.y_syn_soft"].requires_grad_()
             labels = leaves.get("grad_y_syn_soft", hard)
-            if rematerialize:
-                learned = [images, labels] if soft else [images]
-                final, losses = _unroll.unroll_rematerialised(
-                    network,
-                    _unroll.flatten(network),
-                    lambda step, images, labels=hard: (images, labels),
-                    steps,
-                    learned,
-                    lr,
-                    momentum=momentum,
-                    window=window,
-                )
-            else:
-                final, losses = bptt.inner_training(
-                    network, images, labels, lr, steps=steps, momentum=momentum, window=window
-                )
-            outer = bptt.outer_loss(network, final, case["in.x_real"], case["in.y_real"])
-            gradients = torch.autograd.grad(outer, list(leaves.values()), materialize_grads=True)
+            final, losses = bptt.inner_training(
+                network,
+                images,
+                labels,
+                lr,
+                steps=steps,
+                momentum=momentum,
+                window=window,
+                rematerialize=rematerialize,
+            )
+            outer, arriving = bptt.outer_gradient(network, final, case["in.x_real"], case["in.y_real"])
+            gradients = torch.autograd.grad(final, list(leaves.values()), arriving, materialize_grads=True)
             found = {"outer_loss": outer, "inner_losses": losses, "final_flat": final}
             for name, actual in (found | dict(zip(leaves, gradients, strict=True))).items():
                 case.check(f"out.{variant}.{name}", actual, f64=1e-11, f32=KINK32)
@@ -69,8 +62,7 @@ ADAPTERS: dict[str, Adapter] = {"bptt_unrolled": bptt_unrolled}
 
 # --- mistakes, planted
 
-_right = bptt.inner_training
-_constant_steps = _unroll._constant_steps
+_right, _outer, _loss, _unroll = bptt.inner_training, bptt.outer_gradient, bptt.loss_gradient, bptt.unroll
 Found = tuple[Tensor, Tensor]
 
 
@@ -111,17 +103,21 @@ def sgd_with(**changes: Any) -> Callable[..., torch.optim.Optimizer]:
     return lambda parameters, lr, momentum: right(parameters, lr, momentum, **(changes if momentum else {}))
 
 
-def window_too_wide(steps: int, window: int | None) -> int:
-    return max(_constant_steps(steps, window) - 1, 0)
+def window_too_wide(*arguments: Any, window: int | None, **settings: Any) -> Found:
+    return _unroll(*arguments, window=window and window + 1, **settings)
 
 
-def summed_outer_loss(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    logits = torch.func.functional_call(network, _unroll.unflatten(network, parameters), (images,))
-    return F.cross_entropy(logits, labels, reduction="sum")
+def momentum_lost_in_recomputation(*arguments: Any, momentum: float, **settings: Any) -> Found:
+    return _unroll(*arguments, **settings)
 
 
-def outer_loss_before_training(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(network(images), labels) + 0 * parameters.sum()
+def summed_outer_loss(network: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    loss, gradients = _loss(network, images, labels)
+    return loss * len(labels), tuple(gradient * len(labels) for gradient in gradients)
+
+
+def outer_loss_before_training(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> Found:
+    return _outer(network, bptt.flatten(network.parameters()).detach(), images, labels)
 
 
 def mistake(module: object, attribute: str, wrong: Callable[..., Any], name: str | None = None) -> Mistake:
@@ -147,8 +143,8 @@ MISTAKES = [
     ),
     mistake(torch.optim, "SGD", sgd_with(nesterov=True), "momentum_applied_twice"),
     mistake(torch.optim, "SGD", sgd_with(dampening=0.1), "momentum_dampened"),
-    mistake(_unroll, "_constant_steps", window_too_wide),
-    mistake(_unroll, "_initial", lambda start, momentum: (start.detach(),), "momentum_lost_in_recomputation"),
-    mistake(bptt, "outer_loss", summed_outer_loss),
-    mistake(bptt, "outer_loss", outer_loss_before_training),
+    mistake(bptt, "unroll", window_too_wide),
+    mistake(bptt, "unroll", momentum_lost_in_recomputation),
+    mistake(bptt, "loss_gradient", summed_outer_loss),
+    mistake(bptt, "outer_gradient", outer_loss_before_training),
 ]

@@ -11,6 +11,7 @@ the gradient: κ·u·max|gradient| through kernel regression, at most 100·u·ma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from benchmarks import networks
 from benchmarks.networks import BatchNorm, ConvNetDoubling, Network
 from benchmarks.task import Task
-from methods import _krr, frepo
+from methods import _krr, _optim, frepo
 from tests.adapters import FORWARD32, KINK32, UNIT_ROUNDOFF, Adapter, Case, Mistake
 from tests.adapters.networks import build, flax_names, load_flax, to_flax
 
@@ -91,8 +92,8 @@ def update_tolerance(method: frepo.FRePo, network: Network, real_images: Tensor,
     losses = frepo.meta_losses(network, images, labels, real_images, targets, ridge=ridge, flip=True)
     largest = max(float(g.abs().max()) for g in torch.autograd.grad(losses[0] + losses[1], (images, labels)))
     with torch.no_grad():
-        features = network.features(frepo.mirrored(images, labels)[0])
-    return krr_tolerance(features, ridge) * largest / frepo.LAMB_EPS
+        features = network.features(torch.cat([images, images.flip(3)]))
+    return krr_tolerance(features, ridge) * largest / float(method.optimiser.defaults["eps"])
 
 
 def kernel_loss(case: Case) -> None:
@@ -106,7 +107,8 @@ def kernel_loss(case: Case) -> None:
     for flip in (False, True):
         out = f"out.flip{int(flip)}."
         images, labels = nchw(case["in.x_syn"]).requires_grad_(), case["in.y_syn"].requires_grad_()
-        seen_images, seen_labels = frepo.mirrored(images, labels) if flip else (images, labels)
+        seen_images = torch.cat([images, torch.flip(images, [3])]) if flip else images
+        seen_labels = torch.cat([labels, labels]) if flip else labels
         feat_syn = network.features(seen_images).detach()
         f64 = krr_tolerance(feat_syn, ridge)
         losses = frepo.meta_losses(network, images, labels, real_images, y_real, ridge=ridge, flip=flip)
@@ -165,15 +167,23 @@ def label_init(case: Case) -> None:
     for i, (num_classes, ipc) in enumerate(case.cfg["C_ipc"]):
         stream, out = case[f"in.c{i}.label"], f"out.c{i}."
         task = Task(
-            case[f"in.c{i}.x"].view(-1, 1, 1, 1), stream, num_classes, ipc, _no_network, torch.Generator(), flip=False
+            case[f"in.c{i}.x"].view(-1, 1, 1, 1).to(case.dtype),
+            stream,
+            num_classes,
+            ipc,
+            _small_network(case),
+            torch.Generator(),
+            flip=False,
         )
         # The record's shuffle came before its stream: ours, within the call, is left out.
         with mock.patch.object(torch, "randperm", lambda n, **_: torch.arange(n)):
-            images, classes = task.draw_per_class()
-        case.check(out + "picked", images.flatten(), f64=0, f32=0)
-        for scale in (False, True):
-            labels = frepo.initial_labels(classes, num_classes, case.dtype, scale=scale)
-            case.check(f"{out}scale{int(scale)}.y_syn", labels, f64=1e-14, f32=1e-6)
+            starts = [
+                frepo.FRePo(task, frepo.FRePoConfig(pool_size=1, scale_label=scale), 1).synthetic()
+                for scale in (False, True)
+            ]
+        case.check(out + "picked", starts[0].images.flatten(), f64=0, f32=0)
+        for scale, start in enumerate(starts):
+            case.check(f"{out}scale{scale}.y_syn", start.labels, f64=1e-14, f32=1e-6)
         targets = frepo.centred_one_hot(stream, num_classes, case.dtype)
         on_off = torch.stack([targets.max(), targets.min()])
         case.check(out + "y_real_on_off", on_off, f64=1e-14, f32=1e-6)
@@ -185,17 +195,18 @@ def lamb(case: Case) -> None:
     lrs = [frepo.warmup_cosine(t, steps, rate, 0, final) for t in range(int(cfg["T"]))]
     case.check("out.lr", torch.tensor(lrs, dtype=torch.float64), f64=1e-12, f32=1e-5)
     for which in "xy":
-        parameter, gradients = case[f"in.{which}0"].clone(), case[f"in.grad_{which}"]
-        first, second = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        for t, (gradient, lr) in enumerate(zip(gradients, lrs, strict=True)):
-            frepo.lamb(parameter, gradient, first, second, t, lr)
+        parameter = case[f"in.{which}0"].clone()
+        optimiser = _optim.LAMB([parameter], lr=rate)
+        for t, (gradient, lr) in enumerate(zip(case[f"in.grad_{which}"], lrs, strict=True)):
+            parameter.grad, optimiser.param_groups[0]["lr"] = gradient, lr
+            optimiser.step()
             if f"out.step{t + 1}.{which}" in case:
                 check_updates(case, {f"out.step{t + 1}.{which}": (f"in.{which}0", parameter)}, f64=1e-11)
 
 
 def online_step(case: Case) -> None:
     network = network_of(case)
-    optimiser = frepo.adam(network, float(case.cfg["lr"]))
+    member = frepo.Member(network, float(case.cfg["lr"]), counter=0)
     gradients: dict[str, Tensor] = {}
 
     def keep(*_: Any) -> None:
@@ -207,10 +218,10 @@ def online_step(case: Case) -> None:
             }
         )
 
-    optimiser.register_step_post_hook(keep)
+    member.optimiser.register_step_post_hook(keep)
     losses, f64 = [], 0.0
     for t, (images, labels) in enumerate(zip(case["in.x"], case["in.y"], strict=True)):
-        losses.append(frepo.online_update(network, optimiser, nchw(images), labels))
+        losses.append(member.update(nchw(images), labels))
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         f64 += 100 * UNIT_ROUNDOFF * largest / ADAM_EPS
         out = f"out.step{t + 1}."
@@ -259,21 +270,30 @@ def chain(case: Case) -> None:
 
 
 def pool_trace(case: Case) -> None:
-    updates = int(case.cfg["max_online_updates"])
-    counters = frepo.initial_counters(int(case.cfg["num_nn_state"]), updates)
-    case.check("out.initial_steps", torch.tensor(counters), f64=0, f32=0)
-    before, after = [], []
+    """Whole steps of the method itself, with the recorded indices in place of its draws."""
+    images = torch.randn(4, 1, 4, 4, dtype=case.dtype, generator=torch.Generator().manual_seed(0))
+    task = Task(images, torch.arange(4) % 2, 2, 1, _small_network(case), torch.Generator(), flip=False)
+    config = frepo.FRePoConfig(
+        pool_size=int(case.cfg["num_nn_state"]), max_online_updates=int(case.cfg["max_online_updates"]), batch_size=4
+    )
+    method = frepo.FRePo(task, config, total_steps=len(case["out.idx"]))
+    case.check("out.initial_steps", torch.tensor([member.counter for member in method.pool]), f64=0, f32=0)
+    before, after, reset = [], [], []
     for index in case["out.idx"].tolist():
-        before.append(counters[index])
-        counters[index] = frepo.next_counter(counters[index], updates)
-        after.append(counters[index])
+        member = method.pool[index]
+        before.append(member.counter)
+        with mock.patch.object(torch, "randint", lambda *_, index=index, **__: index):
+            method.step()
+        after.append(method.pool[index].counter)
+        reset.append(method.pool[index] is not member)
     case.check("out.step_before", torch.tensor(before), f64=0, f32=0)
     case.check("out.step_after", torch.tensor(after), f64=0, f32=0)
-    case.check("out.was_reset", (torch.tensor(after) == 0).long(), f64=0, f32=0)
+    case.check("out.was_reset", torch.tensor(reset).long(), f64=0, f32=0)
 
 
-def _no_network(_: torch.Generator) -> Network:
-    raise AssertionError("no network is needed here")
+def _small_network(case: Case) -> Callable[[torch.Generator], Network]:
+    spec = networks.NetworkSpec("convnet", 1, (4, 4), 2, width=1, depth=1)
+    return functools.partial(spec.build, dtype=case.dtype)
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -292,13 +312,9 @@ def _replace(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch]
     return lambda patch: patch.setattr(owner, name, value)
 
 
-def _per_image_trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
-    ratio: Tensor = parameter.flatten(1).norm(dim=1) / direction.flatten(1).norm(dim=1)
-    return ratio.view(-1, *(1,) * (parameter.ndim - 1))
-
-
-_warmup_cosine, _label_loss, _lamb, _mirrored = frepo.warmup_cosine, frepo.label_loss, frepo.lamb, frepo.mirrored
-_features, _update, _draw_per_class = frepo.features, frepo.online_update, Task.draw_per_class
+_warmup_cosine, _label_loss = frepo.warmup_cosine, frepo.label_loss
+_features, _update, _draw_per_class = frepo.features, frepo.Member.update, Task.draw_per_class
+_member, _config, _lamb_step = frepo.FRePo._member, frepo.FRePoConfig, _optim.LAMB.step
 _batch_norm_init = BatchNorm.__init__
 
 
@@ -317,8 +333,8 @@ def _batch_statistics(layer: BatchNorm, x: Tensor) -> Tensor:
 
 
 class _EpsilonInsideTheRoot(torch.optim.Optimizer):
-    def __init__(self, network: Network, lr: float) -> None:
-        super().__init__(network.parameters(), {"lr": lr})
+    def __init__(self, parameters: Any, lr: float, fused: bool) -> None:
+        super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -335,14 +351,18 @@ class _EpsilonInsideTheRoot(torch.optim.Optimizer):
 
 def _train_before_the_update(patch: pytest.MonkeyPatch) -> None:
     """The network is trained on the synthetic set as it was at the beginning of the step."""
-    losses, update, seen = frepo.meta_losses, frepo.online_update, {}
+    losses, seen = frepo.meta_losses, {}
 
     def remember(network: Network, images: Tensor, labels: Tensor, *args: Any, **options: Any) -> Any:
         seen["set"] = images.detach().clone(), labels.detach().clone()
         return losses(network, images, labels, *args, **options)
 
     patch.setattr(frepo, "meta_losses", remember)
-    patch.setattr(frepo, "online_update", lambda network, optimiser, *_: update(network, optimiser, *seen["set"]))
+    patch.setattr(frepo.Member, "update", lambda member, *_: _update(member, *seen["set"]))
+
+
+def _train_on_mirrored_images(member: frepo.Member, images: Tensor, labels: Tensor) -> Tensor:
+    return _update(member, torch.cat([images, images.flip(3)]), torch.cat([labels, labels]))
 
 
 def _real_images_mirrored(patch: pytest.MonkeyPatch) -> None:
@@ -358,10 +378,30 @@ def _classes_interleaved(task: Task) -> tuple[Tensor, Tensor]:
     return images[order], labels[order]
 
 
-def _lamb_with_weight_decay(w: Tensor, g: Tensor, first: Tensor, second: Tensor, update: int, lr: float) -> None:
-    before = w.clone()
-    _lamb(w, g, first, second, update, lr)
-    w.sub_(0.01 * lr * before)
+@torch.no_grad()
+def _lamb_with_weight_decay(optimiser: _optim.LAMB) -> None:
+    (group,) = optimiser.param_groups
+    before = [parameter.clone() for parameter in group["params"]]
+    _lamb_step(optimiser)
+    for parameter, old in zip(group["params"], before, strict=True):
+        parameter.sub_(0.01 * group["lr"] * old)
+
+
+def _lamb_counted_from_one(optimiser: _optim.LAMB) -> None:
+    for parameter in optimiser.param_groups[0]["params"]:
+        if not optimiser.state[parameter]:
+            optimiser.state[parameter] = {"step": 1} | {
+                name: torch.zeros_like(parameter) for name in ("first", "second")
+            }
+    _lamb_step(optimiser)
+
+
+def _norm_of_each_image(tensor: Tensor) -> Tensor:
+    return tensor.square().flatten(1).sum(1).sqrt().view(-1, *(1,) * (tensor.ndim - 1))
+
+
+def _trained_when_replaced(method: frepo.FRePo, counter: int) -> frepo.Member:
+    return _member(method, 1 if hasattr(method, "pool") else counter)
 
 
 def _in_evaluation_mode(patch: pytest.MonkeyPatch) -> None:
@@ -409,12 +449,7 @@ MISTAKES = [
     Mistake(
         "flip: along the height",
         _KERNEL,
-        _replace(frepo, "mirrored", lambda x, y: (torch.cat([x, x.flip(2)]), torch.cat([y, y]))),
-    ),
-    Mistake(
-        "flip: mirrored images first",
-        _KERNEL,
-        _replace(frepo, "mirrored", lambda x, y: (torch.cat([x.flip(3), x]), torch.cat([y, y]))),
+        _replace(Tensor, "flip", lambda images, dimension: torch.flip(images, [2])),
     ),
     Mistake(
         "label loss: margin not bounded by 1/C",
@@ -434,7 +469,7 @@ MISTAKES = [
     Mistake(
         "labels: initial ones not scaled",
         "frepo_label_init.npz",
-        _replace(frepo, "initial_labels", lambda y, c, dtype, scale: F.one_hot(y, c).to(dtype) - 1 / c),
+        _replace(frepo.math, "sqrt", lambda value: 1.0),
     ),
     Mistake(
         "labels: classes interleaved",
@@ -449,27 +484,27 @@ MISTAKES = [
     Mistake(
         "LAMB: epsilon 1e-8",
         _LAMB,
-        _replace(frepo, "LAMB_EPS", 1e-8),
+        _replace(_optim, "LAMB", functools.partial(_optim.LAMB, eps=1e-8)),
     ),
     Mistake(
         "LAMB: weight decay",
         _LAMB,
-        _replace(frepo, "lamb", _lamb_with_weight_decay),
+        _replace(_optim.LAMB, "step", _lamb_with_weight_decay),
     ),
     Mistake(
         "LAMB: updates counted from 1",
         _LAMB,
-        _replace(frepo, "lamb", lambda w, g, first, second, update, lr: _lamb(w, g, first, second, update + 1, lr)),
+        _replace(_optim.LAMB, "step", _lamb_counted_from_one),
     ),
     Mistake(
         "LAMB: a trust ratio per image",
         _LAMB,
-        _replace(frepo, "trust_ratio", _per_image_trust_ratio),
+        _replace(torch.linalg, "vector_norm", _norm_of_each_image),
     ),
     Mistake(
         "LAMB: no trust ratio",
         _LAMB,
-        _replace(frepo, "trust_ratio", lambda parameter, direction: 1.0),
+        _replace(torch.linalg, "vector_norm", lambda tensor: torch.ones(())),
     ),
     Mistake(
         "schedule: off by one",
@@ -513,17 +548,17 @@ MISTAKES = [
     Mistake(
         "Adam: epsilon inside the root",
         _ONLINE,
-        _replace(frepo, "adam", _EpsilonInsideTheRoot),
+        _replace(torch.optim, "Adam", _EpsilonInsideTheRoot),
     ),
     Mistake(
         "Adam: weight decay",
         _ONLINE,
-        _replace(frepo, "adam", lambda network, lr: torch.optim.Adam(network.parameters(), lr=lr, weight_decay=5e-4)),
+        _replace(torch.optim, "Adam", functools.partial(torch.optim.Adam, weight_decay=5e-4)),
     ),
     Mistake(
         "online update: mirrored images as well",
         _ONLINE,
-        _replace(frepo, "online_update", lambda network, optimiser, *s: _update(network, optimiser, *_mirrored(*s))),
+        _replace(frepo.Member, "update", _train_on_mirrored_images),
     ),
     Mistake(
         "features: flattened in order C, H, W",
@@ -538,21 +573,21 @@ MISTAKES = [
     Mistake(
         "chain: no flip",
         "frepo_chain.npz",
-        _replace(frepo, "mirrored", lambda x, y: (x, y)),
+        _replace(Tensor, "flip", lambda images, dimension: images),
     ),
     Mistake(
         "pool: replaced one update too early",
         "frepo_pool_trace.npz",
-        _replace(frepo, "next_counter", lambda counter, updates: 0 if counter >= updates else counter + 1),
+        _replace(frepo, "FRePoConfig", lambda **settings: _config(**{**settings, "max_online_updates": 9})),
     ),
     Mistake(
         "pool: trained in the step of its replacement",
         "frepo_pool_trace.npz",
-        _replace(frepo, "next_counter", lambda counter, updates: 1 if counter > updates else counter + 1),
+        _replace(frepo.FRePo, "_member", _trained_when_replaced),
     ),
     Mistake(
         "pool: counters not staggered",
         "frepo_pool_trace.npz",
-        _replace(frepo, "initial_counters", lambda size, updates: [0] * size),
+        _replace(frepo.FRePo, "_member", lambda method, counter: _member(method, 0)),
     ),
 ]

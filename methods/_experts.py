@@ -1,0 +1,85 @@
+"""Expert trajectories: networks trained on the real images, with a snapshot of their parameters after every epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.protocols import Recipe
+from benchmarks.task import Task, generator_for
+from benchmarks.training import train_together
+from methods._unroll import flatten
+from methods.base import Store
+
+CPU_TOGETHER, GPU_TOGETHER = 1, 5
+"""Experts trained at a time: one fills a CPU, but not a GPU. Moves experts by rounding alone."""
+
+
+class Experts:
+    """Experts of a task: SGD without momentum or weight decay, on images augmented by DSA.
+
+    An expert depends on the data, the network, the settings in its name and its index: it draws nothing from the task's
+    generator.
+    """
+
+    def __init__(self, task: Task, *, epochs: int, lr: float, batch_size: int, steps_per_epoch: int | None) -> None:
+        """``steps_per_epoch``: steps that count as an epoch; None: one pass over the real images."""
+        self.task, self.epochs = task, epochs
+        self.steps_per_epoch = steps_per_epoch or math.ceil(len(task.images) / batch_size)
+        self.recipe = Recipe(
+            loss="cross_entropy",
+            optimiser="sgd",
+            lr=lr,
+            batch_size=batch_size,
+            shuffle=True,
+            steps_by_images=((len(task.images), epochs * self.steps_per_epoch),),
+            augment="dsa",
+        )
+        length = "" if steps_per_epoch is None else f"x{steps_per_epoch}"
+        self._settings = f"epochs{epochs}{length}-lr{lr}-batch{batch_size}"
+
+    def name(self, index: int) -> str:
+        """Everything that determines an expert, except for the data and the network."""
+        dtype = str(self.task.dtype).removeprefix("torch.")
+        return f"mtt-expert-{self._settings}-{dtype}-{self.task.device.type}-{index}"
+
+    def prepare(self, store: Store, count: int) -> None:
+        """Train those of the first ``count`` experts that ``store`` does not hold.
+
+        An expert is one entry, ``parameters`` (epochs + 1, P), on the CPU: at the start and after every epoch. A user
+        reads a few rows of it, so a store that maps files into memory keeps the host's memory free.
+        """
+        together = CPU_TOGETHER if self.task.device.type == "cpu" else GPU_TOGETHER
+        missing = [index for index in range(count) if self.name(index) not in store]
+        for first in range(0, len(missing), together):
+            indices = missing[first : first + together]
+            for index, trajectory in zip(indices, self._train(indices), strict=True):
+                store[self.name(index)] = {"parameters": trajectory}
+
+    def _train(self, indices: Sequence[int]) -> list[Tensor]:
+        task = self.task
+        generators = [generator_for("mtt expert", index) for index in indices]
+        networks = [task.network(generator) for generator in generators]
+        size = sum(parameter.numel() for parameter in networks[0].parameters())
+        trajectories = [torch.empty(self.epochs + 1, size, dtype=task.dtype) for _ in networks]
+
+        def keep(done: int, steps: int) -> None:
+            if done % self.steps_per_epoch == 0:
+                for network, trajectory in zip(networks, trajectories, strict=True):
+                    trajectory[done // self.steps_per_epoch] = flatten(network.parameters()).detach()
+
+        keep(0, 0)
+        train_together(
+            networks,
+            task.images,
+            task.labels,
+            "probability",
+            self.recipe,
+            flip=task.flip,
+            generators=generators,
+            progress=keep,
+        )
+        return trajectories

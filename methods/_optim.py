@@ -1,0 +1,85 @@
+"""Synthetic sets that an optimiser moves, and LAMB, which torch does not have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.task import Task
+from methods.base import Method
+
+
+def initial_images(task: Task, init: Literal["real", "noise"]) -> tuple[Tensor, Tensor]:
+    """Images to start from (num_classes * ipc, C, H, W), class-major, and their classes (num_classes * ipc,).
+
+    Random real images, or standard normal noise in their place.
+    """
+    images, classes = task.draw_per_class()
+    if init == "noise":
+        images = torch.randn(images.shape, generator=task.generator, dtype=task.dtype).to(task.device)
+    return images, classes
+
+
+class Optimised(Method):
+    """A method whose steps move the tensors ``learned`` by one ``optimiser``."""
+
+    learned: Sequence[Tensor]
+    """Everything that steps may change; the images come first."""
+    optimiser: torch.optim.Optimizer
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors ``learned`` as leaves of a new graph, which shares their memory."""
+        return [tensor.detach().requires_grad_() for tensor in self.learned]
+
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """One update by the gradients of the first tensors of ``learned``; the remaining tensors stay as they are."""
+        for tensor, gradient in zip(self.learned, gradients, strict=False):
+            tensor.grad = gradient
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        learned, optimiser = list(self.learned), self.optimiser.state_dict()
+        return copy.deepcopy({"learned": learned, "optimiser": optimiser, "generator": self.task.generator.get_state()})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for tensor, saved in zip(self.learned, state["learned"], strict=True):
+            tensor.copy_(saved)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.task.generator.set_state(state["generator"])
+
+
+class LAMB(torch.optim.Optimizer):
+    """You et al., "Large Batch Optimization for Deep Learning", ICLR 2020; without weight decay.
+
+    As in optax, the trust ratio ‖w‖ / ‖u‖ is that of a whole tensor, has no bounds, and is 1 where a norm is zero.
+    """
+
+    def __init__(
+        self, tensors: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
+    ) -> None:
+        super().__init__(tensors, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every tensor that has a gradient, in place."""
+        for group in self.param_groups:
+            (beta1, beta2), eps = group["betas"], group["eps"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+                state["step"] += 1
+                first = state["first"].lerp_(parameter.grad, 1 - beta1)
+                second = state["second"].lerp_(parameter.grad.square(), 1 - beta2)
+                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
+                direction = mean / (square.sqrt() + eps)
+                ratio = torch.linalg.vector_norm(parameter) / torch.linalg.vector_norm(direction)
+                ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+                parameter.sub_(group["lr"] * ratio * direction)
