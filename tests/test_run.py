@@ -554,8 +554,7 @@ def test_a_cell_without_a_record_stops_the_run_and_its_launcher(
     def launcher(jobs: Iterable[Job]) -> Generator[Job, None, None]:
         try:
             yield next(iter(Pretending()(jobs)))
-            for job in jobs:
-                yield job
+            yield from jobs
         finally:
             ended.append(not (tmp_path / "table.md").exists())
 
