@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from benchmarks.errors import UserError
-from harness.records.files import replacing
+from benchmarks.files import replacing
 
 SCHEMA = 2
 PROTOCOL_VERSION = "3"
