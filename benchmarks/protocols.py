@@ -1,4 +1,4 @@
-"""Evaluation recipes as data: how a network is trained on a synthetic set, each paper's own way and one common way."""
+"""Evaluation recipes as data: how a network is trained on a synthetic set, by each paper and in common."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train one network; carried out by ``benchmarks.training.train``."""
+    """Settings for training a network, which ``benchmarks.training.train`` carries out."""
 
     loss: Literal["cross_entropy", "mse"]
-    """``mse``: the mean over the batch of ½ Σ_c (logit − label)², on centred labels."""
+    """Loss; ``mse`` is the mean over the batch of ½ Σ_c (logit − label)², on centred labels."""
     optimiser: Literal["sgd", "adam"]
     lr: float
     batch_size: int
     shuffle: bool
-    """False: batches are cut in the order of the set, the same ones every epoch."""
+    """False: batches are cut in the order of the set, the same in every epoch."""
     epochs: int = 0
-    """Times over the set; 0 where ``steps_by_images`` says the length."""
+    """Passes over the set; 0 where ``steps_by_images`` says the length."""
     steps_by_images: tuple[tuple[int, int], ...] = ()
-    """(images in the set, optimiser steps), ascending; the first entry with enough images holds, else the last."""
+    """Pairs (images in the set, optimiser steps), ascending; the first with enough images holds, else the last."""
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Literal["constant", "drop_once", "warmup_cosine"] = "constant"
@@ -30,10 +30,10 @@ class Recipe:
     warmup_steps: int = 0
     """``warmup_cosine``: steps of linear rise from 0."""
     final_lr: float = 0.0
-    """``warmup_cosine``: where the cosine ends, as a fraction of ``lr``."""
+    """``warmup_cosine``: the end of the cosine, as a fraction of ``lr``."""
     augment: Literal["none", "dsa", "frepo"] = "none"
     learned_lr: bool = False
-    """Take the step size that was learned with the set, where there is one, instead of ``lr``."""
+    """Take the step size that was learned with the set, if any, instead of ``lr``."""
     ema: float | None = None
     """Decay of a moving average of the parameters that replaces them at the end; None: the last ones are kept."""
 
@@ -55,12 +55,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Preprocessing, networks and recipe of one way to evaluate."""
+    """Preprocessing, networks and recipe of an evaluation."""
 
     name: str
     recipe: Recipe
     preprocess: Callable[[str, int], str]
-    """(data set, ipc) → a name of ``benchmarks.PREPROCESSINGS``."""
+    """Map from (data set, ipc) to a name of ``benchmarks.PREPROCESSINGS``."""
     network: Literal["convnet", "convnet_doubling"]
     distill_norm: Literal["none", "batch", "instance"]
     test_norm: Literal["none", "batch", "instance"]
@@ -149,7 +149,7 @@ PROTOCOLS: dict[str, Protocol] = {
             test_norm="none",
             krr=True,
         ),
-        Protocol(  # squared error on learned labels, as KIP trains networks; what else is set is FRePo's
+        Protocol(  # squared error on learned labels, as KIP trains networks; all else is as in FRePo
             "kip",
             recipe=FREPO_RECIPE,
             preprocess=lambda dataset, ipc: "standardise",
@@ -157,7 +157,7 @@ PROTOCOLS: dict[str, Protocol] = {
             distill_norm="instance",
             test_norm="instance",
         ),
-        Protocol(  # one for all methods, so that only the distillation differs
+        Protocol(  # the same for all methods, so that only the distillation differs
             "common",
             recipe=FREPO_RECIPE,
             preprocess=lambda dataset, ipc: "standardise",

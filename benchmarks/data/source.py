@@ -1,7 +1,7 @@
 """A data set on disk → `RawData`, checked, with its fingerprint, and kept in a cache.
 
-A cache costs time, never correctness: its keys are the contents of all files that are read. So files may change as they
-like, and so may their time stamps.
+The key of a cached entry is made from the contents of all files that are read. So files may change without a change of
+their time stamps, and time stamps without a change of the files.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Source:
     files: Sequence[str | Path]
     """Every file that ``decode`` reads, in the order of what it returns."""
     facts: str = ""
-    """Whatever else determines its result."""
+    """All else that determines its result, as text."""
     slow: bool = True
     """Whether the result of ``decode`` is worth keeping."""
     left_out: str = ""
@@ -110,7 +110,7 @@ class Source:
     def cached(self, folder: Path | None, settings: Sequence[str], make: Callable[[], Entry]) -> Entry:
         """The result of ``make``, kept in ``folder`` for this content of the files and these ``settings``.
 
-        A cache that cannot be written is gone without.
+        Where the cache cannot be written, the result is made every time.
         """
         if folder is None:
             return make()
@@ -151,7 +151,7 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 @contextlib.contextmanager
 def one_line(name: str) -> Iterator[None]:
-    """Turns what the file system refuses into one line, and silences decoders, which warn of files they can read."""
+    """Turn errors of the file system into one line, and silence decoders: they warn of files that they can read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
