@@ -113,7 +113,7 @@ class Preprocess:
             scaled = chunk.to(self.mean, copy=True)
             if chunk.dtype == torch.uint8:
                 scaled /= 255
-            normalised = scaled.sub_(self._column(self.mean)).div_(self._column(self.std))
+            normalised = scaled.sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
             return self.zca.forward(normalised) if self.zca else normalised
 
         return self._in_chunks(apply, images)
@@ -125,7 +125,7 @@ class Preprocess:
         def apply(chunk: Tensor) -> Tensor:
             chunk = chunk.to(self.mean)
             normalised = self.zca.inverse(chunk) if self.zca else chunk
-            return normalised * self._column(self.std) + self._column(self.mean)
+            return normalised * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
 
         return self._in_chunks(apply, images)
 
@@ -170,10 +170,6 @@ class Preprocess:
             wanted = ", ".join(map(str, expected))
             raise UserError(f"images of shape {tuple(images.shape)} do not fit this preprocessing: give ({wanted})")
 
-    @staticmethod
-    def _column(values: Tensor) -> Tensor:
-        return values.view(-1, 1, 1)
-
     def _in_chunks(self, apply: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         out = torch.empty(images.shape, dtype=self.mean.dtype, device=self.mean.device)
         size = CHUNK_BYTES if self.zca else CACHED_BYTES
@@ -202,7 +198,7 @@ def fit(name: str, images: Tensor, *, constants: Statistics | None = None) -> Pr
 def channel_statistics(images: Tensor) -> Statistics:
     """Mean and standard deviation of every channel's pixels in [0, 1]; ``images``: (N, C, H, W) uint8.
 
-    Exact, because the 256 values are counted. A constant channel has standard deviation 1, so that it can be divided by.
+    Exact: the 256 values are counted. A constant channel has standard deviation 1, so that it can be divided by.
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
     for chunk in _chunks(images):

@@ -61,9 +61,9 @@ class Protocol:
     recipe: Recipe
     preprocess: Callable[[str, int], str]
     """Map from (data set, ipc) to a name of ``benchmarks.PREPROCESSINGS``."""
-    network: Literal["convnet", "convnet_doubling"]
-    distill_norm: Literal["none", "batch", "instance"]
-    test_norm: Literal["none", "batch", "instance"]
+    network: Literal["convnet", "convnet_doubling"] = "convnet"
+    distill_norm: Literal["none", "batch", "instance"] = "instance"
+    test_norm: Literal["none", "batch", "instance"] = "instance"
     krr: bool = False
     """Report the accuracy of kernel regression on the trained network's features as well."""
 
@@ -124,22 +124,9 @@ def _mtt_preprocess(dataset: str, ipc: int) -> str:
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol(
-            "vico",
-            recipe=vico_recipe(),
-            preprocess=lambda dataset, ipc: "standardise_vico",
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
-        Protocol(  # Cazenavette et al., 2022
-            "mtt",
-            recipe=replace(vico_recipe(), learned_lr=True),
-            preprocess=_mtt_preprocess,
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
+        Protocol("vico", recipe=vico_recipe(), preprocess=lambda dataset, ipc: "standardise_vico"),
+        # Cazenavette et al., 2022
+        Protocol("mtt", recipe=replace(vico_recipe(), learned_lr=True), preprocess=_mtt_preprocess),
         Protocol(
             "frepo",
             recipe=FREPO_RECIPE,
@@ -149,21 +136,9 @@ PROTOCOLS: dict[str, Protocol] = {
             test_norm="none",
             krr=True,
         ),
-        Protocol(  # squared error on learned labels, as KIP trains networks; all else is as in FRePo
-            "kip",
-            recipe=FREPO_RECIPE,
-            preprocess=lambda dataset, ipc: "standardise",
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
-        Protocol(  # the same for all methods, so that only the distillation differs
-            "common",
-            recipe=FREPO_RECIPE,
-            preprocess=lambda dataset, ipc: "standardise",
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
+        # Squared error on learned labels, as KIP trains networks; the recipe is FRePo's.
+        Protocol("kip", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
+        # The same for all methods, so that only the distillation differs
+        Protocol("common", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
     )
 }

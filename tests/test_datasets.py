@@ -581,14 +581,6 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     assert resized[0, 0, :, 4].tolist() == [255] * 4 + [0] * 4
 
 
-def test_transparent_pixels_are_white(tmp_path: Path) -> None:
-    image_folder(tmp_path, per_class=1)
-    save_image(tmp_path / "train" / "red" / "0.png", (0, 0, 0, 0), mode="RGBA")
-    save_image(tmp_path / "train" / "blue" / "0.png", (0, 0), mode="LA")
-    images = load_raw(f"folder:{tmp_path}", tmp_path).train_images
-    assert bool((images[[0, 2]] == 255).all())
-
-
 def test_class_names_are_passed_on_as_they_are(tmp_path: Path) -> None:
     """Upper and lower case are two classes, and any bytes are a name."""
     names = ["A", "a", " ", "été", "line\nbreak", "\x1b[31m", os.fsdecode(b"\xff\xfe"), "x.png"]

@@ -111,7 +111,7 @@ def labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str]
                 elif entry.is_dir():
                     links.append((owner, entry.path))
                 # A link that leads nowhere is an error when it is opened: somebody wanted that image.
-                elif _suffix(entry.name) in suffixes and (entry.is_file() or entry.is_symlink()):
+                elif os.path.splitext(entry.name)[1].lower() in suffixes and (entry.is_file() or entry.is_symlink()):
                     images[owner].append(entry.path)
                 else:
                     left_out.append(entry.path)
@@ -166,10 +166,6 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 def passed_over(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or belongs to the operating system."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def image_source(

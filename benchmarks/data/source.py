@@ -30,8 +30,6 @@ CACHE_VERSION = 2
 """To be raised when decoding or preprocessing changes: cached tensors of older versions are then left alone."""
 DECODERS = [features.version(library) for library in ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "webp")]
 """Versions of what decodes lossy images and resizes: another version may give other pixels."""
-BLOCK = 1 << 20
-"""Bytes of a file that are hashed at a time."""
 Decoded = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[str]]
 """Training images and labels, test images and labels (as in `RawData`), class names."""
 
@@ -81,11 +79,8 @@ class Source:
         """A hash of all that determines the result of ``decode``: the contents of the files, not their time stamps."""
         total = hashlib.blake2b(repr((CACHE_VERSION, self.name, self.facts, DECODERS)).encode(), digest_size=16)
         for file in self.files:
-            content = hashlib.blake2b()
             with open(file, "rb", buffering=0, opener=regular) as stream:
-                while block := stream.read(BLOCK):
-                    content.update(block)
-            total.update(content.digest())
+                total.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
         return total.hexdigest()
 
     def read(self, cache: Path | None) -> RawData:
