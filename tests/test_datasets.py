@@ -410,7 +410,7 @@ def test_image_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "name", [".Trash-1000", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN"]
+    "name", [".Trash-1000", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+loaded", "$RECYCLE.BIN"]
 )
 @pytest.mark.parametrize("place", ["", "train", "train/red", "train/red/deeper", "test/blue"])
 def test_hidden_names_and_those_of_systems_are_passed_over_at_every_level(
@@ -1056,16 +1056,16 @@ def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_benchmark(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
-    found = benchmark("digits", tmp_path, ipc=2, generator=generator, dtype=torch.float64, depth=None)
-    raw, task = load_raw("digits", tmp_path), found.task
-    assert torch.equal(task.images, found.preprocess.forward(raw.train_images))
-    assert torch.equal(found.test_images, found.preprocess.forward(raw.test_images))
+    loaded = benchmark("digits", tmp_path, ipc=2, generator=generator, dtype=torch.float64, depth=None)
+    raw, task = load_raw("digits", tmp_path), loaded.task
+    assert torch.equal(task.images, loaded.preprocess.forward(raw.train_images))
+    assert torch.equal(loaded.test_images, loaded.preprocess.forward(raw.test_images))
     assert torch.equal(task.labels, raw.train_labels)
-    assert torch.equal(found.test_labels, raw.test_labels)
-    assert (task.dtype, found.test_images.dtype, found.preprocess.mean.dtype) == (torch.float64,) * 3
-    assert (task.num_classes, task.ipc, task.flip, found.flip) == (10, 2, False, False)
-    assert (found.name, found.raw_fingerprint) == ("digits", raw.fingerprint)
-    assert (found.spec.in_channels, found.spec.image_size, found.spec.num_classes) == (1, (8, 8), 10)
+    assert torch.equal(loaded.test_labels, raw.test_labels)
+    assert (task.dtype, loaded.test_images.dtype, loaded.preprocess.mean.dtype) == (torch.float64,) * 3
+    assert (task.num_classes, task.ipc, task.flip, loaded.flip) == (10, 2, False, False)
+    assert (loaded.name, loaded.raw_fingerprint) == ("digits", raw.fingerprint)
+    assert (loaded.spec.in_channels, loaded.spec.image_size, loaded.spec.num_classes) == (1, (8, 8), 10)
     assert task.generator is generator
     assert torch.equal(generator.get_state(), state)
     network = task.network(generator)
