@@ -152,13 +152,8 @@ class Preprocess:
         """The inverse of `tensors` and `settings`."""
         zca = None
         if "zca_mean" in tensors:
-            zca = Zca(
-                tensors["zca_mean"],
-                tensors["zca_whiten"],
-                tensors["zca_restore"],
-                settings["block"],
-                settings["layout"],
-            )
+            mean, whiten, restore = (tensors[f"zca_{part}"] for part in ("mean", "whiten", "restore"))
+            zca = Zca(mean, whiten, restore, settings["block"], settings["layout"])
         return cls(settings["name"], tensors["mean"], tensors["std"], zca)
 
     def _check(self, images: Tensor) -> None:

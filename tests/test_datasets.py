@@ -410,7 +410,7 @@ def test_image_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "name", [".Trash-1000", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+loaded", "$RECYCLE.BIN"]
+    "name", [".Trash-1000", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN"]
 )
 @pytest.mark.parametrize("place", ["", "train", "train/red", "train/red/deeper", "test/blue"])
 def test_hidden_names_and_those_of_systems_are_passed_over_at_every_level(

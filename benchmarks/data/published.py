@@ -72,17 +72,8 @@ def blank(name: str, shape: Shape) -> RawData:
         images = torch.zeros(1, dtype=torch.uint8).expand(count, shape.channels, shape.size, shape.size)
         return images, torch.arange(count) * shape.classes // count
 
-    (train_images, train_labels), (test_images, test_labels) = split(shape.train), split(shape.test)
-    return RawData(
-        name=name,
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        class_names=tuple(str(c) for c in range(shape.classes)),
-        flip=name not in NO_FLIP,
-        fingerprint="none",
-    )
+    class_names = tuple(str(c) for c in range(shape.classes))
+    return RawData(name, *split(shape.train), *split(shape.test), class_names, name not in NO_FLIP, fingerprint="none")
 
 
 def find(name: str, root: Path, image_size: int | None, download: bool) -> Source:
@@ -262,9 +253,8 @@ def _find_cub200(root: Path, image_size: int) -> Source:
         labels, is_train = table("image_class_labels.txt"), table("train_test_split.txt")
         splits: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
         for image, file in table("images.txt").items():
-            splits[("1", "0").index(is_train[image])].append(
-                (str(folder / "images" / file), classes.index(labels[image]))
-            )
+            entry = str(folder / "images" / file), classes.index(labels[image])
+            splits[("1", "0").index(is_train[image])].append(entry)
     class_names = [names[number] for number in classes]
     return image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
 

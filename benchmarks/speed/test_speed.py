@@ -51,7 +51,8 @@ def test_training(name: str, ipc: int, at_once: int, settings: Settings, timed: 
     """The first steps of three networks, in sequence or together, as the evaluation may choose."""
     protocol = PROTOCOLS[name]
     spec = _spec(protocol, settings)
-    images, labels = _synthetic(ipc, settings)
+    labels = torch.eye(CLASSES).repeat_interleave(ipc, 0)
+    images = torch.randn(len(labels), *settings.shape, generator=generator_for("images"))
 
     def call() -> None:
         for first in range(0, NETWORKS, at_once):
@@ -154,12 +155,6 @@ def _spec(protocol: Protocol, settings: Settings) -> NetworkSpec:
     return NetworkSpec(
         protocol.network, channels, (size[0], size[1]), CLASSES, width=settings.width, norm=protocol.test_norm
     )
-
-
-def _synthetic(ipc: int, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Images (n, C, H, W) and one-hot labels (n, CLASSES)."""
-    labels = torch.eye(CLASSES).repeat_interleave(ipc, 0)
-    return torch.randn(len(labels), *settings.shape, generator=generator_for("images")), labels
 
 
 def _pixels(count: int, shape: tuple[int, int, int]) -> Tensor:
