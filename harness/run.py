@@ -205,7 +205,7 @@ class _Run:
         """Why the run ended before its jobs did."""
         self._replaced: dict[str, Job] = {}
         """Folder where a job runs that has a result already → the job."""
-        self._begun: dict[str, tuple[str, float, dict[Path, bytes]]] = {}
+        self._begun: dict[str, tuple[str, float, dict[Path, os.stat_result]]] = {}
         """Folder → number and name of its job, when it began, and the answers that were there."""
         self._said = ""
         """Whose line was the last."""
@@ -250,7 +250,7 @@ class _Run:
             if distils:
                 first, *others = map(self._apart, (job, *job.beside))
                 job = dataclasses.replace(first, beside=tuple(others))
-            answers = {path: path.read_bytes() for path in (job.path / EVALUATIONS).glob("*.json")}
+            answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
             self._begun[job.folder] = place, time.monotonic(), answers
             self._said = place
             yield job
@@ -302,9 +302,10 @@ class _Run:
         return job
 
 
-def _any_kept(job: Job, after: Record, answers: Mapping[Path, bytes]) -> bool:
-    """Whether any of the ``answers`` that ``job`` was to give again is still the earlier one."""
-    return any(ask.path.read_bytes() == answers.get(ask.path) for ask in all_asks(job, after))
+def _any_kept(job: Job, after: Record, answers: Mapping[Path, os.stat_result]) -> bool:
+    """Whether any of the ``answers`` that ``job`` was to give again is still the earlier file."""
+    paths = [ask.path for ask in all_asks(job, after) if ask.path in answers]
+    return any(os.path.samestat(path.stat(), answers[path]) for path in paths)
 
 
 def _aside(folder: Path) -> Path:
@@ -365,7 +366,7 @@ def _answer(answer: EvaluationRecord) -> str:
     """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values."""
     if answer["status"] != "ok":
         return f"{answer['evaluation']}: {answer['status']}: {answer['message']}"
-    quantities, parts = evaluations.get(answer["evaluation"]).quantities, []
+    quantities, parts = evaluations.get(answer["evaluation"]).quantities, list[str]()
     for name, values in answer["values"].items():
         quantity = quantities[name]
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
@@ -380,7 +381,7 @@ def _announcement(request: Request, jobs: Sequence[Job]) -> list[str]:
     import torch
 
     known = sum((job.path / RECORD).exists() for job in jobs)
-    done = f" ({known} have a record)" if known else ""
+    done = f" ({known} {'has' if known == 1 else 'have'} a record)" if known else ""
     cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}{done}"
     where = device_name(jobs[0].device)
     if jobs[0].device == "cpu":

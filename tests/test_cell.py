@@ -263,30 +263,29 @@ def test_failures_are_one_line_in_the_record(
         assert "Traceback" in log.read_text() and "and more" in log.read_text()
 
 
-def test_a_failure_of_one_question_is_a_record_of_its_own(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+def test_a_question_that_fails_leaves_the_set_and_the_earlier_answer(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = job(tmp_path, request={"networks_evaluated": 2})
-    before = accuracy(run(made))["values"]
+    made, more = (job(tmp_path, request={"networks_evaluated": count}) for count in (2, 3))
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("in the third network")
 
-    more = job(tmp_path, request={"networks_evaluated": 3})
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_together", fail)
-        distilled = run(more)
-    answer = accuracy(distilled)
+        distilled = run(made)
+    first = accuracy(distilled)
     assert distilled.record["status"] == "ok" and distilled.set_path.exists()
-    assert answer["status"] == "error" and str(answer["message"]).startswith("RuntimeError: in the third network")
-    assert answer["values"] == before, "the values of the first two networks are kept"
+    assert first["status"] == "error" and str(first["message"]).startswith("RuntimeError: in the third network")
     assert "in the third network" in (made.path / LOG).read_text()
+    before = accuracy(run(made))
+    assert before["status"] == "ok" and len(before["values"]["accuracy"]) == 2
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_together", fail)
-        again = accuracy(run(made))  # two are there: nothing is trained
-    assert again["status"] == "ok" and again["values"] == before
+        assert accuracy(run(more)) == before
+    assert "RuntimeError: in the third network" in capsys.readouterr().err
     full = accuracy(run(more))
-    assert full["status"] == "ok" and full["values"]["accuracy"][:2] == before["accuracy"]
+    assert full["status"] == "ok" and full["values"]["accuracy"][:2] == before["values"]["accuracy"]
 
 
 def returns(patch: pytest.MonkeyPatch, name: str, change: Callable[[Any, Dummy], Any]) -> None:

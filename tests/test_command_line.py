@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -23,10 +23,13 @@ from benchmarks.errors import UserError, nearest, printable
 from benchmarks.networks import NetworkSpec
 from harness import __main__, limits, run, startup
 from harness.command_line import exit_status
-from harness.launch import local as launch
-from harness.plan import experiments
-from harness.plan.experiments import Request, plan, unpublished
+from harness.launch import environment, local
+from harness.plan import planning
+from harness.plan.jobs import Job
 from harness.plan.options import describe, parse, split
+from harness.plan.planning import plan, unpublished
+from harness.plan.request import Request
+from harness.records import record
 from tests.dummies import Dummy, dummy
 from tests.test_importers import dc
 
@@ -37,7 +40,7 @@ MODULES = {
     "report": "harness.report",
     "figures": "harness.figures",
     "regress": "harness.regress",
-    "evaluate": "harness.evaluate_set",
+    "evaluate": "harness.evaluate",
     "check": "harness.measure.check",
     "all": "harness",
 }
@@ -115,11 +118,11 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         ("run", [*RUN.split(), "--output", "~nobody_/x"], "--output: there is no such user: '~nobody_/x'"),
         ("run", ["--methods", "frepo", "--dataset", "folder:"], "--dataset folder: has no path: write folder:PATH"),
         ("run", ["--methods", "frepo", "--dataset", "digits,folder: "], "--dataset folder: has no path"),
-        ("report", [""], "folder: the path is empty"),
-        ("figures", [""], "folder: the path is empty"),
+        ("report", [""], "FOLDER: the path is empty"),
+        ("figures", [""], "FOLDER: the path is empty"),
         ("regress", ["", "x"], "BASELINE: the path is empty"),
         ("regress", ["x", "y", "--output", ""], "--output: the path is empty"),
-        ("evaluate", [""], "FILE: the path is empty"),
+        ("evaluate", [""], "PATH: the path is empty"),
         ("evaluate", ["x", "--output", ""], "--output: the path is empty"),
         ("report", ["a\nb\x1b[31m"], r"no such folder: a\nb\x1b[31m"),
         ("report", [__file__], f"{__file__} is a file, not a folder"),
@@ -153,7 +156,7 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         ("run", [*RUN.split(), "--fooo"], "unknown argument '--fooo'; see --help"),
         ("run", [*RUN.split(), "--widht=3"], "unknown argument '--widht': did you mean --width?"),
         ("run", [*RUN.split(), "--force=1"], "--force: takes no value, but has '1'"),
-        ("report", ["a", "b"], "unknown argument 'b'; see --help"),
+        ("report", ["a", "--fooo"], "unknown argument '--fooo'; see --help"),
         ("regress", ["a", "b", "--outpt", "c"], "unknown argument '--outpt': did you mean --output?"),
         ("regress", ["a"], "the following arguments are required: NEW"),
         ("check", ["--devise", "cpu"], "unknown argument '--devise': did you mean --device?"),
@@ -184,7 +187,7 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         ("all", ["run"], "--methods is missing; for instance: frepo-bench run --methods frepo,mtt --dataset digits"),
         ("all", ["forecast", "--methods", "mtt"], "--dataset is missing; for instance: frepo-bench forecast --methods"),
         ("all", ["report"], "no folder is given; for instance: frepo-bench report results/local"),
-        ("all", ["evaluate"], "no file is given; for instance: frepo-bench evaluate images_best.pt"),
+        ("all", ["evaluate"], "no folder or file is named; for instance: frepo-bench evaluate results/local"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(
@@ -290,28 +293,28 @@ def test_parameters_are_counted_without_building_the_network(
 def test_what_is_larger_than_the_machine_is_refused_before_it_is_allocated(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    asked: dict[str, object] = {"methods": ("dm",), "datasets": ("digits",), "device": "cpu", "output": tmp_path}
+    asked: dict[str, Any] = {"methods": ("dm",), "datasets": ("digits",), "device": "cpu", "output": tmp_path}
     if limits.total_bytes("cpu") is None and "larger than any" not in message:
         pytest.skip("the system does not tell its memory")
     with pytest.raises(UserError, match=message):
-        plan(Request(**{**asked, **changes}))  # type: ignore[arg-type]
+        plan(Request(**{**asked, **changes}))
 
 
 def test_images_larger_than_the_machine_are_refused_for_an_evaluation_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = f"{dc(tmp_path / 'set.pt')} --dataset digits --preprocess standardise --name a --image-size 1000000"
-    assert status("harness.evaluate_set", *asked.split(), "--output", str(tmp_path / "out")) == 2
+    assert status("harness.evaluate", *asked.split(), "--output", str(tmp_path / "out")) == 2
     assert "--image-size 1000000: the images alone would take" in capsys.readouterr().err
 
 
 def test_a_network_that_only_might_not_fit_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory is a result."""
-    request = Request(("dm",), ("digits",), widths=(8,), device="cpu", output=tmp_path, budget="smoke")
+    request = Request(methods=("dm",), datasets=("digits",), widths=(8,), device="cpu", output=tmp_path)
     (job,) = plan(request)
-    spec = NetworkSpec("convnet", 1, (8, 8), 10, 8, job.cell.depth, "instance")
+    spec = NetworkSpec("convnet", 1, (8, 8), 10, 8, job.distillation.depth, "instance")
     for room, fits in ((4 * spec.parameters(), True), (4 * spec.parameters() - 1, False)):
-        monkeypatch.setattr(experiments, "total_bytes", lambda device, room=room: room)
+        monkeypatch.setattr(planning, "total_bytes", lambda device, room=room: room)
         if fits:
             assert plan(request) == [job]
         else:
@@ -320,8 +323,9 @@ def test_a_network_that_only_might_not_fit_is_tried(tmp_path: Path, monkeypatch:
 
 
 def test_a_forecast_tells_of_widths_beyond_memory(tmp_path: Path) -> None:
-    (job,) = plan(Request(("dm",), ("mnist",), widths=(10**7,), device="cpu", output=tmp_path, forecast=True))
-    assert job.cell.width == 10**7
+    asked = Request(methods=("dm",), datasets=("mnist",), widths=(10**7,), device="cpu", output=tmp_path, forecast=True)
+    (job,) = plan(asked)
+    assert job.distillation.width == 10**7
 
 
 # Forecasts of the published budget
@@ -334,8 +338,8 @@ def test_a_forecast_leaves_out_what_was_not_published(
 
     planned: list[tuple[str, int]] = []
 
-    def table(jobs: list[experiments.Job], limit: int | None) -> str:
-        planned.extend((job.cell.method, job.cell.ipc) for job in jobs)
+    def table(jobs: list[Job], limit: int | None) -> str:
+        planned.extend((job.distillation.method, job.distillation.ipc) for job in jobs)
         return "a table"
 
     monkeypatch.setattr(forecast, "table", table)
@@ -350,7 +354,8 @@ def test_a_forecast_leaves_out_what_was_not_published(
     ]
     assert run.main([*base.split(), "frepo,random_real"]) == 2  # nothing would be left
     assert "no published setting for frepo" in capsys.readouterr().err
-    ran = Request(("frepo", "dummy"), ("digits",), (2,), budget="paper", device="cpu", output=tmp_path)
+    asked = {"methods": ("frepo", "dummy"), "datasets": ("digits",), "ipcs": (2,), "budget": "paper"}
+    ran = Request(**asked, device="cpu", output=tmp_path)  # type: ignore[arg-type]
     assert unpublished(ran) == []
     with pytest.raises(UserError, match="no published setting for frepo"):
         plan(ran)
@@ -361,13 +366,14 @@ def test_a_forecast_leaves_out_what_was_not_published(
 
 @pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
 def test_threads_are_counted_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: int, words: str
 ) -> None:
     import torch
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    request = Request(("random_real",), ("digits",), device="cpu", output=tmp_path)
-    assert run._announcement(request, plan(request))[0].endswith(f", {words}")
+    asked = f"--methods random_real --dataset digits --device cpu --output {tmp_path}"
+    run.main(asked.split(), launcher=lambda jobs: (job for job in list[Job]()))
+    assert capsys.readouterr().err.splitlines()[0].endswith(f", {words}")
 
 
 def test_the_columns_of_the_list_are_as_wide_as_its_names(
@@ -389,8 +395,11 @@ def test_the_name_of_a_folder_is_printable_wherever_it_goes(tmp_path: Path) -> N
     for part in ("train/cat", "train/dog", "test/cat", "test/dog"):
         (folder / part).mkdir(parents=True)
         Image.new("RGB", (8, 8), (len(part), ord(part[-1]), 9)).save(folder / part / "1.png")
-    request = Request(("random_real",), (f"folder:{folder}",), device="cpu", output=tmp_path / "out", image_size=8)
-    assert [job.cell.dataset for job in plan(request)] == [r"folder:my\npets\x1b[31m"]
+    asked = {"methods": ("random_real",), "datasets": (f"folder:{folder}",), "image_size": 8, "device": "cpu"}
+    (job,) = plan(Request(**asked, output=tmp_path / "out"))  # type: ignore[arg-type]
+    assert job.distillation.dataset == r"folder:my\npets\x1b[31m" and job.path.name.startswith(
+        "folder_my_npets_x1b_31m-"
+    )
 
 
 def test_no_home_folder_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,7 +497,7 @@ except BaseException:
         (["harness.report", "."], "pandas"),
         (["harness.figures", "."], "pandas"),
         (["harness.regress", ".", "."], "statistics"),
-        (["harness.evaluate_set", "README.md"], "shlex"),
+        (["harness.evaluate", "README.md"], "shlex"),
         (["harness.measure.check"], "torch"),
         (["harness", "list"], "torch"),
     ],
@@ -538,7 +547,7 @@ def test_what_lies_in_the_working_directory_is_not_imported(strangers: Path) -> 
     arguments = "--methods random_real --dataset digits --budget smoke --width 4 --device cpu --no-random"
     ended = process("harness.run", *arguments.split(), cwd=strangers, environment=installed)
     assert ended.returncode == 0 and "a stranger" not in ended.stdout + ended.stderr
-    assert len(list((strangers / "results" / "local").glob("*.safetensors"))) == 1
+    assert [each.set_path.exists() for each in record.read_all(strangers / "results" / "local")[0]] == [True]
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "methods"])
@@ -564,12 +573,12 @@ def test_a_cell_imports_what_the_command_line_imports(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("root", ["/a/checkout", "/venv/lib/python3.11/site-packages"])
 def test_the_environment_of_a_cell(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
-    monkeypatch.setattr(launch, "ROOT", root)
-    assert launch.COMMAND[1:3] == ("-P", "-m")
+    monkeypatch.setattr(environment, "ROOT", root)
+    assert local.COMMAND[1:3] == ("-P", "-m")
     ours = [] if root.endswith("site-packages") else [root]  # before the standard library it has no business
     for theirs in ([], ["/x"], ["/x", "/y"]):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", *theirs]))
-        made = launch.environment()
+        made = environment.environment()
         assert made["PYTHONSAFEPATH"] == "1"
         if ours + theirs:
             assert made["PYTHONPATH"].split(os.pathsep) == ours + theirs

@@ -1,4 +1,4 @@
-"""Records: whole or not there, and damage told apart from results."""
+"""Records: whole or not there, damage told apart from results, and folders of distillations however deep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,68 @@ import pytest
 
 from benchmarks.errors import UserError
 from benchmarks.files import replacing
-from harness.records import record
-from harness.records.record import Record
+from harness.records import provenance, record
+from harness.records.record import EVALUATIONS, RECORD, Distilled
+from tests.builders import evaluated, made, saved
 
 
-def example(**changes: Any) -> Record:
-    cell = {"method": "m", "dataset": "d", "ipc": 1, "seed": 0, "budget": "smoke", "protocol": "vico"}
-    made = record.new(cell, {"lr": 0.1}, record.provenance("a command", device="cpu", fingerprint="abc"))
-    made["status"] = "ok"
-    made["accuracy"]["values"] = [0.5, 0.25]
-    made.update(changes)  # type: ignore[typeddict-item]
-    return made
+def example() -> Distilled:
+    return made((0.5, 0.25), config={"lr": 0.1})
+
+
+def write(distilled: Distilled, folder: Path) -> Path:
+    """The folder of ``distilled``, written into ``folder``."""
+    saved(folder, distilled)
+    return folder / f"0-{distilled.folder}"
+
+
+def change(path: Path, place: str, value: Any) -> None:
+    """Put ``value`` into the JSON file ``path``, where ``place`` says, such as ``cost.memory.meter``."""
+    content: Any = json.loads(path.read_text())
+    *above, name = place.split(".")
+    functools.reduce(dict.__getitem__, above, content)[name] = value
+    path.write_text(json.dumps(content))
+
+
+def answer_in(folder: Path) -> Path:
+    (path,) = (folder / EVALUATIONS).glob("*.json")
+    return path
+
+
+# Folders
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    record.write(example(), tmp_path / "r.json")
-    assert record.load(tmp_path / "r.json") == example() | {
-        "provenance": record.load(tmp_path / "r.json")["provenance"]
-    }
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    folder = write(example(), tmp_path)
+    assert record.read_all(tmp_path) == ([Distilled(folder, example().record, example().evaluations)], [])
+    assert {path.name for path in folder.rglob("*")} == {RECORD, EVALUATIONS, "accuracy-0.json"}
 
 
-def test_the_schema_has_the_documented_parts() -> None:
-    made = example()
-    assert set(made) == {
-        "schema", "protocol_version", "cell", "config", "resolved", "status", "message",
-        "accuracy", "cost", "artifact", "provenance"
-    }  # fmt: skip
-    assert {"commit", "dirty", "command", "started", "device", "driver", "cuda", "torch", "python"} <= set(
-        made["provenance"]
-    )
-    assert {"meter", "idle_bytes", "context_bytes", "allocated_bytes", "reserved_bytes", "device_bytes"} <= set(
-        made["cost"]["memory"]
-    )
+def test_folders_are_read_however_deep_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("b/c/d", "a", ".again", "b/.x.earlier")]
+    folders = [write(example(), place) for place in places]
+    (tmp_path / "a" / "notes.json").write_text("{")
+    write(example(), folders[0] / EVALUATIONS)  # what lies inside a distillation is its own
+    distilled, damaged = record.read_all(tmp_path)
+    assert [each.folder for each in distilled] == [folders[1], folders[0]] and damaged == []
+    assert [each.folder for each in record.read_all(folders[2])[0]] == [folders[2]], "it was named"
+    assert record.read_all(tmp_path / "nowhere") == ([], [])
 
 
+def test_a_damaged_evaluation_leaves_the_others(tmp_path: Path) -> None:
+    folder = write(evaluated(example(), {"brightness": [-3.0]}, "brightness", config={}), tmp_path)
+    (folder / EVALUATIONS / "accuracy-0.json").write_text("{")
+    ((distilled,), (line,)) = record.read_all(tmp_path)
+    assert [evaluation["evaluation"] for evaluation in distilled.evaluations] == ["brightness"]
+    assert str(folder / EVALUATIONS / "accuracy-0.json") in line and "\n" not in line
+    with pytest.raises(UserError, match=r"accuracy-0\.json"):
+        record.read(folder)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("of", [lambda folder: folder / RECORD, answer_in], ids=["distillation", "evaluation"])
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -57,136 +85,166 @@ def test_the_schema_has_the_documented_parts() -> None:
         ("[]", "not a JSON object"),
         ('{"schema": 0}', "schema 0"),
         ("[" * 100_000, "recursion"),
-        ('{"schema": 1}', "is missing"),
-        (json.dumps(example(status="fine")), "unknown status 'fine'"),
-        (json.dumps(example(accuracy=None)), "'accuracy' is not an object"),
-        (json.dumps(example(cell={"method": "m"})), "cell.dataset is missing"),
-        (json.dumps(example(accuracy={**example()["accuracy"], "values": []})), "ok without accuracies"),
-        (json.dumps(example(accuracy={**example()["accuracy"], "values": ["x"]})), "not a list of numbers"),
-        (json.dumps(example(accuracy={**example()["accuracy"], "values": [float("nan")]})), "not a list of numbers"),
-        (json.dumps(example(cost={**example()["cost"], "memory": None})), "cost.memory is not an object"),
-        (json.dumps(example(cost={**example()["cost"], "memory": {}})), "cost.memory.meter is missing"),
-        (json.dumps(example(cost={**example()["cost"], "prepare_seconds": "1"})), "prepare_seconds is not a number"),
-        (json.dumps(example(artifact={"name": "a.safetensors"})), "no name and sha256"),
-        (json.dumps(example(cell={**example()["cell"], "ipc": "1"})), "cell.ipc is not a whole number"),
-        (json.dumps(example(cell={**example()["cell"], "width": "1"})), "cell.width is not a whole number"),
-        (json.dumps(example(cell={**example()["cell"], "steps": [1]})), "cell.steps is not a whole number"),
-        (json.dumps(example(provenance={"threads": "2"})), "provenance.threads is not a number"),
-        (json.dumps(example())[:-40], "damaged record"),
-    ],
-)
-def test_damage_is_one_line_with_the_file(tmp_path: Path, content: str, problem: str) -> None:
-    (tmp_path / "bad.json").write_text(content)
-    record.write(example(), tmp_path / "good.json")
-    with pytest.raises(UserError, match="damaged record") as caught:
-        record.load(tmp_path / "bad.json")
-    assert problem in str(caught.value) and "\n" not in str(caught.value)
-    records, damaged = record.load_all(tmp_path)
-    assert len(records) == 1 and damaged == [str(caught.value)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"schema": record.SCHEMA + 6}, f"schema {record.SCHEMA + 6}"),
-        ({"protocol_version": str(int(record.PROTOCOL_VERSION) + 10)}, f"protocol {int(record.PROTOCOL_VERSION) + 10}"),
-    ],
-    ids=["schema", "protocol"],
-)
-def test_a_record_of_a_newer_version_is_not_damaged(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps({**example(), **changes}))
-    with pytest.raises(record.NewerVersion, match="was written by a newer version") as caught:
-        record.load(path)
-    assert said in str(caught.value) and str(path) in str(caught.value) and "damaged" not in str(caught.value)
-    with pytest.raises(record.NewerVersion, match=said):
-        record.refuse_newer(tmp_path)
-    assert record.load_all(tmp_path) == ([], [str(caught.value)])
-
-
-def test_records_of_this_version_and_damaged_ones_are_not_refused(tmp_path: Path) -> None:
-    record.write(example(), tmp_path / "r.json")
-    (tmp_path / "bad.json").write_text("{")
-    (tmp_path / "odd.json").write_text(json.dumps(example(protocol_version="of somebody else")))
-    record.refuse_newer(tmp_path)
-
-
-def test_a_record_of_before_the_artefact_was_written_down_is_read(tmp_path: Path) -> None:
-    old = {name: value for name, value in example().items() if name != "artifact"}
-    (tmp_path / "r.json").write_text(json.dumps(old))
-    assert record.load(tmp_path / "r.json")["artifact"] is None
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("accuracy.values", [7.5]),
-        ("accuracy.values", [-0.1]),
-        ("accuracy.krr_values", [7.5]),
-        ("accuracy.mean", 1.5),
-        ("accuracy.std", -0.1),
-        ("accuracy.curve", [{"step": 1, "seconds": 1.0, "values": [1.1]}]),
-        ("accuracy.curve", [{"step": 1, "seconds": -1.0, "values": [0.1]}]),
-        ("accuracy.curve", [{"step": 1, "seconds": 1.0}]),
-        ("accuracy.curve", [{"step": 1, "seconds": "1", "values": [0.1]}]),
-        ("accuracy.curve", [3]),
-        ("accuracy.curve", {}),
-        ("cost.step_seconds", [0.1, -0.1]),
-        ("cost.step_seconds", [10**400]),
-        ("cost.distill_seconds", -1.0),
-        ("cost.distill_seconds", float("inf")),
-        ("cost.flops_per_step", -1),
-        ("cost.memory.host_rss_bytes", -1),
-        ("cell.ipc", -1),
-        ("cell.method", 3),
-        ("cell.dataset", ["a"]),
-        ("protocol_version", 1),
-        ("provenance.device", 5),
-        ("message", {"a": 1}),
+        ('{"schema": 2}', "is missing"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (None, "damaged record"),
     ],
     ids=str,
 )
-def test_what_nothing_measured_can_be_is_damage(tmp_path: Path, place: str, value: Any) -> None:
-    made: Any = example()
-    *folders, name = place.split(".")
-    functools.reduce(dict.__getitem__, folders, made)[name] = value
-    (tmp_path / "r.json").write_text(json.dumps(made))
-    with pytest.raises(UserError, match="damaged record") as caught:
-        record.load(tmp_path / "r.json")
-    assert place in str(caught.value) and "\n" not in str(caught.value)
+def test_damage_is_one_line_with_the_file(
+    tmp_path: Path, of: Callable[[Path], Path], content: str | bytes | None, problem: str
+) -> None:
+    """None: the end of the file is missing."""
+    path = of(write(example(), tmp_path))
+    if content is None:
+        content = path.read_bytes()[:-40]
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (line,) = record.read_all(tmp_path)[1]
+    assert line.startswith(f"damaged record {path}: ") and problem in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ("status", "fine", "unknown status 'fine'"),
+        ("message", {"a": 1}, "message is not a text"),
+        ("protocol_version", 1, "'protocol_version' is not a text"),
+        ("distillation", {"method": "m"}, "distillation.dataset is missing"),
+        ("distillation.ipc", "1", "distillation.ipc is not a whole number"),
+        ("distillation.ipc", -1, "distillation.ipc is not a whole number"),
+        ("distillation.width", True, "distillation.width is not a whole number"),
+        ("distillation.steps", [1], "distillation.steps is not a whole number"),
+        ("distillation.method", 3, "distillation.method is not a text"),
+        ("distillation.dataset", ["a"], "distillation.dataset is not a text"),
+        ("asked", {"budget": "quick"}, "asked.protocol is not a text"),
+        ("steps", -1, "steps is not a whole number"),
+        ("curve_points", 1.5, "curve_points is not a whole number"),
+        ("cost", None, "'cost' is not an object"),
+        ("cost.memory", None, "cost.memory is not an object"),
+        ("cost.memory", {}, "cost.memory.meter is missing"),
+        ("cost.memory.meter", "a guess", "unknown meter 'a guess'"),
+        ("cost.memory.busy", 3, "cost.memory.busy is not a text"),
+        ("cost.memory.host_rss_bytes", -1, "cost.memory.host_rss_bytes is out of range"),
+        ("cost.prepare_seconds", "1", "cost.prepare_seconds is not a number"),
+        ("cost.distill_seconds", -1.0, "cost.distill_seconds is out of range"),
+        ("cost.distill_seconds", float("inf"), "cost.distill_seconds is not a number"),
+        ("cost.flops_per_step", -1, "cost.flops_per_step is out of range"),
+        ("cost.step_seconds", [0.1, -0.1], "cost.step_seconds is not a list of numbers"),
+        ("cost.step_seconds", [10**400], "cost.step_seconds is not a list of numbers"),
+        ("artifact", {"name": "a.safetensors"}, "no name and sha256"),
+        ("snapshots", [{"name": "a", "sha256": "b", "step": -1, "seconds": 1.0}], "a snapshot has no name"),
+        ("snapshots", [3], "a snapshot has no name"),
+        ("provenance", {"threads": "2"}, "provenance.threads is not a number"),
+        ("provenance", {"device": 5}, "provenance.device is not a text"),
+    ],
+    ids=str,
+)
+def test_what_no_distillation_can_be_is_damage(tmp_path: Path, place: str, value: Any, problem: str) -> None:
+    path = write(example(), tmp_path) / RECORD
+    change(path, place, value)
+    with pytest.raises(UserError) as caught:
+        record.load(path)
+    assert str(caught.value).startswith(f"damaged record {path}: ") and problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ("status", "fine", "unknown status 'fine'"),
+        ("seed", "0", "seed is not a whole number"),
+        ("evaluation", None, "'evaluation' is not a text"),
+        ("sets", [], "sets are missing"),
+        ("sets", [{"step": None}], "a set has no distillation"),
+        ("sets", [{"distillation": "a", "step": -1}], "the step of a set is not a whole number"),
+        ("sets", [{"distillation": "a", "step": None, "sha256": 1}], "the sha256 of a set is not a text"),
+        ("values", {"accuracy": []}, "status ok without values"),
+        ("values", {"accuracy": ["x"]}, "values.accuracy is not a list of numbers"),
+        ("values", {"accuracy": [float("nan")]}, "values.accuracy is not a list of numbers"),
+        ("values", {"accuracy": 0.5}, "values.accuracy is not a list of numbers"),
+        ("values", {"accuracy": [7.5]}, "values.accuracy is out of range"),
+        ("values", {"accuracy": [0.5], "krr_accuracy": [-0.1]}, "values.krr_accuracy is out of range"),
+        ("cost", {"seconds": -1.0}, "cost.seconds is not a number of at least 0"),
+        ("busy", 3, "busy is not a text"),
+        ("tf32", None, "'tf32' is not true or false"),
+    ],
+    ids=str,
+)
+def test_what_no_evaluation_can_be_is_damage(tmp_path: Path, place: str, value: Any, problem: str) -> None:
+    path = answer_in(write(example(), tmp_path))
+    change(path, place, value)
+    with pytest.raises(UserError) as caught:
+        record.load_evaluation(path)
+    assert str(caught.value).startswith(f"damaged record {path}: ") and problem in str(caught.value)
 
 
 @pytest.mark.parametrize("depth", [200, 900])
 def test_deep_nesting_is_damage(tmp_path: Path, depth: int) -> None:
     """So deep that reading works, and that whoever works with it may run out of stack."""
+    path = write(example(), tmp_path) / RECORD
     deep = "[" * depth + "]" * depth
-    (tmp_path / "r.json").write_text(json.dumps(example()).replace('{"lr": 0.1}', f'{{"lr": {deep}}}'))
-    assert record.load_all(tmp_path) == (
-        [],
-        [f"damaged record {tmp_path / 'r.json'}: nested more than 100 levels deep"],
-    )
-
-
-def test_a_file_name_that_is_no_text_does_not_cost_the_record(tmp_path: Path) -> None:
-    made = example(message="no such file: \udcff – é")
-    record.write(made, tmp_path / "r.json")
-    assert record.load(tmp_path / "r.json") == made
+    path.write_text(path.read_text().replace('"lr": 0.1', f'"lr": {deep}'))
+    assert record.read_all(tmp_path) == ([], [f"damaged record {path}: nested more than 100 levels deep"])
 
 
 def test_the_ends_of_the_ranges_are_fine(tmp_path: Path) -> None:
-    made = example()
-    made["accuracy"] |= {"values": [0.0, 1.0], "krr_values": [1.0], "mean": 0.5, "std": 0.0}
-    made["accuracy"]["curve"] = [{"step": 1, "seconds": 0.0, "values": []}]
-    made["cost"] |= {"step_seconds": [0.0], "prepare_seconds": 0.0}
-    record.write(made, tmp_path / "r.json")
-    assert record.load(tmp_path / "r.json") == made
+    folder = write(example(), tmp_path)
+    for place, value in (("cost.step_seconds", [0.0]), ("cost.prepare_seconds", 0.0), ("steps", 0)):
+        change(folder / RECORD, place, value)
+    change(answer_in(folder), "values", {"accuracy": [0.0, 1.0], "a_loss": [-7.0]})
+    assert record.read_all(tmp_path)[1] == []
 
 
-def test_a_missing_record_and_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_bytes(b"\xff\xfe\x00")
-    for name in ("none.json", "bad.json"):
-        with pytest.raises(UserError, match=name):
-            record.load(tmp_path / name)
+def test_a_file_name_that_is_no_text_does_not_cost_the_record(tmp_path: Path) -> None:
+    written = made(message="no such file: \udcff – é").record
+    record.write(written, tmp_path / "r.json")
+    assert record.load(tmp_path / "r.json") == written
+
+
+def test_a_pipe_among_the_records_does_not_hang(tmp_path: Path) -> None:
+    folder = write(example(), tmp_path)
+    os.mkfifo(folder / EVALUATIONS / "b.json")
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "other" / RECORD)
+    distilled, damaged = record.read_all(tmp_path)
+    pipes = folder / EVALUATIONS / "b.json", tmp_path / "other" / RECORD
+    assert len(distilled) == 1 and damaged == [f"damaged record {path}: it is no regular file" for path in pipes]
+
+
+def test_a_missing_record_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json"):
+        record.load(tmp_path / "none.json")
+
+
+# Versions
+
+
+@pytest.mark.parametrize("of", [lambda folder: folder / RECORD, answer_in], ids=["distillation", "evaluation"])
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("schema", record.SCHEMA + 6, f"schema {record.SCHEMA + 6}"),
+        ("protocol_version", f"{int(record.PROTOCOL_VERSION) + 9}", f"protocol {int(record.PROTOCOL_VERSION) + 9}"),
+    ],
+)
+def test_a_record_of_a_newer_version_is_not_damaged(
+    tmp_path: Path, of: Callable[[Path], Path], place: str, value: Any, said: str
+) -> None:
+    path = of(write(example(), tmp_path / "however" / "deep"))
+    change(path, place, value)
+    with pytest.raises(record.NewerVersion, match="was written by a newer version") as caught:
+        record.refuse_newer(tmp_path)
+    assert said in str(caught.value) and str(path) in str(caught.value) and "damaged" not in str(caught.value)
+    assert record.read_all(tmp_path)[1] == [str(caught.value)]
+
+
+def test_records_of_this_version_and_damaged_ones_are_not_refused(tmp_path: Path) -> None:
+    folder = write(example(), tmp_path)
+    change(folder / RECORD, "protocol_version", "of somebody else")
+    answer_in(folder).write_text("{")
+    record.refuse_newer(tmp_path)
+
+
+# Writing
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -199,10 +257,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_no_record_and_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / ".r.json.tmp").write_text("half")
-    assert record.load_all(tmp_path) == ([], [])
-    record.write(example(), tmp_path / "r.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    for folder in (tmp_path, tmp_path / EVALUATIONS):
+        folder.mkdir(exist_ok=True)
+        (folder / f".{RECORD}.tmp").write_text("half")
+    assert record.read_all(tmp_path) == ([], [])
+    record.write(example().record, tmp_path / RECORD)
+    assert {path.name for path in tmp_path.iterdir()} == {RECORD, EVALUATIONS}
+    assert record.read_all(tmp_path) == ([Distilled(tmp_path, example().record)], [])
 
 
 def test_two_processes_may_write_the_same_file_at_once(tmp_path: Path) -> None:
@@ -237,10 +298,10 @@ def test_code_that_is_not_committed_is_dirty_and_results_are_not(
     git("init")
     git("add", ".")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "all")
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "harness" / "records" / "record.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "harness" / "records" / "provenance.py"))
 
     def dirty() -> object:
-        return record.provenance("", device="cpu", fingerprint=None)["dirty"]
+        return provenance.provenance("", device="cpu", fingerprint=None)["dirty"]
 
     (tmp_path / "results" / "new.json").write_text("")
     (tmp_path / "results" / "a.py").write_text("changed")
@@ -257,8 +318,3 @@ def test_the_spread_is_that_of_a_sample() -> None:
     assert mean == pytest.approx(0.2) and std == pytest.approx(0.1)
     assert record.summarise([0.4]) == (0.4, None)
     assert record.summarise([]) == (None, None)
-
-
-def test_a_pipe_among_the_records_does_not_hang(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "r.json")
-    assert record.load_all(tmp_path) == ([], [f"damaged record {tmp_path / 'r.json'}: it is no regular file"])

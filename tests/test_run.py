@@ -9,64 +9,118 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from benchmarks import datasets, preprocess
+from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
-from harness import cell, report, run
+from harness import cell, evaluations, report
+from harness.evaluations.base import Evaluation, Progress, Quantity
 from harness.measure import memory
-from harness.plan.experiments import BUDGETS, Job, Request, plan, prepare_is_reduced, resolve
+from harness.plan.budgets import BUDGETS
+from harness.plan.experiments import requests
+from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question
 from harness.plan.options import describe, parse, split
+from harness.plan.pending import asks, existing, reason_to_distil
+from harness.plan.planning import plan, resolve
+from harness.plan.request import Request
 from harness.records import record
 from harness.records.files import only_runner
-from harness.records.record import Record
+from harness.records.provenance import provenance
+from harness.records.record import EVALUATIONS, LOG, RECORD, SET, Distilled
 from harness.run import main
+from methods.base import Synthetic
 from methods.mtt import MTT
 from tests.dummies import Dummy, DummyConfig, dummy
 
 __all__ = ["dummy"]  # a fixture
 ROOT = Path(__file__).parents[1]
 SMOKE = "--methods dummy,random_real --dataset digits --budget smoke --width 4 --device cpu --seeds 0,1"
+ALONE = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
 
 
-def request(**changes: object) -> Request:
-    given: dict[str, object] = {"methods": ("dummy",), "datasets": ("digits",), "device": "cpu", **changes}
-    return Request(**given)  # type: ignore[arg-type]
+def request(**changes: Any) -> Request:
+    return Request(**{"methods": ("dummy",), "datasets": ("digits",), "device": "cpu", **changes})
 
 
-class Launcher:
-    """Pretends to run cells, of this status and accuracy; ``after`` lets something happen once so many have run."""
+@dataclass
+class Pretending:
+    """A launcher that pretends to run cells.
 
-    def __init__(
-        self, status: str = "ok", after: dict[int, Callable[[], None]] | None = None, accuracy: float = 0.5
-    ) -> None:
-        self.status, self.after, self.accuracy, self.jobs = status, after or {}, accuracy, list[Job]()
+    Its sets are the same again unless ``content`` changes. ``after`` lets something happen once so many jobs have run.
+    """
 
-    def __call__(self, job: Job) -> Record:
-        self.after.get(len(self.jobs), lambda: None)()
-        self.jobs.append(job)
-        made = record.new(job.cell.to_dict(), job.config, record.provenance("", device="a cpu", fingerprint=None))
-        made["status"], made["accuracy"]["values"], made["accuracy"]["mean"] = (
-            self.status,
-            [self.accuracy],
-            self.accuracy,
-        )  # type: ignore[typeddict-item]
-        made["message"] = None if self.status == "ok" else "a reason"
-        if self.status == "ok":
-            job.artifact_path.write_bytes(job.stem.encode())
-            digest = hashlib.sha256(job.stem.encode()).hexdigest()
-            made["artifact"] = {"name": job.artifact_path.name, "sha256": digest}
-        record.write(made, job.record_path)
-        return made
+    status: Any = "ok"
+    after: Mapping[int, Callable[[], None]] = dataclasses.field(default_factory=dict)
+    accuracy: float = 0.5
+    content: str = "a set"
+    answers: Any = "ok"
+    """Status of the evaluations."""
+    order: Callable[[Iterable[Job]], Iterable[Job]] = iter
+    jobs: list[Job] = dataclasses.field(default_factory=list)
+    distilled: list[str] = dataclasses.field(default_factory=list)
+    """Names of the folders for which a set was distilled."""
+    answered: list[str] = dataclasses.field(default_factory=list)
+    """Evaluations that were carried out."""
+
+    def __call__(self, jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for job in self.order(jobs):
+            self.after.get(len(self.jobs), lambda: None)()
+            self.jobs.append(job)
+            self._run(job)
+            yield job
+
+    def _run(self, job: Job) -> None:
+        job.path.mkdir(parents=True, exist_ok=True)
+        made, known = existing(job), provenance("", device="a cpu", fingerprint=None)
+        if made is None or reason_to_distil(job, made) is not None:
+            made = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, known)
+            made["status"], made["curve_points"] = self.status, job.curve_points
+            made["message"] = None if self.status == "ok" else "a reason"
+            if self.status == "ok" and job.distillation.method != WHOLE_DATA:
+                content = f"{self.content} {job.identity}".encode()
+                (job.path / SET).write_bytes(content)
+                made["artifact"] = {"name": SET, "sha256": hashlib.sha256(content).hexdigest()}
+            record.write(made, job.path / RECORD)
+            self.distilled.append(job.path.name)
+        for ask in list(asks(job, made)):
+            answer = record.new_evaluation(
+                *(ask.identity, ask.question.evaluation, [ask.asked], ask.question.config, known),
+                seed=job.distillation.seed,
+                device_kind="cpu",
+                tf32=False,
+            )
+            answer["status"] = self.answers
+            if self.answers == "ok":
+                quantity = next(iter(evaluations.get(ask.question.evaluation).quantities))
+                answer["values"] = {quantity: [self.accuracy] * (ask.question.wanted or 1)}
+            ask.path.parent.mkdir(exist_ok=True)
+            record.write(answer, ask.path)
+            self.answered.append(ask.question.evaluation)
+
+
+def in_process(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+    """A launcher that runs cells, in this process."""
+    for job in jobs:
+        cell.run(job)
+        yield job
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells in this process need not give memory back."""
+    monkeypatch.setattr(memory, "release", lambda: None)
 
 
 def interrupt() -> None:
@@ -82,14 +136,36 @@ def command(output: Path, extra: str = "", base: str = SMOKE) -> list[str]:
     return [word for flag, values in flags.items() for word in (f"--{flag}", *values)] + ["--output", str(output)]
 
 
+def folders(output: Path) -> list[Path]:
+    return list(record.folders(output))
+
+
+def bytes_of(*folders: Path) -> dict[Path, bytes]:
+    """All files in ``folders``."""
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def read(output: Path) -> list[Distilled]:
+    """What lies in ``output``, where nothing is damaged."""
+    distilled, damaged = record.read_all(output)
+    assert damaged == []
+    return distilled
+
+
+def values(distilled: Distilled) -> list[float]:
+    """The accuracies of the only evaluation."""
+    (evaluation,) = distilled.evaluations
+    return evaluation["values"]["accuracy"]
+
+
 # What it runs
 
 
 def test_a_comma_list_is_a_grid(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
-    launcher = Launcher()
-    assert main(command(tmp_path, "--ipcs 1,3 --width 4,8"), launch=launcher) == 0
-    ran = [(job.cell.ipc, job.cell.width, job.cell.seed, job.cell.method) for job in launcher.jobs]
-    assert ran == [
+    launcher = Pretending()
+    assert main(command(tmp_path, "--ipcs 1,3 --width 4,8"), launcher=launcher) == 0
+    asked = [job.distillation for job in launcher.jobs]
+    assert [(each.ipc, each.width, each.seed, each.method) for each in asked] == [
         (ipc, width, seed, method)
         for ipc in (1, 3)
         for width in (4, 8)
@@ -103,166 +179,304 @@ def test_a_comma_list_is_a_grid(tmp_path: Path, dummy: type[Dummy], capsys: pyte
 
 
 def test_singular_and_plural_flags_are_the_same(tmp_path: Path, dummy: type[Dummy]) -> None:
-    plural, singular = Launcher(), Launcher()
-    rest = f"--budget smoke --device cpu --output {tmp_path} --force"
-    many = f"--methods dummy --datasets digits --ipcs 2 --widths 4 --seeds 1 {rest}"
-    one = f"--method dummy --dataset digits --ipc 2 --width 4 --seed 1 {rest}"
-    assert main(many.split(), launch=plural) == main(one.split(), launch=singular) == 0
-    assert [job.stem for job in plural.jobs] == [job.stem for job in singular.jobs]
+    plural, singular = Pretending(), Pretending()
+    others = f"--budget smoke --device cpu --output {tmp_path} --force"
+    many = f"--methods dummy --datasets digits --ipcs 2 --widths 4 --seeds 1 {others}"
+    single = f"--method dummy --dataset digits --ipc 2 --width 4 --seed 1 {others}"
+    assert main(many.split(), launcher=plural) == main(single.split(), launcher=singular) == 0
+    assert plural.distilled == singular.distilled != []
+
+
+def test_a_launcher_may_take_the_jobs_in_any_order(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several are on their way at once, with and without an earlier result."""
+    for extra, accuracy in (("", 0.5), ("--force", 0.75)):
+        backwards = Pretending(order=lambda jobs: reversed(list(jobs)), accuracy=accuracy)
+        assert main(command(tmp_path, extra), launcher=backwards) == 0
+        assert [job.distillation.seed for job in backwards.jobs] == [1, 1, 0, 0]
+        assert [values(distilled) for distilled in read(tmp_path)] == [[accuracy]] * 4
+        assert not (tmp_path / ".again").exists()
+        lines = [line for line in capsys.readouterr().err.splitlines() if "accuracy " in line]
+        # The last that began ends first, right under its own line; the others say whose result it is.
+        assert [line.partition("]")[0] for line in lines] == [lines[0], "[3/4", "[2/4", "[1/4"]
+        assert lines[0].startswith("  accuracy")
+
+
+# What it skips
 
 
 def test_results_are_skipped_errors_tried_again_and_force_does_all(tmp_path: Path, dummy: type[Dummy]) -> None:
-    assert main(command(tmp_path), launch=Launcher()) == 0
-    for status, runs, code in (("oom", 0, 0), ("error", 0, 0)):
-        assert main(command(tmp_path), launch=(again := Launcher(status))) == code and len(again.jobs) == runs
-    for status, runs in (("oom", 0), ("timeout", 0), ("diverged", 0), ("error", 4)):
+    for status, runs in (("ok", 0), ("oom", 0), ("timeout", 0), ("diverged", 0), ("error", 4)):
         folder = tmp_path / status
-        assert main(command(folder), launch=Launcher(status)) == (1 if runs else 0)
-        assert main(command(folder), launch=(again := Launcher())) == 0
+        assert main(command(folder), launcher=Pretending(status)) == (1 if runs else 0)
+        assert main(command(folder), launcher=(again := Pretending())) == 0
         assert len(again.jobs) == runs
-    assert main(command(tmp_path, "--force"), launch=(forced := Launcher())) == 0 and len(forced.jobs) == 4
+    assert main(command(tmp_path / "ok", "--force"), launcher=(forced := Pretending())) == 0
+    assert len(forced.distilled) == len(forced.answered) == 4
 
 
-def test_a_damaged_record_is_put_aside_and_its_cell_run_again(
+@pytest.mark.parametrize("status", ["oom", "timeout", "diverged", "error"])
+def test_an_evaluation_that_failed_is_asked_again_only_after_an_error(
+    tmp_path: Path, dummy: type[Dummy], status: str
+) -> None:
+    failing = Pretending(answers=status)
+    assert main(command(tmp_path, "", ALONE), launcher=failing) == (1 if status == "error" else 0)
+    assert main(command(tmp_path, "", ALONE), launcher=(again := Pretending())) == 0
+    assert again.distilled == [] and len(again.answered) == (1 if status == "error" else 0)
+
+
+def test_more_networks_are_trained_and_nothing_is_distilled(
+    tmp_path: Path, dummy: type[Dummy], quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path / "a", "--networks-evaluated 3", ALONE), launcher=in_process) == 0
+    (three,) = read(tmp_path / "a")
+    before = bytes_of(three.folder)
+    capsys.readouterr()
+    assert main(command(tmp_path / "a", "--networks-evaluated 5", ALONE), launcher=in_process) == 0
+    assert "distilled before on" in (said := capsys.readouterr().err) and "asked for accuracy" in said
+    (five,) = read(tmp_path / "a")
+    assert len(values(five)) == 5 and values(five)[:3] == values(three)
+    changed = [path.parent.name for path, content in bytes_of(five.folder).items() if before[path] != content]
+    assert changed == [EVALUATIONS]
+    assert main(command(tmp_path / "b", "--accuracy.networks 5", ALONE), launcher=in_process) == 0
+    assert values(read(tmp_path / "b")[0]) == values(five)
+    # What is there is enough for fewer.
+    assert main(command(tmp_path / "a", "--networks-evaluated 2", ALONE), launcher=(less := Pretending())) == 0
+    assert less.jobs == []
+
+
+def test_a_new_question_distils_nothing(tmp_path: Path, dummy: type[Dummy]) -> None:
+    """Nor does another word for the same settings: a budget is no part of an identity."""
+    assert main(command(tmp_path, "", ALONE), launcher=(first := Pretending())) == 0
+    for extra in ("--evaluate-steps 7", "--accuracy.width 5", "--budget quick --steps 4 --dummy.lr 0.1"):
+        assert main(command(tmp_path, extra, ALONE), launcher=(again := Pretending())) == 0
+        assert again.distilled == [] and again.answered == ["accuracy"] and len(first.distilled) == 1
+    (distilled,) = read(tmp_path)
+    assert len(distilled.evaluations) == 4 and distilled.record["asked"]["budget"] == "smoke"
+
+
+def test_failing_to_add_values_keeps_those_there(
+    tmp_path: Path, dummy: type[Dummy], quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path, "", ALONE), launcher=in_process) == 0
+    (before,) = read(tmp_path)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(evaluations.get("accuracy"), "run", full)
+    for extra in ("--networks-evaluated 2", "--force"):
+        capsys.readouterr()
+        assert main(command(tmp_path, extra, ALONE), launcher=in_process) == 1
+        assert "oom: MemoryError; the earlier answer is kept" in capsys.readouterr().err
+        assert [values(distilled) for distilled in read(tmp_path)] == [values(before)]
+
+
+def test_damaged_files_are_put_aside_and_made_again(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(command(tmp_path), launch=(first := Launcher()))
-    damaged = first.jobs[2].record_path
-    damaged.write_text('{"schema": 1')
-    capsys.readouterr()
-    assert main(command(tmp_path), launch=(again := Launcher())) == 0
-    assert [job.record_path for job in again.jobs] == [damaged]
-    assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged record" in line]
-    assert str(damaged) in line
-    for number in (2, 3):  # none is lost, however many there are
-        damaged.write_text(f"[{number}")
-        assert main(command(tmp_path), launch=Launcher()) == 0
-        assert damaged.with_name(f"{damaged.name}.damaged-{number}").read_text() == f"[{number}"
-    assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
+    main(command(tmp_path), launcher=(first := Pretending()))
+    folder = first.jobs[2].path
+    (answer,) = (folder / EVALUATIONS).iterdir()
+    for damaged, distilled, answered in ((folder / RECORD, 1, 0), (answer, 0, 1)):
+        damaged.write_text('{"schema": 1')
+        capsys.readouterr()
+        assert main(command(tmp_path), launcher=(again := Pretending())) == 0
+        assert [job.path for job in again.jobs] == [folder]
+        assert (len(again.distilled), len(again.answered)) == (distilled, answered)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged record" in line]
+        assert str(damaged) in line
+        for number in (2, 3):  # none is lost, however many there are
+            damaged.write_text(f"[{number}")
+            assert main(command(tmp_path), launcher=Pretending()) == 0
+            assert damaged.with_name(f"{damaged.name}.damaged-{number}").read_text() == f"[{number}"
+        assert damaged.with_name(f"{damaged.name}.damaged").read_text() == '{"schema": 1'
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["with digest", "without"])
-@pytest.mark.parametrize("fault", ["missing", "empty", "cut", "altered", "another"])
-def test_a_cell_whose_set_is_not_whole_runs_again(
-    tmp_path: Path,
-    dummy: type[Dummy],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fault: str,
-    old: bool,
+def test_a_damaged_answer_to_another_question_is_a_line(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the record is of before digests were written down, as far as the file can tell."""
-    monkeypatch.setattr(memory, "release", lambda: None)
-    base = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
-    ran = list[Job]()
+    main(command(tmp_path, "", ALONE), launcher=(first := Pretending()))
+    other = first.jobs[0].path / EVALUATIONS / "other-01234567.json"
+    other.write_text("{")
+    assert main(command(tmp_path, "--evaluate-steps 3", ALONE), launcher=Pretending()) == 0
+    shown = capsys.readouterr()
+    assert f"damaged record {other}" in shown.err and "dummy" in shown.out and other.read_text() == "{"
 
-    def launch(job: Job) -> Record:
-        ran.append(job)
-        return cell.run(job)
 
-    assert main(command(tmp_path, "", base), launch=launch) == 0
-    path, whole = ran[0].artifact_path, ran[0].artifact_path.read_bytes()
-    if old:
-        found = json.loads(ran[0].record_path.read_text())
-        del found["artifact"]
-        ran[0].record_path.write_text(json.dumps(found))
-    assert main(command(tmp_path, "", base), launch=launch) == 0 and len(ran) == 1
-    capsys.readouterr()
+@pytest.mark.parametrize("fault", ["missing", "empty", "cut", "altered"])
+@pytest.mark.parametrize("content", ["a set", "another set"])
+def test_a_set_that_is_not_whole_is_distilled_again(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], fault: str, content: str
+) -> None:
+    """What was asked of the same set needs no new answer."""
+    first = Pretending()
+    assert main(command(tmp_path, "", ALONE), launcher=first) == 0
+    path, whole = first.jobs[0].path / SET, (first.jobs[0].path / SET).read_bytes()
     if fault == "missing":
         path.unlink()
-    elif fault == "another":  # whole, but of another size
-        assert main(command(tmp_path / "other", "--ipc 3", base), launch=cell.run) == 0
-        path.write_bytes(next((tmp_path / "other").glob("*.safetensors")).read_bytes())
     else:
-        changed = bytearray(whole)
-        changed[9 if old else -1] ^= 0xFF  # in the header, without which nothing but the digest tells
-        path.write_bytes({"empty": b"", "cut": whole[:-5], "altered": changed}[fault])
+        path.write_bytes({"empty": b"", "cut": whole[:-5], "altered": whole[:-1] + b"!"}[fault])
     capsys.readouterr()
-    assert main(command(tmp_path, "", base), launch=launch) == 0
+    assert main(command(tmp_path, "", ALONE), launcher=(again := Pretending(content=content, accuracy=0.75))) == 0
     said = capsys.readouterr().err
-    assert "the cell is run again" in said and path.name in said and "done before" not in said
-    assert len(ran) == 2 and path.read_bytes() == whole and record.load(ran[0].record_path)["artifact"] is not None
-    assert main(command(tmp_path, "", base), launch=launch) == 0 and len(ran) == 2
+    assert f"its set {SET} is " in said and "it is distilled again" in said and "done before" not in said
+    assert again.distilled == first.distilled and len(again.answered) == (content != "a set")
+    assert values(read(tmp_path)[0]) == [0.5 if content == "a set" else 0.75]
+    assert main(command(tmp_path, "", ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+
+
+def test_points_of_a_curve_that_are_asked_for_later_need_the_sets_on_the_way(
+    tmp_path: Path, dummy: type[Dummy], quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path, "", ALONE), launcher=in_process) == 0
+    (before,) = read(tmp_path)
+    answer = bytes_of(before.folder / EVALUATIONS)
+    assert main(command(tmp_path, "--curve-points 2", ALONE), launcher=in_process) == 0
+    assert "the sets of a curve with 2 points were not kept: it is distilled again" in capsys.readouterr().err
+    (after,) = read(tmp_path)
+    steps = [snapshot["step"] for snapshot in after.record["snapshots"]]
+    asked = [evaluation["sets"][0]["step"] for evaluation in after.evaluations]
+    assert steps and sorted(asked, key=str) == sorted([None, *steps], key=str)
+    assert answer.items() <= bytes_of(after.folder).items(), "the last set is the same, and so is its answer"
+    for extra in ("--curve-points 2", ""):
+        assert main(command(tmp_path, extra, ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+
+
+# What it keeps
 
 
 @pytest.mark.parametrize("status", ["ok", "oom", "timeout", "diverged", "error", "killed"])
 def test_a_result_stays_until_there_is_another(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], status: str
 ) -> None:
-    base = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
-    assert main(command(tmp_path, "", base), launch=Launcher()) == 0
-    before = {path: path.read_bytes() for path in tmp_path.glob("digits-*")}
-    assert {path.suffix for path in before} == {".json", ".safetensors"}
+    assert main(command(tmp_path, "", ALONE), launcher=Pretending()) == 0
+    (folder,) = folders(tmp_path)
+    before = bytes_of(folder)
+    assert {path.name.partition("-")[0] for path in before} == {RECORD, SET, "accuracy"}
 
-    def again(job: Job) -> Record:
-        assert {path: path.read_bytes() for path in before} == before, "lost while the cell runs"
-        job.artifact_path.write_bytes(b"half")
-        job.log_path.write_text("why")
-        return interrupt() if status == "killed" else Launcher(status, accuracy=0.75)(job)  # type: ignore[func-returns-value, return-value]
+    def again(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for job in Pretending("error" if status == "killed" else status, accuracy=0.75)(jobs):
+            assert bytes_of(folder) == before, "lost while the cell runs"
+            (job.path / LOG).write_text("why")
+            if status == "killed":
+                interrupt()
+            yield job
 
-    code = main(command(tmp_path, "--force", base), launch=again)
+    code = main(command(tmp_path, "--force", ALONE), launcher=again)
     said = capsys.readouterr().err
-    now = {path: path.read_bytes() for path in before}
     assert code == {"ok": 0, "killed": 130}.get(status, 1)
-    assert (now == before) == (status != "ok") and not (tmp_path / ".again").exists()
+    assert not (tmp_path / ".again").exists() and not list(tmp_path.glob(".*.earlier"))
     assert ("the earlier result is kept" in said) == (status not in ("ok", "killed"))
-    (found,) = record.load_all(tmp_path)[0]
-    assert found["status"] == "ok" and found["accuracy"]["values"] == [0.75 if status == "ok" else 0.5]
+    (distilled,) = read(tmp_path)
+    assert distilled.record["status"] == "ok" and values(distilled) == [0.75 if status == "ok" else 0.5]
     if status not in ("ok", "killed"):
-        assert f"{status}: a reason" in said and next(tmp_path.glob("digits-*.log")).read_text() == "why"
-    assert main(command(tmp_path, "", base), launch=(skipped := Launcher())) == 0 and skipped.jobs == []
+        assert f"{status}: a reason" in said and (folder / LOG).read_text() == "why"
+        (folder / LOG).unlink()
+    assert (bytes_of(folder) == before) == (status != "ok")
+    assert main(command(tmp_path, "", ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize(
+    ("ends", "accuracy"), [(0, 0.5), (1, 0.75), (2, 0.75), (3, 0.75)], ids=lambda value: str(value)
+)
+def test_a_run_that_is_killed_between_two_results_leaves_a_whole_one(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, ends: int, accuracy: float
+) -> None:
+    """Before, between and after the two moves of folders, and while the earlier one is removed."""
+    assert main(command(tmp_path, "", ALONE), launcher=Pretending()) == 0
+    moves = iter(range(10))
+    replace, rmtree = os.replace, shutil.rmtree
+
+    def replaced(source: Path, target: Path) -> None:
+        if Path(source).is_dir() and next(moves) == ends:
+            raise Killed
+        replace(source, target)
+
+    def removed(folder: Path, **_: Any) -> None:
+        if folder.name.endswith(".earlier"):
+            if ends == 3:
+                (folder / RECORD).unlink()
+            raise Killed
+        rmtree(folder, ignore_errors=True)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", replaced)
+        patched.setattr(shutil, "rmtree", removed)
+        main(command(tmp_path, "--force", ALONE), launcher=Pretending(accuracy=0.75))
+    assert main(command(tmp_path, "", ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+    assert [values(distilled) for distilled in read(tmp_path)] == [[accuracy]]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_answers_to_other_questions_about_the_same_set_outlive_it(tmp_path: Path, dummy: type[Dummy]) -> None:
+    assert main(command(tmp_path, "", ALONE), launcher=Pretending()) == 0
+    assert main(command(tmp_path, "--evaluate-steps 7", ALONE), launcher=Pretending()) == 0
+    assert main(command(tmp_path, "--force", ALONE), launcher=(forced := Pretending(accuracy=0.75))) == 0
+    assert forced.answered == ["accuracy"]
+    (distilled,) = read(tmp_path)
+    assert {each["config"]["steps"]: each["values"]["accuracy"] for each in distilled.evaluations} == {
+        7: [0.5],
+        20: [0.75],
+    }
 
 
 def test_what_was_no_good_result_is_replaced(tmp_path: Path, dummy: type[Dummy]) -> None:
-    base = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
-    assert main(command(tmp_path, "", base), launch=Launcher("oom")) == 0
-    assert main(command(tmp_path, "--force", base), launch=Launcher("diverged")) == 0
-    assert record.load_all(tmp_path)[0][0]["status"] == "diverged"
-    assert main(command(tmp_path, "--force", base), launch=Launcher("error")) == 1
-    assert record.load_all(tmp_path)[0][0]["status"] == "diverged", "an error is no result"
+    for status, extra, code, stands in (
+        ("oom", "", 0, "oom"),
+        ("diverged", "--force", 0, "diverged"),
+        ("error", "--force", 1, "diverged"),  # an error is no result
+    ):
+        assert main(command(tmp_path, extra, ALONE), launcher=Pretending(status)) == code
+        assert [distilled.record["status"] for distilled in read(tmp_path)] == [stands]
 
 
 @pytest.mark.parametrize("changes", [{"schema": 99}, {"protocol_version": "99"}], ids=["schema", "protocol"])
-@pytest.mark.parametrize("own", [True, False], ids=["of a cell", "beside"])
+@pytest.mark.parametrize("place", ["record", "evaluation", "elsewhere"])
 def test_a_record_of_a_newer_version_stops_the_run(
-    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], own: bool
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], place: str
 ) -> None:
-    first = Launcher()
-    assert main(command(tmp_path), launch=first) == 0
-    path = first.jobs[-1].record_path
-    if not own:
-        path = path.rename(tmp_path / "other.json")
+    first = Pretending()
+    assert main(command(tmp_path), launcher=first) == 0
+    folder = first.jobs[-1].path
+    if place == "elsewhere":
+        folder = folder.rename(tmp_path / "other")
+    path = next((folder / EVALUATIONS).iterdir()) if place == "evaluation" else folder / RECORD
     newer = json.dumps({**json.loads(path.read_text()), **changes})
     path.write_text(newer)
     capsys.readouterr()
-    assert main(command(tmp_path, "--force"), launch=(launcher := Launcher())) == 2
+    assert main(command(tmp_path, "--force"), launcher=(launcher := Pretending())) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: {path} was written by a newer version of this suite (")
-    assert launcher.jobs == [] and path.read_text() == newer and not list(tmp_path.glob("*.damaged*"))
+    assert launcher.jobs == [] and path.read_text() == newer and not list(tmp_path.rglob("*.damaged*"))
 
 
 def test_two_runs_do_not_share_an_output(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second is refused while the first runs, whatever it asks for; other folders and later runs are free."""
-    inner = Launcher()
+    inner = Pretending()
     codes = list[int]()
 
     def second() -> None:
         for arguments in (command(tmp_path), command(tmp_path, "--seeds 7 --force"), command(tmp_path / "other")):
-            codes.append(main(arguments, launch=inner))
-        codes.append(main(command(tmp_path, "--forecast --methods frepo"), launch=inner))
+            codes.append(main(arguments, launcher=inner))
+        codes.append(main(command(tmp_path, "--forecast --methods frepo"), launcher=inner))
 
-    assert main(command(tmp_path), launch=(outer := Launcher(after={1: second}))) == 0
+    assert main(command(tmp_path), launcher=(outer := Pretending(after={1: second}))) == 0
     assert codes == [2, 2, 0, 0] and len(outer.jobs) == 4
-    assert {job.output for job in inner.jobs} == {str(tmp_path / "other")}
+    assert {job.path.parent for job in inner.jobs} == {tmp_path / "other"}
     refusals = [line for line in capsys.readouterr().err.splitlines() if "is in use by" in line]
     assert len(refusals) == 2
     assert refusals[0].startswith(f"error: {tmp_path} is in use by process {os.getpid()} on {platform.node()} since 20")
     assert f"python -m harness.run {SMOKE[:30]}" in refusals[0] and refusals[0].endswith("name another --output")
     assert not (tmp_path / ".running").exists()
-    assert main(command(tmp_path, "--force"), launch=(later := Launcher())) == 0 and len(later.jobs) == 4
+    assert main(command(tmp_path, "--force"), launcher=(later := Pretending())) == 0 and len(later.jobs) == 4
 
 
 def test_the_lock_of_a_run_that_was_killed_is_free(tmp_path: Path) -> None:
@@ -298,69 +512,89 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
     def fill() -> None:
         monkeypatch.setattr(tempfile, "TemporaryFile", full)
 
-    assert main(command(tmp_path), launch=(launcher := Launcher(after={1: fill}))) == 1
+    assert main(command(tmp_path), launcher=(launcher := Pretending(after={1: fill}))) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
         f"stopped, as {tmp_path} cannot be written (No space left on device): 2 of 4 cells are done and kept in "
         f"{tmp_path}; the same command goes on with the next"
     )
-    assert len(launcher.jobs) == len(list(tmp_path.glob("*.json"))) == 2
+    assert len(launcher.jobs) == len(folders(tmp_path)) == 2
     monkeypatch.undo()
 
 
 def test_a_second_interrupt_ends_without_a_traceback(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "show", lambda records: interrupt())
-    assert main(command(tmp_path), launch=Launcher(after={2: interrupt})) == 130
-    assert "Traceback" not in capsys.readouterr().err and len(list(tmp_path.glob("*.json"))) == 2
+    monkeypatch.setattr(report, "show", lambda distilled: interrupt())
+    assert main(command(tmp_path), launcher=Pretending(after={2: interrupt})) == 130
+    assert "Traceback" not in capsys.readouterr().err and len(folders(tmp_path)) == 2
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tmp_path / "forced", "--force"), launch=Launcher(after={2: interrupt})) == 130
+    assert main(command(tmp_path / "forced", "--force"), launcher=Pretending(after={2: interrupt})) == 130
     assert "the same command without --force goes on with those that have no result" in capsys.readouterr().err
-    assert main(command(tmp_path), launch=Launcher(after={2: interrupt})) == 130
+    assert main(command(tmp_path), launcher=Pretending(after={2: interrupt})) == 130
     shown = capsys.readouterr()
     assert "2 of 4 cells are done and kept" in shown.err and "dummy" in shown.out
-    assert len(list(tmp_path.glob("*.json"))) == 2
-    assert main(command(tmp_path), launch=(again := Launcher())) == 0
-    assert [(job.cell.seed, job.cell.method) for job in again.jobs] == [(1, "dummy"), (1, "random_real")]
+    assert len(folders(tmp_path)) == 4  # with those of the other run
+    again = Pretending()
+    assert main(command(tmp_path), launcher=again) == 0
+    ran = [(job.distillation.seed, job.distillation.method) for job in again.jobs]
+    assert ran == [(1, "dummy"), (1, "random_real")]
+
+
+def test_a_cell_without_a_record_stops_the_run_and_its_launcher(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was started must not go on beside the table."""
+    ended = []
+
+    def launcher(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        try:
+            yield next(iter(Pretending()(jobs)))
+            yield from jobs
+        finally:
+            ended.append(not (tmp_path / "table.md").exists())
+
+    assert main(command(tmp_path), launcher=launcher) == 1
+    assert ended == [True] and (tmp_path / "table.md").exists()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("stopped, as ") and "has no record, or one that cannot be read: 1 of 4 cells are" in last
 
 
 def test_interrupted_and_uninterrupted_runs_give_the_same_bytes(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dummy: type[Dummy], quick: None
 ) -> None:
-    monkeypatch.setattr(memory, "release", lambda: None)
+    def stopped(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for number, job in enumerate(jobs):
+            if number == 2:
+                interrupt()
+            yield from in_process([job])
 
-    def for_real(stop_at: int | None = None) -> Callable[[Job], Record]:
-        count = iter(range(100))
-        return lambda job: interrupt() if next(count) == stop_at else cell.run(job)  # type: ignore[func-returns-value, return-value]
+    assert main(command(tmp_path / "a"), launcher=in_process) == 0
+    assert main(command(tmp_path / "b"), launcher=stopped) == 130
+    before = bytes_of(*folders(tmp_path / "b"))
+    assert main(command(tmp_path / "b"), launcher=in_process) == 0
+    assert before.items() <= bytes_of(*folders(tmp_path / "b")).items()
+    whole, resumed = read(tmp_path / "a"), read(tmp_path / "b")
+    assert len(whole) == len(resumed) == 4
+    for ours, theirs in zip(whole, resumed, strict=True):
+        assert ours.set_path.read_bytes() == theirs.set_path.read_bytes()
+        assert ours.record["identity"] == theirs.record["identity"] and values(ours) == values(theirs)
 
-    assert main(command(tmp_path / "a"), launch=for_real()) == 0
-    assert main(command(tmp_path / "b"), launch=for_real(stop_at=2)) == 130
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").glob("*-*.*")}
-    assert len(before) == 6
-    assert main(command(tmp_path / "b"), launch=for_real()) == 0
-    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
-    for folder in ("a", "b"):
-        assert len(list((tmp_path / folder).glob("*.safetensors"))) == 4
-    for path in (tmp_path / "a").glob("*-*.*"):
-        if path.suffix != ".json":
-            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-        else:
-            ours, theirs = record.load(path), record.load(tmp_path / "b" / path.name)
-            assert (ours["cell"], ours["accuracy"]) == (theirs["cell"], theirs["accuracy"])
+
+# What it shows
 
 
 def test_a_smaller_run_takes_no_row_out_of_the_tables(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(command(tmp_path), launch=Launcher())
+    main(command(tmp_path), launcher=Pretending())
     before = (tmp_path / "table.csv").read_text()
     capsys.readouterr()
-    assert main(command(tmp_path, "--methods dummy --no-random --seeds 0"), launch=Launcher()) == 0
+    assert main(command(tmp_path, "--methods dummy --no-random --seeds 0"), launcher=Pretending()) == 0
     assert (tmp_path / "table.csv").read_text() == before and "random_real" in (tmp_path / "table.md").read_text()
     shown = capsys.readouterr()
     rows = shown.out.partition("---")[2]
@@ -371,26 +605,53 @@ def test_tables_that_cannot_be_written_are_a_line_and_status_1(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "table.md").mkdir()
-    assert main(command(tmp_path), launch=Launcher()) == 1
+    assert main(command(tmp_path), launcher=Pretending()) == 1
     shown = capsys.readouterr()
     assert shown.err.splitlines()[-1].startswith(f"error: the tables cannot be written into {tmp_path}: ")
-    assert "random_real" in shown.out and len(list(tmp_path.glob("*.json"))) == 4
+    assert "random_real" in shown.out and len(folders(tmp_path)) == 4
 
 
 def test_random_real_is_in_every_table(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
     for extra, ran in (("", ["dummy", "random_real"]), ("--no-random", ["dummy"])):
-        assert (
-            main(command(tmp_path / extra, f"--methods dummy --seeds 0 {extra}"), launch=(launcher := Launcher())) == 0
-        )
+        asked = command(tmp_path / extra, f"--methods dummy --seeds 0 {extra}")
+        assert main(asked, launcher=(launcher := Pretending())) == 0
         shown = capsys.readouterr()
-        assert [job.cell.method for job in launcher.jobs] == ran
+        assert [job.distillation.method for job in launcher.jobs] == ran
         assert (
             ("random_real" in shown.out.partition("---")[2]) == ("random_real runs as well" in shown.err) == (not extra)
         )
 
 
+def test_the_ceiling_is_trained_on_all_real_images(
+    tmp_path: Path, dummy: type[Dummy], quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = command(tmp_path, "--ceiling --evaluate-steps 1", f"{SMOKE} --ipcs 1,2 --curve-points 2")
+    assert main(asked, launcher=in_process) == 0
+    (ceiling,) = [each for each in read(tmp_path) if each.record["distillation"]["method"] == WHOLE_DATA]
+    assert ceiling.record["status"] == "ok" and ceiling.record["artifact"] is None and len(values(ceiling)) == 1
+    assert ceiling.folder.name.startswith("digits-whole_data-convnet-w4-seed0-")
+    assert WHOLE_DATA in capsys.readouterr().out.partition("---")[2]
+    assert main(asked, launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+
+
+def test_there_is_a_ceiling_for_every_recipe_network_and_preprocessing(tmp_path: Path) -> None:
+    def ceilings(**changes: Any) -> list[tuple[str, list[str]]]:
+        jobs = plan(request(output=tmp_path, ceiling=True, seeds=(0, 1), ipcs=(1, 2), **changes))
+        return [
+            (job.distillation.network, [question.config["protocol"] for question in job.questions])
+            for job in jobs
+            if job.distillation.method == WHOLE_DATA
+        ]
+
+    assert ceilings(methods=("dm", "random_real")) == [("convnet", ["vico"])]
+    assert ceilings(methods=("frepo", "dm")) == [("convnet_doubling", ["frepo"]), ("convnet", ["vico"])]
+    assert ceilings(methods=("frepo", "dm"), network="convnet") == [("convnet", ["frepo"]), ("convnet", ["vico"])]
+    assert ceilings(methods=("frepo", "kip"), network="convnet") == [("convnet", ["frepo", "kip"])]
+    assert ceilings(methods=("frepo", "dm"), protocol="common") == [("convnet", ["common"])]
+
+
 def test_images_are_decoded_whitened_and_hashed_once_for_a_plan_and_all_its_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     from PIL import Image
 
@@ -405,19 +666,17 @@ def test_images_are_decoded_whitened_and_hashed_once_for_a_plan_and_all_its_cell
 
     for owner, name in ((datasets, "_decode"), (datasets, "_fingerprint"), (preprocess, "fit")):
         counted(owner, name)
-    monkeypatch.setattr(memory, "release", lambda: None)
     base = f"--methods frepo --no-random --dataset folder:{tmp_path / 'pets'} --budget smoke --device cpu --seeds 0,1"
-    assert main(command(tmp_path / "out", "--steps 1 --width 4", base), launch=cell.run) == 0
-    assert {found["cell"]["preprocess"] for found in record.load_all(tmp_path / "out")[0]} == {"zca_frepo"}
+    assert main(command(tmp_path / "out", "--steps 1 --width 4", base), launcher=in_process) == 0
+    assert {each.record["distillation"]["preprocess"] for each in read(tmp_path / "out")} == {"zca_frepo"}
     assert calls == {"_decode": 1, "_fingerprint": 1, "fit": 1}
 
 
 def test_a_failed_cell_does_not_stop_the_others(
-    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], quick: None
 ) -> None:
-    monkeypatch.setattr(memory, "release", lambda: None)
-    assert main(command(tmp_path, "--dummy.fail error"), launch=cell.run) == 1
-    statuses = [found["status"] for found in record.load_all(tmp_path)[0]]
+    assert main(command(tmp_path, "--dummy.fail error"), launcher=in_process) == 1
+    statuses = [distilled.record["status"] for distilled in read(tmp_path)]
     assert sorted(statuses) == ["error", "error", "ok", "ok"]
     assert "error: RuntimeError: the first line" in capsys.readouterr().err
 
@@ -425,14 +684,96 @@ def test_a_failed_cell_does_not_stop_the_others(
 def test_a_narrow_network_is_said_once(tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]) -> None:
     base = "--methods random_real --dataset digits --device cpu"
     for extra, said in (("--budget smoke", "width 8 instead of 128"), ("", "width 32 instead of 128")):
-        main(command(tmp_path, extra, base), launch=(launcher := Launcher()))
+        main(command(tmp_path, extra, base), launcher=(launcher := Pretending()))
         assert capsys.readouterr().err.count(said) == 1
-        assert f"width {launcher.jobs[0].cell.width} " in said
-    main(command(tmp_path, "--width 16", base), launch=Launcher())
+        assert f"width {launcher.jobs[0].distillation.width} " in said
+    main(command(tmp_path, "--width 16", base), launcher=Pretending())
     assert "instead of" not in capsys.readouterr().err
 
 
-# What determines a cell
+# Evaluations of others
+
+
+@dataclass(frozen=True)
+class BrightnessConfig:
+    """Options of an evaluation that trains nothing."""
+
+    scale: float = 1.0
+    """A factor."""
+
+
+class Brightness(Evaluation):
+    """Mean of the images."""
+
+    Config = BrightnessConfig
+    quantities: ClassVar[Mapping[str, Quantity]] = {"brightness": Quantity("brightness", percent=False)}
+
+    def run(
+        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+    ) -> Mapping[str, list[float]]:
+        return {"brightness": [self.config.scale * float(sets[0].images.mean())]}
+
+
+@pytest.fixture
+def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``brightness`` an evaluation that the registry knows."""
+    names, get = evaluations.names(), evaluations.get
+    monkeypatch.setattr(evaluations, "names", lambda: [*names, "brightness"])
+    monkeypatch.setattr(evaluations, "get", lambda name: Brightness if name == "brightness" else get(name))
+
+
+def test_evaluations_have_typed_options_and_columns(
+    tmp_path: Path, dummy: type[Dummy], quick: None, brightness: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path, "", ALONE), launcher=in_process) == 0
+    asked = "--evaluations accuracy,brightness --brightness.scale 2 --accuracy.networks 2"
+    capsys.readouterr()
+    assert main(command(tmp_path, asked, ALONE), launcher=in_process) == 0
+    shown = capsys.readouterr()
+    assert "asked for accuracy, brightness" in shown.err and "n = 2; brightness " in shown.err
+    assert "brightness" in shown.out.partition("---")[0]
+    (distilled,) = read(tmp_path)
+    accuracy, other = distilled.evaluations
+    assert len(accuracy["values"]["accuracy"]) == 2
+    assert other["config"] == {"scale": 2.0} and len(other["values"]["brightness"]) == 1
+    assert main(command(tmp_path, asked, ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+    assert main(command(tmp_path, asked.replace("2", "3"), ALONE), launcher=(again := Pretending())) == 0
+    assert again.answered == ["accuracy", "brightness"], "one grows, the other asks another question"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("--evaluations brightnes", "unknown evaluation 'brightnes': did you mean 'brightness'?"),
+        ("--brightness.scale 2", "--brightness.scale: brightness is not among the evaluations, accuracy"),
+        (
+            "--evaluations brightness --accuracy.networks 2",
+            "--accuracy.networks: accuracy is not among the evaluations",
+        ),
+        ("--evaluations brightness --brightness.scale x", "--brightness.scale takes a finite number, not 'x'"),
+        ("--accuracy.netwroks 2", "unknown hyper-parameter --accuracy.netwroks: did you mean --accuracy.networks? Tho"),
+        ("--accuracy.networks many", "--accuracy.networks takes a whole number, not 'many'"),
+        ("--accuracy.networks 0", "--accuracy.networks is 0; it must be at least 1"),
+        ("--accuracy.protocol vicco", "unknown protocol 'vicco': did you mean 'vico'?"),
+        ("--budget cost --accuracy.networks 2", "--accuracy.networks: accuracy is not among the evaluations, none"),
+    ],
+)
+def test_wrong_options_of_evaluations_are_a_line(
+    tmp_path: Path, dummy: type[Dummy], brightness: None, capsys: pytest.CaptureFixture[str], asked: str, message: str
+) -> None:
+    assert main(command(tmp_path, asked, ALONE), launcher=(launcher := Pretending())) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
+    assert launcher.jobs == []
+
+
+def test_help_on_evaluations_shows_their_options(capsys: pytest.CaptureFixture[str], brightness: None) -> None:
+    assert main(["--evaluations", "accuracy,brightness", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--accuracy.networks INT" in shown and "--brightness.scale FLOAT" in shown and "A factor." in shown
+
+
+# What determines a result
 
 
 def test_hyper_parameters_are_resolved_in_order() -> None:
@@ -442,7 +783,7 @@ def test_hyper_parameters_are_resolved_in_order() -> None:
 
     assert lr(1, "smoke") == (0.1, 4)  # the default; steps of the budget
     assert lr(2, "smoke") == (0.2, 4)  # what the paper says, but not its steps
-    assert lr(2, "quick") == (0.3, BUDGETS["quick"].steps)  # the budget has the last word, but for the command line
+    assert lr(2, "quick") == (0.3, BUDGETS["quick"].steps)  # the budget has the last word before the command line
     assert lr(2, "quick", "--dummy.lr", "0.4") == (0.4, BUDGETS["quick"].steps)
     assert lr(2, "paper") == (0.2, 9)
     with pytest.raises(UserError, match=r"no published setting for dummy on digits at ipc 1.*digits 2"):
@@ -452,120 +793,71 @@ def test_hyper_parameters_are_resolved_in_order() -> None:
 def test_selection_needs_no_published_setting_and_has_no_steps(tmp_path: Path) -> None:
     for changes in ({"budget": "paper"}, {"steps": 7}, {"seconds": 3.0, "seconds_include_prepare": True}):
         (job,) = plan(request(methods=("random_real",), output=tmp_path, **changes))
-        assert job.cell.steps is None and job.cell.seconds is None and not job.cell.seconds_include_prepare
-    assert job.cell.protocol == "vico"
+        asked = job.distillation
+        assert asked.steps is None and asked.seconds is None and not asked.seconds_include_prepare
+    assert [question.config["protocol"] for question in job.questions] == ["vico"]
 
 
 def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[Dummy]) -> None:
-    cells = {b: plan(request(budget=b, ipcs=(2,), output=tmp_path))[0].cell for b in BUDGETS}
-    assert [(c.networks_evaluated, c.evaluate_steps, c.width) for c in cells.values()] == [
-        (1, 20, 8),
-        (3, 1000, 32),
-        (5, None, 128),
-        (0, 0, 32),
-    ]
-    (job,) = plan(request(networks_evaluated=2, evaluate_steps=7, output=tmp_path))
-    assert (job.cell.networks_evaluated, job.cell.evaluate_steps) == (2, 7)
+    def asked(**changes: Any) -> tuple[int, list[tuple[int, int | None]]]:
+        (job,) = plan(request(output=tmp_path, **changes))
+        return job.distillation.width, [(q.config["networks"], q.config["steps"]) for q in job.questions]
 
-
-def test_how_many_networks_are_trained_at_a_time_is_no_part_of_the_cell(tmp_path: Path, dummy: type[Dummy]) -> None:
-    (free,), (told,) = (plan(request(networks_at_once=count, output=tmp_path)) for count in (None, 2))
-    assert (free.networks_at_once, told.networks_at_once) == (None, 2)
-    assert free.cell == told.cell and free.stem == told.stem
+    assert {budget: asked(budget=budget, ipcs=(2,)) for budget in BUDGETS} == {
+        "smoke": (8, [(1, 20)]),
+        "quick": (32, [(3, 1000)]),
+        "paper": (128, [(5, None)]),
+        "cost": (32, []),
+    }
+    assert asked(networks_evaluated=2, evaluate_steps=7)[1] == [(2, 7)]
 
 
 def test_protocols_and_networks(tmp_path: Path) -> None:
-    def shape(**changes: object) -> tuple[str, str, str, str]:
+    def shape(**changes: Any) -> tuple[str, str, str, str]:
         (job,) = plan(request(methods=("frepo",), output=tmp_path, **changes))
-        return job.cell.protocol, job.cell.network, job.cell.norm, job.cell.preprocess
+        asked = job.distillation
+        return job.questions[0].config["protocol"], asked.network, asked.norm, asked.preprocess
 
     assert shape() == ("frepo", "convnet_doubling", "batch", "standardise")
     assert shape(network="convnet") == ("frepo", "convnet", "batch", "standardise")
     assert shape(protocol="common") == ("common", "convnet", "instance", "standardise")
 
 
-# Costs, and experiments
+def other_than(value: Any) -> Any:
+    return not value if isinstance(value, bool) else 7 if isinstance(value, int | float) or value is None else "x"
 
 
-def test_a_cost_cell_is_the_published_setting_for_a_time(tmp_path: Path, dummy: type[Dummy]) -> None:
-    def cost(**changes: object) -> tuple[float | None, int | None, dict[str, Any]]:
-        (job,) = plan(request(budget="cost", output=tmp_path, **changes))
-        return job.cell.seconds, job.cell.steps, job.config
-
-    assert cost(ipcs=(2,))[:2] == (20.0, None) and cost(ipcs=(2,))[2]["lr"] == 0.2  # the paper's; not its steps
-    assert cost(ipcs=(1,))[2]["lr"] == DummyConfig.lr
-    assert cost(seconds=3.0)[:2] == (3.0, None) and cost(steps=7)[:2] == (None, 7)
-
-
-def test_only_experts_are_reduced_for_costs(tmp_path: Path) -> None:
-    (job,) = plan(request(methods=("mtt",), budget="cost", output=tmp_path))
-    default = json.loads(json.dumps(dataclasses.asdict(MTT.Config())))
-    assert {name for name in default if job.config[name] != default[name]} == MTT.BUDGETS["cost"].keys()
-    assert prepare_is_reduced(MTT, job.cell, job.config) and not prepare_is_reduced(MTT, job.cell, default)
-
-
-def planned(monkeypatch: pytest.MonkeyPatch, arguments: str, output: Path) -> list[Job]:
-    launcher = Launcher()
-    monkeypatch.setattr(run, "_draw", lambda records, folder: None)
-    monkeypatch.setattr(run, "_with_forecast", lambda job: job)  # minutes for so many cells
-    assert main([*arguments.split(), "--dataset", "digits", "--output", str(output)], launch=launcher) == 0
-    return launcher.jobs
-
-
-def test_figure3_is_a_sweep_of_costs_and_accuracies_at_one_width(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = planned(monkeypatch, "--experiment figure3 --device cpu", tmp_path)
-    costs = [job.cell for job in jobs if job.cell.budget == "cost"]
-    others = [job.cell for job in jobs if job.cell.budget != "cost"]
-    methods = ["frepo", "mtt", "dsa", "dm", "bptt"]
-    assert [(c.width, c.method) for c in costs] == [(w, m) for w in (16, 32, 64) for m in methods]
-    assert {(c.network, c.seconds, c.curve_points) for c in costs} == {("convnet_doubling", 20.0, 0)}
-    assert [c.method for c in others] == [*methods, "random_real"]
-    assert {(c.budget, c.protocol, c.width, c.network) for c in others} == {("quick", "common", 32, "convnet_doubling")}
-    assert {(c.seconds, c.curve_points) for c in others} == {(60.0, 6), (None, 0)}
-
-
-def test_flags_override_an_experiment_each_part_taking_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = "--experiment figure3 --methods frepo,random_real,dm --widths 8,256,512 --seconds 1 --network native"
-    jobs = planned(monkeypatch, f"{asked} --budget smoke --curve-points 3 --ipc 2 --dm.batch-real 7", tmp_path)
-    found = [(job.cell.method, job.cell.width, job.cell.budget, job.cell.curve_points) for job in jobs]
-    costs = [(method, width, "cost", 0) for width in (8, 256, 512) for method in ("frepo", "dm")]
-    assert found == [*costs, ("frepo", 8, "smoke", 3), ("random_real", 8, "smoke", 0), ("dm", 8, "smoke", 3)]
-    assert {job.cell.seconds for job in jobs} == {1.0, None} and {job.cell.ipc for job in jobs} == {2}
-    assert [job.cell.network for job in jobs[:2]] == ["convnet_doubling", "convnet"]
-    assert {job.config["batch_real"] for job in jobs if job.cell.method == "dm"} == {7}
-
-
-def test_the_command_of_the_paper_s_figure_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = "--experiment figure3 --methods frepo,mtt,dsa,dm,bptt --dataset cifar100 --widths 16,32,64,128,256,512"
-    seen = []
-    monkeypatch.setattr(run, "plan", lambda request: seen.append(request) or interrupt())
-    assert main([*asked.split(), "--device", "cpu"]) == 130
-    assert seen[0].widths == (16, 32, 64, 128, 256, 512) and seen[0].budget == "cost" and len(seen[0].methods) == 5
-
-
-def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "seaborn", None)
-    asked = f"--experiment figure3_cost --methods frepo --dataset digits --width 4 --device cpu --output {tmp_path}"
-    assert main(asked.split(), launch=Launcher()) == 0
-    assert "no figures, because seaborn is missing: pip install" in capsys.readouterr().err
-
-
-def test_everything_that_determines_a_result_is_in_the_identity(tmp_path: Path, dummy: type[Dummy]) -> None:
+def test_everything_that_determines_a_set_is_in_its_identity(tmp_path: Path, dummy: type[Dummy]) -> None:
     (job,) = plan(request(output=tmp_path))
-    seen = {job.stem}
-    for field in dataclasses.fields(job.cell):
-        value = getattr(job.cell, field.name)
-        other = not value if isinstance(value, bool) else 7 if isinstance(value, int | float) or value is None else "x"
-        seen.add(dataclasses.replace(job, cell=dataclasses.replace(job.cell, **{field.name: other})).stem)
-    for name in job.config:
-        seen.add(dataclasses.replace(job, config={**job.config, name: "other"}).stem)
-    assert len(seen) == 1 + len(dataclasses.fields(job.cell)) + len(job.config)
-    elsewhere = dataclasses.replace(job, output="o", cache="c", data_root="d", command="e", source="f")
-    assert elsewhere.stem == job.stem
+    names = [field.name for field in dataclasses.fields(Distillation)]
+    changed = [{name: other_than(getattr(job.distillation, name))} for name in names]
+    others = [dataclasses.replace(job.distillation, **change).identity(job.config) for change in changed]
+    others += [job.distillation.identity({**job.config, name: "other"}) for name in job.config]
+    assert len({job.identity, *others}) == 1 + len(names) + len(job.config)
+    for changes in ({"budget": "quick"}, {"evaluate_steps": 7}, {"networks_evaluated": 9}, {"curve_points": 3}):
+        (same,) = plan(request(**{"output": tmp_path, "steps": job.distillation.steps, **changes}))
+        assert dataclasses.replace(same.distillation, width=job.distillation.width).identity(job.config) == job.identity
+
+
+def test_everything_that_determines_an_answer_is_in_its_identity(tmp_path: Path, dummy: type[Dummy]) -> None:
+    """How many values there are, and how many networks are trained at a time, is no part of it."""
+    (job,) = plan(request(output=tmp_path))
+    (question,) = job.questions
+    asked = {"distillation": job.identity, "step": None, "sha256": "a"}
+
+    def identity(
+        config: Mapping[str, Any] = {}, name: str = "accuracy", place: Mapping[str, Any] = {}, **changes: Any
+    ) -> str:
+        own = Question(name, {**question.config, **config}, question.grows)
+        circumstances = {"seed": 0, "device_kind": "cpu", "tf32": False, **changes}
+        return own.identity([{**asked, **place}], **circumstances)  # type: ignore[typeddict-item]
+
+    free = ("networks", "networks_at_once")
+    assert {identity({name: 9}) for name in free} == {identity()} == {identity(place={"sha256": "b"})}
+    others = [identity({name: other_than(value)}) for name, value in question.config.items() if name not in free]
+    others += [identity(name="other"), identity(seed=1), identity(device_kind="cuda"), identity(tf32=True)]
+    others += [identity(place={"step": 3}), identity(place={"distillation": "x"})]
+    assert len({identity(), *others}) == 1 + len(others)
 
 
 def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -577,18 +869,109 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
             Image.new("RGB", (8, 8), (90 * index, 9, 9)).save(tmp_path / "my pets" / split_name / label / "1.png")
     (tmp_path / "my pets" / "train" / "cat" / "2.heic").touch()
     wanted = request(
-        methods=("random_real",), datasets=(f"folder:{tmp_path / 'my pets'}",), output=tmp_path / "out", image_size=8
+        methods=("random_real",),
+        datasets=(f"folder:{tmp_path / 'my pets'}",),
+        output=tmp_path / "out",
+        image_size=8,
+        evaluate_steps=1,
     )
     (job,) = plan(wanted)
     assert plan(wanted) == [job]
-    assert job.cell.dataset == "folder:my pets" and str(tmp_path) not in str(job.cell)
-    assert job.stem.startswith("folder_my_pets-ipc1-random_real-convnet-w32-seed0-quick-")
-    assert cell.run(dataclasses.replace(job, cell=dataclasses.replace(job.cell, evaluate_steps=1)))["status"] == "ok"
+    assert job.distillation.dataset == "folder:my pets" and str(tmp_path) not in str(job.distillation)
+    assert job.path.name.startswith("folder_my_pets-ipc1-random_real-convnet-w32-seed0-")
+    cell.run(job)
+    assert [distilled.record["status"] for distilled in read(tmp_path)] == ["ok"]
     # What was left out is said once, not in each plan and each cell.
     assert [line for line in capsys.readouterr().err.splitlines() if "left out" in line] == [
         f"folder:{tmp_path / 'my pets'}: 1 file or link is left out (no suffix of an image, no regular file, or a "
         "link to images that count already), for example 'train/cat/2.heic'"
     ]
+
+
+# Costs, and experiments
+
+
+def test_a_cost_cell_is_the_published_setting_for_a_time(tmp_path: Path, dummy: type[Dummy]) -> None:
+    def cost(**changes: Any) -> tuple[float | None, int | None, dict[str, Any]]:
+        (job,) = plan(request(budget="cost", output=tmp_path, **changes))
+        return job.distillation.seconds, job.distillation.steps, job.config
+
+    assert cost(ipcs=(2,))[:2] == (20.0, None) and cost(ipcs=(2,))[2]["lr"] == 0.2  # the paper's; not its steps
+    assert cost(ipcs=(1,))[2]["lr"] == DummyConfig.lr
+    assert cost(seconds=3.0)[:2] == (3.0, None) and cost(steps=7)[:2] == (None, 7)
+
+
+def test_only_experts_are_reduced_for_costs(tmp_path: Path) -> None:
+    default = json.loads(json.dumps(dataclasses.asdict(MTT.Config())))
+    asked = {"methods": ("mtt",), "budget": "cost", "output": tmp_path}
+    (job,) = plan(request(**asked))
+    changed = {name for name in default if job.config[name] != default[name]}
+    assert changed == MTT.BUDGETS["cost"].keys() and job.reduced
+    flags = [word for name in changed for word in (f"--mtt.{name}", str(default[name]))]
+    (full,) = plan(request(**asked, options={"mtt": flags}))
+    assert full.config == default and not full.reduced
+
+
+def jobs_of(experiment: str, output: Path, **told: Any) -> list[Job]:
+    asked = {"datasets": ("digits",), "device": "cpu", "output": output, **told}
+    return [job for wanted in requests(experiment, asked) for job in plan(wanted)]
+
+
+def test_figure3_is_a_sweep_of_costs_and_accuracies_at_one_width(tmp_path: Path) -> None:
+    jobs = jobs_of("figure3", tmp_path)
+    costs = [job.distillation for job in jobs if job.distillation.cost_only]
+    others = [job for job in jobs if not job.distillation.cost_only]
+    methods = ["frepo", "mtt", "dsa", "dm", "bptt"]
+    assert [(c.width, c.method) for c in costs] == [(w, m) for w in (16, 32, 64) for m in methods]
+    assert {(c.network, c.seconds) for c in costs} == {("convnet_doubling", 20.0)}
+    assert [job.distillation.method for job in others] == methods
+    assert {(job.distillation.width, job.distillation.network) for job in others} == {(32, "convnet_doubling")}
+    assert {(job.distillation.seconds, job.curve_points) for job in others} == {(60.0, 6)}
+    assert {(job.asked["budget"], job.questions[0].config["protocol"]) for job in others} == {("quick", "common")}
+
+
+def test_flags_override_an_experiment_each_part_taking_its_own(tmp_path: Path) -> None:
+    jobs = jobs_of(
+        "figure3",
+        tmp_path,
+        methods=("frepo", "random_real", "dm"),
+        widths=(8, 256, 512),
+        seconds=1.0,
+        network="native",
+        budget="smoke",
+        curve_points=3,
+        ipcs=(2,),
+        options={"dm": ["--dm.batch-real", "7"]},
+    )
+    asked = [(j.distillation.method, j.distillation.width, j.asked["budget"], j.curve_points) for j in jobs]
+    costs = [(method, width, "cost", 0) for width in (8, 256, 512) for method in ("frepo", "dm")]
+    assert asked == [*costs, ("frepo", 8, "smoke", 3), ("random_real", 8, "smoke", 0), ("dm", 8, "smoke", 3)]
+    assert {job.distillation.seconds for job in jobs} == {1.0, None} and {job.distillation.ipc for job in jobs} == {2}
+    assert [job.distillation.network for job in jobs[:2]] == ["convnet_doubling", "convnet"]
+    assert {job.config["batch_real"] for job in jobs if job.distillation.method == "dm"} == {7}
+
+
+def test_an_experiment_of_selections_alone_has_no_costs(tmp_path: Path) -> None:
+    (job,) = jobs_of("figure3", tmp_path, methods=("random_real",))
+    assert not job.distillation.cost_only
+
+
+def test_the_command_of_the_paper_s_figure_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "--experiment figure3 --methods frepo,mtt,dsa,dm,bptt --dataset cifar100 --widths 16,32,64,128,256,512"
+    data = tmp_path / "data"
+    assert main([*asked.split(), "--device", "cpu", "--data-root", str(data), "--output", str(tmp_path / "out")]) == 2
+    assert f"cifar100 is not in {data}" in capsys.readouterr().err  # all else was
+    seen = requests("figure3", {"datasets": ("cifar100",), "widths": (16, 32, 64, 128, 256, 512), "device": "cpu"})
+    assert [(len(each.widths or ()), each.budget) for each in seen] == [(6, "cost"), (1, "quick")]
+
+
+def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    asked = f"--experiment figure3_cost --methods frepo --dataset digits --width 4 --device cpu --output {tmp_path}"
+    assert main(asked.split(), launcher=Pretending()) == 0
+    assert "no figures, because seaborn is missing: pip install" in capsys.readouterr().err
 
 
 # What it refuses
@@ -607,7 +990,7 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
         ("--methods frepo --dataset digits --protocol nativ", "did you mean 'native'"),
         ("--experiment figur3 --dataset digits", "unknown experiment 'figur3': did you mean 'figure3'"),
         ("--experiment figure3", "--dataset is missing"),
-        ("--experiment figure3_cost --dataset digits --budget quick", "--budget says nothing to --experiment"),
+        ("--experiment figure3_cost --dataset digits --budget quick", "--budget means nothing for --experiment"),
         ("--experiment figure3_cost --dataset digits --methods herding", "herding has no steps"),
         ("--methods frepo --dataset digits --budget cost --curve-points 3", "leave --curve-points out"),
         ("--methods frepo,random_real --dataset digits --budget cost", "random_real has no steps"),
@@ -653,8 +1036,8 @@ def test_own_folders_are_known_by_name_and_content(tmp_path: Path, capsys: pytes
 def test_a_bad_request_is_one_line_and_nothing_is_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
 ) -> None:
-    launcher = Launcher()
-    assert main([*arguments.split(), "--output", str(tmp_path)], launch=launcher) == 2
+    launcher = Pretending()
+    assert main([*arguments.split(), "--output", str(tmp_path)], launcher=launcher) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
     assert message in shown.err and launcher.jobs == []
@@ -669,7 +1052,7 @@ def test_folders_that_cannot_be_written(
     folder = f"{tmp_path / 'file'}{below}"
     others = "" if flag == "--output" else f"--output {tmp_path / 'out'}"
     arguments = f"--methods random_real --dataset digits {flag} {folder} {others}".split()
-    assert main(arguments, launch=Launcher()) == 2
+    assert main(arguments, launcher=Pretending()) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and folder in shown and "cannot be written" in shown
 
@@ -679,7 +1062,8 @@ def test_folders_that_cannot_be_written(
 
 def test_help_and_its_names_import_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom harness.run import main\nassert main(['--help']) == 0\n"
+        "import sys, time\nbegan = time.perf_counter()\n"
+        "from harness.run import main\nassert main(['--help']) == 0\nassert time.perf_counter() - began < 0.5\n"
         "heavy = {'torch', 'numpy', 'pandas', 'tyro', 'tqdm', 'sklearn', 'PIL', 'scipy', 'seaborn'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -692,8 +1076,9 @@ def test_help_and_its_names_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from harness.plan.experiments import Request, plan\n"
-        "plan(Request(('frepo', 'mtt'), ('digits',), budget='smoke', device='cpu', output=Path(sys.argv[1])))",
+        "from harness.plan.planning import plan\nfrom harness.plan.request import Request\n"
+        "wanted = {'methods': ('frepo', 'mtt'), 'datasets': ('digits',), 'budget': 'smoke', 'device': 'cpu'}\n"
+        "plan(Request(**wanted, output=Path(sys.argv[1])))",
         "import harness.cell",
     ],
 )
@@ -708,8 +1093,7 @@ def test_a_wrong_request_and_a_right_one_in_processes_of_their_own(tmp_path: Pat
     for method, status in (("fripo", 2), ("random_real", 0)):
         asked = [*start, "--methods", method, "--budget", "smoke", "--device", "cpu"]
         assert subprocess.run(asked, cwd=ROOT, capture_output=True).returncode == status
-    (found,) = record.load_all(tmp_path)[0]
-    assert found["status"] == "ok"
+    assert [distilled.record["status"] for distilled in read(tmp_path)] == ["ok"]
 
 
 def test_help_on_methods_shows_their_hyper_parameters_and_writes_nothing(
