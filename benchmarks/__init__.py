@@ -1,7 +1,7 @@
-"""WHAT is asked: data, preprocessing, networks, augmentation and evaluation recipes.
+"""The questions: data, preprocessing, networks, augmentation and evaluation recipes.
 
-Knows nothing of methods, clocks or results. The names below are here, and not in the modules that implement them, so
-that the command line can list them without importing torch.
+This layer knows nothing of methods, clocks or results. The names below are here, and not in the modules that implement
+them, so that the command line can list them without importing torch.
 """
 
 DATASETS = (
@@ -17,7 +17,7 @@ DATASETS = (
     "imagewoof",
     "imagenet64",
 )
-"""Data sets by name; besides these, ``folder:PATH`` is one's own image folder."""
+"""Data sets by name; besides these, ``folder:PATH`` is an image folder of the user."""
 
 NETWORKS = ("convnet", "convnet_doubling")
 NORMS = ("none", "batch", "instance")

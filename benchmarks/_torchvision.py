@@ -1,6 +1,6 @@
-"""torchvision's data sets, also where its compiled operators cannot be loaded.
+"""Data sets of torchvision, also where its compiled operators cannot be loaded.
 
-Beside a CPU build of torch the compiled part of torchvision may be missing; ``import torchvision`` then stops at the
+Beside a CPU build of torch the compiled part of torchvision may be missing. Then ``import torchvision`` stops at the
 operators ``nms`` and ``qnms``, which no data set uses. Declaring the two is enough to go on.
 """
 
@@ -16,7 +16,7 @@ _declared: list[Any] = []  # operators live as long as their library object
 
 
 def datasets() -> Any:
-    """The module ``torchvision.datasets``. Imported here, and only when asked for: it takes seconds."""
+    """The module ``torchvision.datasets``, imported only when it is asked for: that takes seconds."""
     try:
         return importlib.import_module("torchvision.datasets")
     except RuntimeError as error:

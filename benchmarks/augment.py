@@ -1,8 +1,8 @@
-"""Differentiable augmentations: DSA's and FRePo's. Both draw one operation for a batch, then its parameters.
+"""Differentiable augmentations of DSA and FRePo. Both draw an operation for a batch, then its parameters.
 
-The operations take images (B, C, H, W) and one parameter per image (B,), or one for all (1,). All are affine in the
-images, and differentiable; those that resample can be differentiated twice on torch 2.13, but not on every older one.
-No method asks for it: the gradient of a network's weights, differentiated again, passes through here once.
+The operations take images (B, C, H, W) and a parameter for each image (B,), or for all (1,). All are affine in the
+images, and differentiable. Operations that resample can be differentiated twice on torch 2.13, not on every older
+version. No method needs that: the gradient of a network's weights, differentiated again, passes through here once.
 Nothing is clamped: the images are preprocessed, not in [0, 1].
 """
 
@@ -25,7 +25,7 @@ def draw_dsa(
     flip: bool,
     strategy: str = DSA_STRATEGY,
 ) -> tuple[str, Tensor]:
-    """An operation of ``strategy`` and ``count`` draws (k, count) of its k parameters, from a CPU generator.
+    """Draw an operation of ``strategy``, and its k parameters ``count`` times (k, count), from a CPU generator.
 
     ``count``: 1 to share the draw between all images (siamese), else the number of images. ``flip`` False: the
     operation ``flip`` is left out of ``strategy``.
@@ -34,7 +34,9 @@ def draw_dsa(
     op = ops[int(torch.randint(len(ops), (), generator=generator))]
     match op:
         case "crop":
-            bounds = [(-_crop_range(size), _crop_range(size) + 1) for size in image_size]
+            # Up to an eighth of the size, rounded half up, in either direction.
+            reaches = [int(0.125 * size + 0.5) for size in image_size]
+            bounds = [(-reach, reach + 1) for reach in reaches]
         case "cutout":
             bounds = [(0, size + 1 - _cutout_side(size) % 2) for size in image_size]
         case _:
@@ -43,15 +45,15 @@ def draw_dsa(
 
 
 def apply_dsa(op: str, images: Tensor, draws: Tensor) -> Tensor:
-    """The operation ``op`` of DSA on images (B, C, H, W), with parameters from ``draws`` (k, B) or (k, 1).
+    """Apply operation ``op`` of DSA to images (B, C, H, W), with parameters from ``draws`` (k, B) or (k, 1).
 
     Differentiable Siamese augmentation: Zhao and Bilen, ICML 2021. The official DC, DSA and DM ran on a torch that
-    aligned corners, MTT on one that did not; both sample the same points of a square image here, since ``scale`` and
-    ``rotate`` leave its centre where it is.
+    aligned corners, and MTT on a torch that did not. Both sample the same points of a square image here, since
+    ``scale`` and ``rotate`` leave its centre where it is.
 
-    Draws are integers in pixels, rows before columns, for ``crop`` and ``cutout``, else uniform in [0, 1): for
-    ``scale`` width before height, for ``color`` those of its parts ``brightness``, ``saturation`` and ``contrast``,
-    which are operations too.
+    Draws for ``crop`` and ``cutout`` are integers in pixels, rows before columns. All other draws are uniform in
+    [0, 1): for ``scale`` width before height, for ``color`` the draws of its parts ``brightness``, ``saturation`` and
+    ``contrast``, which are operations too.
     """
     draws = draws.to(images.device, images.dtype, non_blocking=True)
     match op:
@@ -84,14 +86,14 @@ FREPO_OPERATIONS = ("flip", "color", "crop", "rotate", "translate", "cutout")
 
 
 def draw_frepo(count: int, generator: torch.Generator, *, flip: bool) -> tuple[str, Tensor]:
-    """An operation of FRePo's evaluation (Zhou et al., NeurIPS 2022) and draws (3, count), from a CPU generator."""
+    """Draw an operation of FRePo's evaluation (Zhou et al., NeurIPS 2022), and (3, count), from a CPU generator."""
     ops = FREPO_OPERATIONS if flip else [op for op in FREPO_OPERATIONS if op != "flip"]
     op = ops[int(torch.randint(len(ops), (), generator=generator))]
     return op, torch.rand(3, count, generator=generator)
 
 
 def apply_frepo(op: str, images: Tensor, draws: Tensor) -> Tensor:
-    """The operation ``op`` of FRePo's augmentation with parameters from ``draws`` (3, B), uniform in [0, 1)."""
+    """Apply operation ``op`` of FRePo's augmentation, with parameters from ``draws`` (3, B), uniform in [0, 1)."""
     draws = draws.to(images.device, images.dtype, non_blocking=True)
     signed = 2 * draws - 1
     match op:
@@ -134,7 +136,7 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def shift(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """out[i, j] = in[i + rows, j + columns], and 0 where that is outside; whole pixels."""
+    """Shift by whole pixels: out[i, j] = in[i + rows, j + columns], and 0 where that is outside."""
     inside = []
     for dim, by in ((2, rows), (3, columns)):
         size = images.shape[dim]
@@ -175,15 +177,15 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def crop_and_zoom(images: Tensor, zoom: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Enlarge by ``zoom`` what is around the point (x, y) of the image, in [−1, 1]."""
+    """Enlarge by ``zoom`` the surroundings of the point (x, y) of the image, in [−1, 1]."""
     zero = torch.zeros_like(zoom)
     return affine(images, (1 / zoom, zero, x, zero, 1 / zoom, y))
 
 
 def translate(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Move the content left by ``x`` widths and up by ``y`` heights."""
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return affine(images, (one, zero, 2 * x, zero, one, 2 * y))
+    zeros, ones = torch.zeros_like(x), torch.ones_like(x)
+    return affine(images, (ones, zeros, 2 * x, zeros, ones, 2 * y))
 
 
 def affine(images: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
@@ -200,11 +202,6 @@ def _per_image(parameter: Tensor) -> Tensor:
     return parameter.view(-1, 1, 1, 1)
 
 
-def _crop_range(size: int) -> int:
-    """DSA crops move an image by up to an eighth of its size."""
-    return int(0.125 * size + 0.5)
-
-
 def _cutout_side(size: int) -> int:
-    """DSA cuts out half of the size."""
+    """Side of the square that DSA cuts out: half of the size, rounded half up."""
     return int(0.5 * size + 0.5)

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line."""
+"""Errors of the user, each said in one line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, safe to print: characters that are not printable, such as line breaks and the start of an
-    escape code, become escapes as in a Python string."""
+    """Text on one line, safe to print.
+
+    Characters that are not printable, such as line breaks and the start of an escape code, become escapes as in a
+    Python string.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str | None:
-    """The member of ``names`` most like ``name`` in any case of its letters, or None where none is.
+    """The member of ``names`` most like ``name``, upper or lower case; None where all differ too much.
 
-    ``likeness``: the least, between 0 and 1.
+    ``likeness``: the least that counts as like, between 0 and 1.
     """
     lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=likeness)
@@ -31,9 +34,9 @@ def nearest(name: str, names: Iterable[str], likeness: float = 0.5) -> str | Non
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> str:
-    """``name`` if it is one of ``names``.
+    """Return ``name`` if it is one of ``names``.
 
-    Raises UserError naming the nearest match and the whole list: ``unknown data set 'cifar11': did you mean
+    Raises UserError that names the nearest match and the whole list: ``unknown data set 'cifar11': did you mean
     'cifar10'? Known: ...``.
     """
     known = sorted(names)

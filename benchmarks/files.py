@@ -16,8 +16,8 @@ from benchmarks.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; on leaving without an error it is synced and takes the place of ``path``.
 
-    The temporary name is fixed, so that what a killed process left behind is overwritten by the next try. Others that
-    write into the same folder this way wait until we are done; do not nest.
+    The temporary name is fixed, so that what a killed process left behind is overwritten by the next try. Other
+    processes that write into the same folder this way wait; do not nest.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     folder = os.open(path.parent, os.O_RDONLY)

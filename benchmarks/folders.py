@@ -1,4 +1,4 @@
-"""Where data and caches lie unless somebody says otherwise."""
+"""Default folders of data and caches."""
 
 from __future__ import annotations
 

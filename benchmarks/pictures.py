@@ -1,4 +1,4 @@
-"""Pictures as PIL reads them → pictures as they are meant to be looked at: upright, opaque, 8 bits, RGB or grey."""
+"""Pictures as PIL reads them → pictures as people see them: upright, opaque, 8 bits, RGB or grey."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from PIL import Image, ImageOps
 from benchmarks.errors import UserError
 
 BACKGROUND = 255
-"""Level, in every channel, of the colour behind transparent pixels: white, as on a sheet of paper."""
+"""Level of every channel behind transparent pixels: white, as on a sheet of paper."""
 GREY_MODES = frozenset({"1", "L", "LA", "La"})
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF orientation says, on white where it is transparent, in mode ``L`` or ``RGB``.
+    """Turn ``image`` as its EXIF orientation says, and put it on white where it is transparent.
 
-    Grey modes become ``L``; palettes and all other modes ``RGB``. Of an animation the current frame is taken. EXIF data
-    that cannot be read are ignored, as viewers do.
+    Grey modes become ``L``; palettes and all other modes become ``RGB``. The current frame of an animation is taken.
+    EXIF data that cannot be read are ignored, as viewers do.
 
     Raises UserError for 16 or 32 bits per channel: no file states which of the levels are black and white. Raises
-    whatever PIL does where the pixels are yet to be decoded and are damaged.
+    the errors of PIL where the pixels are yet to be decoded and are damaged.
     """
     image.load()
     if image.mode.startswith(("I", "F")):
@@ -40,7 +40,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """``image`` resized to just cover ``height`` × ``width`` pixels, and cut to them from the centre."""
+    """Resize ``image`` to just cover ``height`` × ``width`` pixels, and cut these from its centre."""
     target, side = max((height, image.height), (width, image.width), key=lambda pair: pair[0] / pair[1])
     whole = (round(image.width * target / side), round(image.height * target / side))
     left, top = (whole[0] - width) // 2, (whole[1] - height) // 2

@@ -1,7 +1,7 @@
-"""Preprocessing of images: channel normalisation, and ZCA whitening in two variants of the field.
+"""Preprocessing of images: channel normalisation, and the two variants of ZCA whitening in the literature.
 
-The variants are incompatible: images distilled under one are noise under another. A `Preprocess` therefore belongs to
-every distilled set; `Preprocess.tensors` and `Preprocess.settings` are what to store of it.
+The variants are incompatible: images distilled under the first are noise under the second. So every distilled set is
+stored with its `Preprocess`, as `Preprocess.tensors` and `Preprocess.settings`.
 
 Everything is fitted in float64 and applied in the dtype of the `Preprocess`.
 """
@@ -25,15 +25,15 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 CHUNK_BYTES = 1 << 26
 """Working memory of one chunk of images; the result does not depend on it beyond rounding."""
 CACHED_BYTES = 1 << 22
-"""The same where every pixel is for itself: what stays in the processor's cache is gone over without waiting."""
+"""The same where no pixel depends on another: a chunk that stays in the processor's cache is faster."""
 ZCA_BLOCK = 64
 """The largest image side that `zca_frepo` whitens as a whole (FRePo, appendix: 64×64 blocks for the 128² sets)."""
 FREPO_RIDGE = 0.1
-"""Of the mean eigenvalue."""
+"""Ridge of FRePo's ZCA, as a fraction of the mean eigenvalue."""
 TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64})
-"""Types of images whose black and white are known: 0 and 255, or 0 and 1."""
+"""Types of images whose black and white are known: 0 and 255 for uint8, else 0 and 1."""
 KORNIA_EPS = 0.1
-"""Absolute, for pixels in [0, 1] (MTT)."""
+"""Ridge of kornia's ZCA: absolute, for pixels in [0, 1] (MTT)."""
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FREPO: dict[str, Statistics] = {
@@ -81,14 +81,14 @@ class Zca:
         return from_blocks(rows @ self.whiten, images.shape, self.block, self.layout)
 
     def inverse(self, images: Tensor) -> Tensor:
-        """What `forward` was given, (N, C, H, W)."""
+        """Images (N, C, H, W) that `forward` would map to ``images``."""
         rows = to_blocks(images, self.block, self.layout)
         return from_blocks(rows @ self.restore, images.shape, self.block, self.layout) + self.mean
 
 
 @dataclass(frozen=True, eq=False)
 class Preprocess:
-    """A fitted preprocessing: pixels in [0, 1] → (pixels − mean) / std, then ZCA where there is one."""
+    """A fitted preprocessing: pixels in [0, 1] → (pixels − mean) / std, then ZCA if any."""
 
     name: str
     """One of ``benchmarks.PREPROCESSINGS``."""
@@ -102,7 +102,7 @@ class Preprocess:
         """Preprocessed images, (N, C, H, W), on the device and in the dtype of this object.
 
         ``images``: (N, C, H, W), uint8 or floating point in [0, 1]. Raises UserError where the shape does not fit, and
-        for any other type, whose white is not known.
+        for all other types, because their white is not known.
         """
         self._check(images)
         if images.dtype not in TYPES:
@@ -113,7 +113,7 @@ class Preprocess:
             scaled = chunk.to(self.mean, copy=True)
             if chunk.dtype == torch.uint8:
                 scaled /= 255
-            normalised = scaled.sub_(self._column(self.mean)).div_(self._column(self.std))
+            normalised = scaled.sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
             return self.zca.forward(normalised) if self.zca else normalised
 
         return self._in_chunks(apply, images)
@@ -125,7 +125,7 @@ class Preprocess:
         def apply(chunk: Tensor) -> Tensor:
             chunk = chunk.to(self.mean)
             normalised = self.zca.inverse(chunk) if self.zca else chunk
-            return normalised * self._column(self.std) + self._column(self.mean)
+            return normalised * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
 
         return self._in_chunks(apply, images)
 
@@ -135,14 +135,14 @@ class Preprocess:
         return Preprocess.rebuild(moved, self.settings())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state to store, beside `settings`."""
+        """The part of the state that is tensors."""
         tensors = {"mean": self.mean, "std": self.std}
         if self.zca:
             tensors |= {"zca_mean": self.zca.mean, "zca_whiten": self.zca.whiten, "zca_restore": self.zca.restore}
         return tensors
 
     def settings(self) -> dict[str, Any]:
-        """What JSON can hold of the state."""
+        """The part of the state that JSON can hold."""
         if self.zca is None:
             return {"name": self.name}
         return {"name": self.name, "block": self.zca.block, "layout": self.zca.layout}
@@ -152,13 +152,8 @@ class Preprocess:
         """The inverse of `tensors` and `settings`."""
         zca = None
         if "zca_mean" in tensors:
-            zca = Zca(
-                tensors["zca_mean"],
-                tensors["zca_whiten"],
-                tensors["zca_restore"],
-                settings["block"],
-                settings["layout"],
-            )
+            mean, whiten, restore = (tensors[f"zca_{part}"] for part in ("mean", "whiten", "restore"))
+            zca = Zca(mean, whiten, restore, settings["block"], settings["layout"])
         return cls(settings["name"], tensors["mean"], tensors["std"], zca)
 
     def _check(self, images: Tensor) -> None:
@@ -169,10 +164,6 @@ class Preprocess:
         if not fits:
             wanted = ", ".join(map(str, expected))
             raise UserError(f"images of shape {tuple(images.shape)} do not fit this preprocessing: give ({wanted})")
-
-    @staticmethod
-    def _column(values: Tensor) -> Tensor:
-        return values.view(-1, 1, 1)
 
     def _in_chunks(self, apply: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         out = torch.empty(images.shape, dtype=self.mean.dtype, device=self.mean.device)
@@ -202,7 +193,7 @@ def fit(name: str, images: Tensor, *, constants: Statistics | None = None) -> Pr
 def channel_statistics(images: Tensor) -> Statistics:
     """Mean and standard deviation of every channel's pixels in [0, 1]; ``images``: (N, C, H, W) uint8.
 
-    Exact: from counts of the 256 values. A channel of one value has standard deviation 1, so that it can be divided by.
+    Exact: the 256 values are counted. A constant channel has standard deviation 1, so that it can be divided by.
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
     for chunk in _chunks(images):
@@ -224,10 +215,10 @@ def zca_frepo(
     layout: Layout = "strided",
     shared: bool = True,
 ) -> Zca:
-    """FRePo's ZCA: covariance with 1/n, ridge relative to its mean eigenvalue, rank control.
+    """ZCA of FRePo: covariance with 1/n, ridge relative to its mean eigenvalue, rank control.
 
     ``normalise``: the channel normalisation; ``images``: (N, C, H, W) uint8. ``block``, ``layout``: as in `Zca`;
-    ``shared``: one matrix from the mean covariance of all blocks, as for FRePo's 128² sets, or one for each.
+    ``shared``: a single matrix from the mean covariance of all blocks, as for FRePo's 128² sets, or a matrix for each.
     """
     mean, covariance = pixel_covariance(normalise, images, block=block, layout=layout, shared=shared)
     whiten, restore = whitening(covariance, relative_ridge(covariance, ridge), rank=len(images))
@@ -235,9 +226,10 @@ def zca_frepo(
 
 
 def zca_kornia(scale: Preprocess, images: Tensor, *, eps: float = KORNIA_EPS) -> Zca:
-    """kornia's ZCAWhitening as MTT uses it: covariance with 1/(n − 1), absolute ``eps``, no channel normalisation.
+    """ZCA of kornia as MTT uses it: covariance with 1/(n − 1), absolute ``eps``, no channel normalisation.
 
-    ``scale``: the preprocessing that only scales to [0, 1]; ``images``: (N, C, H, W) uint8.
+    ``scale``: the preprocessing that only scales to [0, 1]; ``images``: (N, C, H, W) uint8. Raises UserError for images
+    that are too large or fewer than two.
     """
     if max(images.shape[-2:]) > ZCA_BLOCK:
         size = "×".join(map(str, images.shape[-2:]))
@@ -259,9 +251,9 @@ def pixel_covariance(
     """Mean image (C, H, W) and covariance XᵀX/n of the centred pixels, in float64, of the normalised images.
 
     ``images``: (N, C, H, W) uint8. The covariance is (d, d), the mean over all blocks, or with ``shared=False``
-    (blocks, d, d). Sums and products are taken of whole numbers, in float32 at twice the speed of float64: at most
-    1024 products of at most 2⁷·2⁷ at a time, so none is rounded. Of the symmetric matrix only stripes from the
-    diagonal to the right are multiplied, 5/8 of it.
+    (blocks, d, d). Sums and products are of whole numbers, at most 1024 products of at most 2⁷·2⁷ at a time. So float32
+    rounds none of them, at twice the speed of float64. The matrix is symmetric: only stripes from the diagonal to the
+    right are multiplied, 5/8 of it.
     """
     n, channels = images.shape[:2]
     blocks, _, d = to_blocks(images[:1], block, layout).shape
@@ -292,9 +284,9 @@ def relative_ridge(covariance: Tensor, ridge: float) -> Tensor:
 
 
 def whitening(covariance: Tensor, ridge: Tensor | float, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """W = U (S + r)^(−1/2) Uᵀ and its inverse, for cov = U S Uᵀ; (…, d, d) each.
+    """Whitening W = U (S + r)^(−1/2) Uᵀ and its inverse, for cov = U S Uᵀ; (…, d, d) each.
 
-    ``rank``: eigenvalues after the ``rank`` largest say nothing (more pixels than images); their factor is 1 in both.
+    ``rank``: eigenvalues after the ``rank`` largest are rounding (more pixels than images); their factor is 1 in both.
     Raises UserError where nothing varies.
     """
     values, vectors = torch.linalg.eigh(covariance)  # ascending
@@ -307,7 +299,7 @@ def whitening(covariance: Tensor, ridge: Tensor | float, rank: int | None = None
 
 
 def to_blocks(images: Tensor, block: int | None, layout: Layout) -> Tensor:
-    """(N, C, H, W) → (blocks, N, C·block²), blocks row by row, each flattened as channel, row, column.
+    """Cut (N, C, H, W) into (blocks, N, C·block²): blocks row by row, each flattened as channel, row, column.
 
     ``strided``: block (i, j) of a p×q grid takes the pixels [i::p, j::q]. None: the image is one block.
     """
@@ -323,7 +315,7 @@ def to_blocks(images: Tensor, block: int | None, layout: Layout) -> Tensor:
 
 
 def from_blocks(rows: Tensor, shape: torch.Size, block: int | None, layout: Layout) -> Tensor:
-    """The images of shape (N, C, H, W) of which `to_blocks` makes ``rows``."""
+    """Images of shape (N, C, H, W): the inverse of `to_blocks`."""
     if block is None:
         return rows.reshape(shape)
     n, c, height, width = shape
@@ -334,14 +326,17 @@ def from_blocks(rows: Tensor, shape: torch.Size, block: int | None, layout: Layo
 
 
 def _chunks(images: Tensor, filled: int = CHUNK_BYTES) -> Iterator[Tensor]:
-    """``images``, (N, ...), in pieces that fill ``filled`` bytes as float64."""
+    """Pieces of ``images``, (N, ...), that fill ``filled`` bytes as float64."""
     size = max(1, filled // (8 * math.prod(images.shape[1:])))
     for start in range(0, len(images), size):
         yield images[start : start + size]
 
 
 def block_side(image_size: torch.Size) -> int | None:
-    """None for an image of at most 64×64; else the largest side of at most 64 that divides both of its sides."""
+    """Side of a block: the largest up to 64 that divides both sides of the image; None if that is at most 64×64.
+
+    Raises UserError where the largest is small.
+    """
     if max(image_size) <= ZCA_BLOCK:
         return None
     common = math.gcd(*image_size)

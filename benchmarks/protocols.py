@@ -1,4 +1,4 @@
-"""Evaluation recipes as data: how a network is trained on a synthetic set, each paper's own way and one common way."""
+"""Evaluation recipes as data: how a network is trained on a synthetic set, by each paper and in common."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train one network; carried out by ``benchmarks.training.train``."""
+    """Settings for training a network, which ``benchmarks.training.train`` carries out."""
 
     loss: Literal["cross_entropy", "mse"]
-    """``mse``: the mean over the batch of ½ Σ_c (logit − label)², on centred labels."""
+    """Loss; ``mse`` is the mean over the batch of ½ Σ_c (logit − label)², on centred labels."""
     optimiser: Literal["sgd", "adam"]
     lr: float
     batch_size: int
     shuffle: bool
-    """False: batches are cut in the order of the set, the same ones every epoch."""
+    """False: batches are cut in the order of the set, the same in every epoch."""
     epochs: int = 0
-    """Times over the set; 0 where ``steps_by_images`` says the length."""
+    """Passes over the set; 0 where ``steps_by_images`` says the length."""
     steps_by_images: tuple[tuple[int, int], ...] = ()
-    """(images in the set, optimiser steps), ascending; the first entry with enough images holds, else the last."""
+    """Pairs (images in the set, optimiser steps), ascending; the first with enough images holds, else the last."""
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Literal["constant", "drop_once", "warmup_cosine"] = "constant"
@@ -30,10 +30,10 @@ class Recipe:
     warmup_steps: int = 0
     """``warmup_cosine``: steps of linear rise from 0."""
     final_lr: float = 0.0
-    """``warmup_cosine``: where the cosine ends, as a fraction of ``lr``."""
+    """``warmup_cosine``: the end of the cosine, as a fraction of ``lr``."""
     augment: Literal["none", "dsa", "frepo"] = "none"
     learned_lr: bool = False
-    """Take the step size that was learned with the set, where there is one, instead of ``lr``."""
+    """Take the step size that was learned with the set, if any, instead of ``lr``."""
     ema: float | None = None
     """Decay of a moving average of the parameters that replaces them at the end; None: the last ones are kept."""
 
@@ -55,15 +55,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Preprocessing, networks and recipe of one way to evaluate."""
+    """Preprocessing, networks and recipe of an evaluation."""
 
     name: str
     recipe: Recipe
     preprocess: Callable[[str, int], str]
-    """(data set, ipc) → a name of ``benchmarks.PREPROCESSINGS``."""
-    network: Literal["convnet", "convnet_doubling"]
-    distill_norm: Literal["none", "batch", "instance"]
-    test_norm: Literal["none", "batch", "instance"]
+    """Map from (data set, ipc) to a name of ``benchmarks.PREPROCESSINGS``."""
+    network: Literal["convnet", "convnet_doubling"] = "convnet"
+    distill_norm: Literal["none", "batch", "instance"] = "instance"
+    test_norm: Literal["none", "batch", "instance"] = "instance"
     krr: bool = False
     """Report the accuracy of kernel regression on the trained network's features as well."""
 
@@ -124,22 +124,9 @@ def _mtt_preprocess(dataset: str, ipc: int) -> str:
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol(
-            "vico",
-            recipe=vico_recipe(),
-            preprocess=lambda dataset, ipc: "standardise_vico",
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
-        Protocol(  # Cazenavette et al., 2022
-            "mtt",
-            recipe=replace(vico_recipe(), learned_lr=True),
-            preprocess=_mtt_preprocess,
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
+        Protocol("vico", recipe=vico_recipe(), preprocess=lambda dataset, ipc: "standardise_vico"),
+        # Cazenavette et al., 2022
+        Protocol("mtt", recipe=replace(vico_recipe(), learned_lr=True), preprocess=_mtt_preprocess),
         Protocol(
             "frepo",
             recipe=FREPO_RECIPE,
@@ -149,21 +136,9 @@ PROTOCOLS: dict[str, Protocol] = {
             test_norm="none",
             krr=True,
         ),
-        Protocol(  # squared error on learned labels, as KIP trains networks; what else is set is FRePo's
-            "kip",
-            recipe=FREPO_RECIPE,
-            preprocess=lambda dataset, ipc: "standardise",
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
-        Protocol(  # one for all methods, so that only the distillation differs
-            "common",
-            recipe=FREPO_RECIPE,
-            preprocess=lambda dataset, ipc: "standardise",
-            network="convnet",
-            distill_norm="instance",
-            test_norm="instance",
-        ),
+        # Squared error on learned labels, as KIP trains networks; the recipe is FRePo's.
+        Protocol("kip", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
+        # The same for all methods, so that only the distillation differs
+        Protocol("common", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
     )
 }

@@ -1,4 +1,4 @@
-"""Plugins by name: a file of a package holds one, and an entry point of another package adds one."""
+"""Plugins by name: each is a file of a package, or an entry point of another package."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.errors import UserError, choose
 
 
 class Registry:
-    """The subclasses of one base class, each in a file of its own. Listing names imports none of them."""
+    """Subclasses of a base class, each in a file of its own. Listing their names imports no file."""
 
     def __init__(self, kind: str, package: str, *, others: tuple[str, ...], group: str) -> None:
-        """``kind``: what a plugin is called in messages. ``package``: its files are the plugins.
+        """``kind``: the word for a plugin in messages. ``package``: its files are the plugins.
 
-        ``others``: files of the package that are none, besides those whose names begin with ``_``. ``group``: the
+        ``others``: files of the package that are no plugins, besides names that begin with ``_``. ``group``: the
         entry-point group for plugins of other packages, ``name = "package.module:Class"``.
         """
         self.kind, self.package, self.others, self.group = kind, package, others, group
@@ -31,8 +31,8 @@ class Registry:
         """The class called ``name``, a subclass of ``base``.
 
         ``check(class, shown name)`` may refuse it. Raises UserError for an unknown name (with the list and the nearest
-        match), for a plugin of another package that cannot be imported or is not a ``base``, and for a file that holds
-        none.
+        match), for a file without a ``base``, and for a plugin of another package that cannot be imported or is no
+        ``base``.
         """
         choose(self.kind, name, self.names())
         if name in self._builtin():
@@ -48,7 +48,7 @@ class Registry:
         try:
             plugin = point.load()
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())  # messages of many lines exist; ours is one
+            reason = " ".join(f"{type(error).__name__}: {error}".split())  # a message may have several lines
             raise UserError(f"{shown} cannot be loaded: {reason}") from error
         if not (inspect.isclass(plugin) and issubclass(plugin, base)):
             raise UserError(f"{shown} is not a subclass of {base.__module__}.{base.__name__}")

@@ -22,8 +22,8 @@ from benchmarks.files import regular
 from benchmarks.pictures import cover, upright
 
 LARGE_FILE = 4096
-"""Bytes on average from which image files are decoded in several threads: to decode a smaller one takes less time than
-to hand the interpreter over."""
+"""Bytes on average from which image files are decoded in several threads: decoding a smaller file takes less time than
+handing the interpreter over."""
 PART = 32
 """Files that a thread decodes before it hands them over."""
 SYSTEM_NAMES = frozenset(
@@ -33,7 +33,7 @@ SYSTEM_NAMES = frozenset(
         *("__macosx", "lost+found"),
     }
 )
-"""Files and folders, in lower case, that systems put among others; like hidden names they are passed over."""
+"""Files and folders of operating systems, in lower case; like hidden names they are passed over."""
 Labelled = Sequence[tuple[str, int]]
 """Image files with their classes. Paths are strings here: there may be a million."""
 
@@ -77,7 +77,7 @@ def _left_out_line(name: str, folder: Path, left_out: Sequence[str]) -> str:
 
 
 def labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str]]:
-    """Image files of the class folders in each of ``splits``, at any depth, with their classes; class names, sorted.
+    """Image files at any depth of the class folders in each of ``splits``, with their classes; class names, sorted.
 
     The second value lists the paths that were left out: files that are no images, and links that are not followed.
 
@@ -111,7 +111,7 @@ def labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str]
                 elif entry.is_dir():
                     links.append((owner, entry.path))
                 # A link that leads nowhere is an error when it is opened: somebody wanted that image.
-                elif _suffix(entry.name) in suffixes and (entry.is_file() or entry.is_symlink()):
+                elif os.path.splitext(entry.name)[1].lower() in suffixes and (entry.is_file() or entry.is_symlink()):
                     images[owner].append(entry.path)
                 else:
                     left_out.append(entry.path)
@@ -164,12 +164,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that systems put among others."""
+    """Whether a file or folder of this name is hidden, or belongs to the operating system."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def image_source(
@@ -203,13 +199,13 @@ def image_source(
         images, targets = _decode(name, files, image_size, rgb), torch.tensor(labels)
         return images[:cut], targets[:cut], images[cut:], targets[cut:], class_names
 
-    # Labels and names as they were read from paths and tables: the files of tables may change after that.
+    # Labels and names were read from paths and tables by now: these may change later, and are no part of `files`.
     facts = repr((image_size, rgb, cut, labels, class_names))
     return Source(name, decode, files, facts, left_out=_left_out_line(name, folder, left_out))
 
 
 def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) -> Tensor:
-    """(N, C, H, W) uint8: three channels, or one where every image is grey and ``rgb`` is not asked for."""
+    """Images (N, C, H, W) uint8: C is 1 where every image is grey and ``rgb`` is not asked for, else 3."""
     parts = [files[start : start + PART] for start in range(0, len(files), PART)]
     sample = files[:: len(parts)]
     large = sum(map(os.path.getsize, sample)) >= LARGE_FILE * len(sample)
@@ -234,7 +230,7 @@ def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) 
 
 
 def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint8]:
-    """(1, H, W) of a grey image and (3, H, W) of any other."""
+    """Pixels (1, H, W) of a grey image and (3, H, W) of any other."""
     with open(file, "rb", opener=regular) as stream:
         try:
             with Image.open(stream) as image:

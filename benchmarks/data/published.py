@@ -56,9 +56,9 @@ PUBLISHED = {
 
 
 def stand_in(name: str, image_size: int | None = None) -> RawData:
-    """The published data set ``name`` in its shape alone.
+    """Blank images in the shape of the published data set ``name``.
 
-    Raises UserError for an ``image_size`` where a set has one already.
+    Raises UserError as `check_image_size` does.
     """
     check_image_size(name, image_size)
     shape = PUBLISHED[name]
@@ -66,23 +66,14 @@ def stand_in(name: str, image_size: int | None = None) -> RawData:
 
 
 def blank(name: str, shape: Shape) -> RawData:
-    """Blank images that take no memory, in classes of one size."""
+    """A set of blank images that take no memory, in classes of equal size."""
 
     def split(count: int) -> tuple[Tensor, Tensor]:
         images = torch.zeros(1, dtype=torch.uint8).expand(count, shape.channels, shape.size, shape.size)
         return images, torch.arange(count) * shape.classes // count
 
-    (train_images, train_labels), (test_images, test_labels) = split(shape.train), split(shape.test)
-    return RawData(
-        name=name,
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        class_names=tuple(str(c) for c in range(shape.classes)),
-        flip=name not in NO_FLIP,
-        fingerprint="none",
-    )
+    class_names = tuple(str(c) for c in range(shape.classes))
+    return RawData(name, *split(shape.train), *split(shape.test), class_names, name not in NO_FLIP, fingerprint="none")
 
 
 def find(name: str, root: Path, image_size: int | None, download: bool) -> Source:
@@ -110,10 +101,10 @@ def check_image_size(name: str, image_size: int | None) -> None:
 
 
 def _digits() -> Decoded:
-    """scikit-learn's 1797 real handwritten digits: 8×8, values 0 … 16 brought to 0 … 255.
+    """Handwritten digits of scikit-learn: 1797 images of 8×8, with values 0 … 16 brought to 0 … 255.
 
-    The split is fixed: of every class, the fifth of its images whose index has the smallest SHA-256 is for testing, so
-    that it depends on no library's random numbers.
+    The split depends on no library's random numbers: the fifth of each class whose indices have the smallest SHA-256 is
+    for testing.
     """
     table = torch.from_numpy(np.loadtxt(_digits_file(), dtype=np.uint8, delimiter=","))
     images = table[:, :-1].double().mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
@@ -127,7 +118,7 @@ def _digits() -> Decoded:
 
 
 def _digits_file() -> Path:
-    # The file itself: to import scikit-learn takes longer than all that a short run does with the images.
+    # Importing scikit-learn takes longer than all that a short run does with the images.
     package = find_spec("sklearn")
     assert package is not None and package.origin is not None
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
@@ -217,7 +208,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def listed_wnids(root: Path) -> list[str]:
-    """WordNet ids as Tiny ImageNet's own list has them, which is not sorted. Raises UserError where it is damaged."""
+    """WordNet ids in the order of Tiny ImageNet's own list, which is not sorted. Raises UserError if damaged."""
     file = root / "tiny-imagenet-200" / "wnids.txt"
     with one_line("tiny_imagenet"), _damaged("tiny_imagenet", file):
         return _text(file).split()
@@ -262,9 +253,8 @@ def _find_cub200(root: Path, image_size: int) -> Source:
         labels, is_train = table("image_class_labels.txt"), table("train_test_split.txt")
         splits: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
         for image, file in table("images.txt").items():
-            splits[("1", "0").index(is_train[image])].append(
-                (str(folder / "images" / file), classes.index(labels[image]))
-            )
+            entry = str(folder / "images" / file), classes.index(labels[image])
+            splits[("1", "0").index(is_train[image])].append(entry)
     class_names = [names[number] for number in classes]
     return image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
 
@@ -299,12 +289,12 @@ _TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
 
 
 def wordnet_ids(name: str) -> Mapping[str, str]:
-    """Class name → WordNet id, for a data set whose class folders have other names than its classes; else empty."""
+    """Class name → WordNet id, where WordNet ids name the class folders and words the classes; else empty."""
     return {class_name: wnid for wnid, class_name in _TEN_CLASSES.get(name, {}).items()}
 
 
 def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) -> Source:
-    """``imagenette2-160/{train,val}/<wnid>/*``; else the 320 px or the full-size version; Imagewoof alike."""
+    """``imagenette2-160/{train,val}/<wnid>/*``, or the 320 px or full-size version; Imagewoof alike."""
     candidates = [root / f"{name}2{suffix}" for suffix in ("-160", "-320", "")]
     folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is None and name == "imagenette" and download:

@@ -1,7 +1,7 @@
 """A data set on disk → `RawData`, checked, with its fingerprint, and kept in a cache.
 
-A cache costs time, never correctness: its keys are the contents of all files that are read. So files may change as they
-like, and so may their time stamps.
+The key of a cached entry is made from the contents of all files that are read. So files may change without a change of
+their time stamps, and time stamps without a change of the files.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ CACHE_VERSION = 2
 """To be raised when decoding or preprocessing changes: cached tensors of older versions are then left alone."""
 DECODERS = [features.version(library) for library in ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "webp")]
 """Versions of what decodes lossy images and resizes: another version may give other pixels."""
-BLOCK = 1 << 20
-"""Bytes of a file that are hashed at a time."""
 Decoded = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[str]]
 """Training images and labels, test images and labels (as in `RawData`), class names."""
 
@@ -67,7 +65,7 @@ class Source:
     files: Sequence[str | Path]
     """Every file that ``decode`` reads, in the order of what it returns."""
     facts: str = ""
-    """Whatever else determines its result."""
+    """All else that determines its result, as text."""
     slow: bool = True
     """Whether the result of ``decode`` is worth keeping."""
     left_out: str = ""
@@ -81,11 +79,8 @@ class Source:
         """A hash of all that determines the result of ``decode``: the contents of the files, not their time stamps."""
         total = hashlib.blake2b(repr((CACHE_VERSION, self.name, self.facts, DECODERS)).encode(), digest_size=16)
         for file in self.files:
-            content = hashlib.blake2b()
             with open(file, "rb", buffering=0, opener=regular) as stream:
-                while block := stream.read(BLOCK):
-                    content.update(block)
-            total.update(content.digest())
+                total.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
         return total.hexdigest()
 
     def read(self, cache: Path | None) -> RawData:
@@ -110,7 +105,7 @@ class Source:
     def cached(self, folder: Path | None, settings: Sequence[str], make: Callable[[], Entry]) -> Entry:
         """The result of ``make``, kept in ``folder`` for this content of the files and these ``settings``.
 
-        A cache that cannot be written is gone without.
+        Where the cache cannot be written, the result is made every time.
         """
         if folder is None:
             return make()
@@ -151,7 +146,7 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 @contextlib.contextmanager
 def one_line(name: str) -> Iterator[None]:
-    """Turns what the file system refuses into one line, and silences decoders, which warn of files they can read."""
+    """Turn errors of the file system into one line, and silence decoders: they warn of files that they can read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""How fast the parts are that no cell measures, by pytest-benchmark. Run by hand, on a quiet machine.
+"""Rates of the parts that no cell measures, by pytest-benchmark. Run by hand, on a quiet machine.
 
-Images are random: nothing here depends on what they show.
+Images are random: no rate depends on what they show.
 """

@@ -28,7 +28,7 @@ class Settings:
 
 
 class Timed(Protocol):
-    """A function that times ``call``, which gets through ``count`` of ``unit``."""
+    """A function that times ``call``, which processes ``count`` of ``unit``."""
 
     def __call__(self, call: Callable[[], Any], count: float, unit: str) -> None: ...
 
@@ -58,7 +58,7 @@ def settings(pytestconfig: pytest.Config) -> Settings:
 
 @pytest.fixture
 def timed(benchmark: Any, settings: Settings, request: pytest.FixtureRequest) -> Timed:
-    """Times a call, and keeps its rate as extra information."""
+    """Time a call, and keep its rate as extra information."""
 
     def time(call: Callable[[], Any], count: float, unit: str) -> None:
         benchmark(call)

@@ -23,7 +23,7 @@ from benchmarks.training import predict, train_together
 CLASSES = 10
 TRAINING_STEPS = 20
 NETWORKS = 3
-"""Networks trained one after the other, or together."""
+"""Networks that are trained, in sequence or together."""
 TEST_IMAGES = 1000
 AUGMENTED = 256
 """Images per batch."""
@@ -48,10 +48,11 @@ def test_convolutions(
 @pytest.mark.parametrize("ipc", [1, 10])
 @pytest.mark.parametrize("name", ["vico", "frepo", "common"])
 def test_training(name: str, ipc: int, at_once: int, settings: Settings, timed: Timed) -> None:
-    """The first steps of three networks, one after the other or together: either is what evaluation may choose."""
+    """The first steps of three networks, in sequence or together, as the evaluation may choose."""
     protocol = PROTOCOLS[name]
     spec = _spec(protocol, settings)
-    images, labels = _synthetic(ipc, settings)
+    labels = torch.eye(CLASSES).repeat_interleave(ipc, 0)
+    images = torch.randn(len(labels), *settings.shape, generator=generator_for("images"))
 
     def call() -> None:
         for first in range(0, NETWORKS, at_once):
@@ -81,7 +82,7 @@ def test_testing(name: str, settings: Settings, timed: Timed) -> None:
 @pytest.mark.benchmark(group="evaluation: ridge solve")
 @pytest.mark.parametrize("images", [10, 100, 1000])
 def test_krr(images: int, settings: Settings, timed: Timed) -> None:
-    """The last layer fitted to as many synthetic images, on the features of FRePo's network."""
+    """The last layer fitted to so many synthetic images, on the features of FRePo's network."""
     images = max(1, images // settings.scale)
     count = _spec(PROTOCOLS["frepo"], settings).build(generator_for("evaluated network")).head.in_features
     features = torch.randn(images, count, generator=generator_for("features"))
@@ -107,7 +108,7 @@ def test_forward(name: str, settings: Settings, timed: Timed) -> None:
 @pytest.mark.benchmark(group="loading")
 @pytest.mark.parametrize("cached", [False, True])
 def test_load(cached: bool, timed: Timed, tmp_path: Path) -> None:
-    """scikit-learn's digits, whitened."""
+    """Digits of scikit-learn, whitened."""
 
     def call() -> Benchmark:
         return load(
@@ -154,12 +155,6 @@ def _spec(protocol: Protocol, settings: Settings) -> NetworkSpec:
     return NetworkSpec(
         protocol.network, channels, (size[0], size[1]), CLASSES, width=settings.width, norm=protocol.test_norm
     )
-
-
-def _synthetic(ipc: int, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Images (n, C, H, W) and one-hot labels (n, CLASSES)."""
-    labels = torch.eye(CLASSES).repeat_interleave(ipc, 0)
-    return torch.randn(len(labels), *settings.shape, generator=generator_for("images")), labels
 
 
 def _pixels(count: int, shape: tuple[int, int, int]) -> Tensor:
