@@ -463,11 +463,7 @@ def members(folder: Distilled, grows: Mapping[str, str | None]) -> list[Member]:
         if not trained:
             shared.append(result)
             continue
-        defaults = {k: folder.record["distillation"].get(k) for k in ("network", "width", "depth")}
-        recipe = {k: defaults.get(k) if config[k] is None else config[k] for k in trained}
-        if recipe.get("network", defaults["network"]) != defaults["network"]:
-            recipe |= {k: config[k] for k in ("depth",) if k in config}  # by image size where it is null
-        recipe |= {"device_kind": evaluation["device_kind"], "tf32": evaluation["tf32"]}
+        recipe = {k: config[k] for k in trained} | {k: dict(evaluation)[k] for k in ("device_kind", "tf32")}
         differing = _differing(evaluation, folder.record)
         fitting = [
             place

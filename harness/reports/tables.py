@@ -166,9 +166,10 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         ("Other work on the device", "busy"),
         ("No peak by NVML, or not of all the time", "missing"),
     ):
-        words = [(member, dict(member.record["cost"]["memory"])[name]) for member in members]
-        notes += [f"{title}: {_cell(member)}: {text}." for member, text in words if text]
-    return notes
+        seen = [(member, dict(member.record["cost"]["memory"])[name]) for member in members]
+        notes += [f"{title}: {_cell(member)}: {words}." for member, words in seen if words]
+    busy = [(f"{r.record['evaluation']} of {_cell(m)}", r.record["busy"]) for m in members for r in m.results]
+    return notes + [f"Other work on the device: {name}: {words}." for name, words in busy if words]
 
 
 def _cell(member: Member) -> str:
