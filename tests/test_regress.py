@@ -498,6 +498,8 @@ def test_accuracies_of_other_devices_are_not_compared() -> None:
     )
     comparison = compare([made()], [other])
     assert comparison.status == 3 and not comparison.failed
+    (lost,) = {finding.quantity for finding in comparison.findings if finding.lost and "test" in finding.quantity}
+    assert lost.startswith("test accuracy (on=A CPU (1 thread)")
 
 
 def test_steps_by_turns_are_other_cells() -> None:
