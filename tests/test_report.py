@@ -545,6 +545,8 @@ def test_what_an_evaluation_was_measured_with_tells_rows_apart(
     records = [made(), evaluated(made((), seed=1), {"accuracy": [0.5]}, protocol="frepo", **change)]
     text = written(records, tmp_path)
     assert sorted(column(text, "n")) == ["1 × 1", "2 × 1"] and setting in column(text, "setting")
+    said = f"Evaluated in part with {setting.removeprefix('evaluation.').replace('=', ' ')}."
+    assert (said in text.splitlines()[0]) == ("tf32" not in change)
     assert "**" not in text or "tf32" not in change
 
 

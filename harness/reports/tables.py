@@ -335,10 +335,12 @@ def measured_on(groups: Sequence[Group]) -> list[str]:
     name, budget, kind, version = groups[0].table
     provenances = [provenance for group in groups for provenance in _provenances(group)]
     known: dict[str, list[Any]] = {name: [] for name in ("torch", "python", "cuda", "driver")}
-    for provenance in provenances:
-        versions = {name: provenance.get(name) for name in LISTED if name not in ("commit", "dirty")}
-        for key, value in {**versions, **circumstances(provenance)}.items():
-            known.setdefault(key, []).append(value)
+    flat = [{name: p.get(name) for name in LISTED if name not in ("commit", "dirty")} for p in provenances]
+    flat += [circumstances(record["provenance"]) for group in groups for record in group.records]
+    for key, value in (pair for each in flat for pair in each.items()):
+        known.setdefault(key, []).append(value)
+    apart = [pair for group in groups for m in group.members for pair in m.evaluated_with.items()]
+    evaluated = [f"{key.removeprefix('evaluation.').removeprefix('environment.')} {value}" for key, value in apart]
     threads = listed(known.pop("threads", []))
     parts = [f"{key.removeprefix('environment.')} {text}" for key, values in known.items() if (text := listed(values))]
     natives = sorted({f"{group.method}: {group.protocol}" for group in groups})
@@ -348,6 +350,7 @@ def measured_on(groups: Sequence[Group]) -> list[str]:
         f"Measured on {name}"
         + (f", CPU threads: {threads}" if threads else "")
         + f"; {', '.join([*parts, *_commits(provenances)])}",
+        *([f"Evaluated in part with {listed(evaluated)}"] if evaluated else []),
     ]
 
 
