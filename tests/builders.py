@@ -34,7 +34,7 @@ RECIPE = {
     **{"protocol": "frepo", "network": None, "width": None, "depth": None, "steps": None},
     **{"networks": 5, "networks_at_once": None},
 }
-"""Configuration of the evaluation of the accuracy."""
+"""Configuration of the evaluation of the accuracy; the network is that which distilled."""
 
 
 def made(
@@ -92,11 +92,12 @@ def evaluated(
     """The same with one more evaluation, of ``step``; ``changes`` to ``config``, by default that of the accuracy."""
     written = distilled.record
     files: dict[int | None, Any] = {None: written["artifact"], **{s["step"]: s for s in written["snapshots"]}}
+    own = {key: written["distillation"][key] for key in ("network", "width", "depth")}
     evaluation = record.new_evaluation(
         "",
         name,
         [{"distillation": written["identity"], "step": step, "sha256": (files[step] or {}).get("sha256")}],
-        {**(RECIPE if config is None else config), **changes},
+        {**(RECIPE | own if config is None else config), **changes},
         provenance or {},
         seed=written["distillation"]["seed"],
         device_kind=written["distillation"]["device_kind"],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.errors import UserError
+from harness.measure import memory
 from harness.records.record import Distilled
 from harness.regress import main
 from harness.reports import regressions
@@ -18,6 +19,10 @@ from harness.reports.groups import Group, Member
 from harness.reports.regressions import Bounds, Comparison, Finding, compare, markdown
 from tests import builders
 from tests.builders import MIB, evaluated, saved
+from tests.dummies import dummy
+from tests.test_cell import job, run
+
+__all__ = ["dummy"]  # a fixture
 
 
 def samples(rng: np.random.Generator, median: float = 0.010, spread: float = 0.05, count: int = 100) -> list[float]:
@@ -498,6 +503,8 @@ def test_accuracies_of_other_devices_are_not_compared() -> None:
     )
     comparison = compare([made()], [other])
     assert comparison.status == 3 and not comparison.failed
+    (lost,) = {finding.quantity for finding in comparison.findings if finding.lost and "test" in finding.quantity}
+    assert lost.startswith("test accuracy (on=A CPU (1 thread)")
 
 
 def test_steps_by_turns_are_other_cells() -> None:
@@ -577,3 +584,34 @@ def test_every_bound_is_a_flag_that_helps(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     for each in dataclasses.fields(Bounds):
         assert f"--{each.name.replace('_', '-')} NUMBER" in shown
+
+
+# --- a real cell under a clock set by hand ----------------------------------------------------------------------------
+
+
+class JitteryTicks:
+    """A clock that moves about ``second`` seconds every time it is read, by chance 3 % more or less."""
+
+    def __init__(self, second: float, seed: int) -> None:
+        self.time, self.second, self.rng = 0.0, second, np.random.default_rng(seed)
+
+    def __call__(self) -> float:
+        self.time += float(self.second * np.exp(0.03 * self.rng.standard_normal()))
+        return self.time
+
+
+@pytest.mark.usefixtures("dummy")
+def test_a_cell_under_a_slower_clock_is_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "release", lambda: None)
+    sides = {}
+    for name, second, seed in (("before", 1.0, 0), ("again", 1.0, 1), ("slow", 1.2, 2)):
+        sides[name] = [run(job(tmp_path / name, steps=40), JitteryTicks(second, seed))]
+        assert len(sides[name][0].record["cost"]["step_seconds"]) == 20
+    before, again, slow = sides.values()
+    assert verdicts(compare(before, again))["seconds per step"] == "insignificant"
+    assert verdicts(compare(before, slow))["seconds per step"] == "worse"
+    assert verdicts(compare(slow, before))["seconds per step"] == "improved"
+    assert main([str(tmp_path / "before"), str(tmp_path / "slow"), "--memory-bytes", "1e9"]) == 1
+    assert "| **worse**" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import re
 import shutil
@@ -17,13 +18,14 @@ import pytest
 
 from benchmarks.errors import UserError
 from harness import report
+from harness.plan.jobs import Distillation
 from harness.records import record
 from harness.records.provenance import provenance as measured_with
 from harness.records.record import Distilled
 from harness.reports import claims
 from harness.reports.groups import IMMATERIAL, grouped
 from harness.reports.tables import rows, tables
-from tests.builders import MIB, TURNED, cost, curve, evaluated, made, saved, turned
+from tests.builders import DISTILLATION, MIB, TURNED, cost, curve, evaluated, made, saved, turned
 
 __all__ = ["turned"]  # a fixture
 
@@ -198,14 +200,8 @@ def whole(budget: str) -> Distilled:
             "doubts": ["The images are odd."],
         },
     }
-    fields: dict[str, Any] = {
-        "seconds": None,
-        "image_size": 1,
-        "tf32": False,
-        "memory_limit_bytes": 1,
-        "curve_points": 1,
-    }
-    distilled = made((), budget=budget, config={"lr": 0.1}, **fields)
+    fields: dict[str, Any] = {field.name: 1 for field in dataclasses.fields(Distillation)} | DISTILLATION
+    distilled = made((), budget=budget, config={"lr": 0.1}, **{**fields, "seconds": None, "tf32": False})
     written = distilled.record
     written["provenance"], written["resolved"], written["time_limit_seconds"] = provenance, {"lr": 0.1}, 60.0
     costs: Any = written["cost"]
@@ -549,6 +545,8 @@ def test_what_an_evaluation_was_measured_with_tells_rows_apart(
     records = [made(), evaluated(made((), seed=1), {"accuracy": [0.5]}, protocol="frepo", **change)]
     text = written(records, tmp_path)
     assert sorted(column(text, "n")) == ["1 × 1", "2 × 1"] and setting in column(text, "setting")
+    said = f"Evaluated in part with {setting.removeprefix('evaluation.').replace('=', ' ')}."
+    assert (said in text.splitlines()[0]) == ("tf32" not in change)
     assert "**" not in text or "tf32" not in change
 
 

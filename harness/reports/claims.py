@@ -70,17 +70,13 @@ def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
 
     meter = next((meter for meter in METERS if meter in group.meters & ours.meters), None)
     return Ratios(
-        seconds=ratio(_median(group.step_seconds), _median(ours.step_seconds)),
+        seconds=ratio(group.median, ours.median),
         operations=ratio(group.most("flops_per_step"), ours.most("flops_per_step")),
         memory=ratio(group.headline(meter), ours.headline(meter)) if meter else None,
         meter=meter,
         allocated=ratio(group.peak("allocated_bytes"), ours.peak("allocated_bytes")),
         live=ratio(group.most("peak_live_bytes"), ours.most("peak_live_bytes")),
     )
-
-
-def _median(samples: Sequence[float]) -> float | None:
-    return statistics.median(samples) if samples else None
 
 
 def _setting(group: Group) -> tuple[Any, ...]:

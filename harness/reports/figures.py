@@ -93,10 +93,10 @@ def _cost(key: tuple[Any, ...], network: str, shown: Sequence[tuple[Group, ...]]
     def expected(group: Group) -> float | None:
         """The seconds of an iteration if they were to those of ``OURS`` as the operations are."""
         own = ours.get(group.distillation["width"])
-        if own is None or not own.step_seconds or group.method == OURS:
+        if own is None or own.median is None or group.method == OURS:
             return None
         operations, base = group.most("flops_per_step"), own.most("flops_per_step")
-        return statistics.median(own.step_seconds) * operations / base if operations and base else None
+        return own.median * operations / base if operations and base else None
 
     def line(label: str, sweep: Sequence[Group], against: str, value: _Value) -> Series:
         points = [(x, y) for g in sweep if g.ok and (x := size(against, g)) and (y := value(g))]
@@ -142,11 +142,8 @@ def _place(group: Group) -> tuple[str, int]:
 
 def _seconds(group: Group) -> tuple[float, float, float] | None:
     """Median and quartiles."""
-    samples = group.step_seconds
-    if not samples:
-        return None
-    median = statistics.median(samples)
-    return median, *(quartiles(samples) or (median, median))
+    median = group.median
+    return None if median is None else (median, *(quartiles(group.step_seconds) or (median, median)))
 
 
 def _mebibytes(number: float | None) -> tuple[float, float, float] | None:

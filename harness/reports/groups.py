@@ -75,6 +75,10 @@ class Result:
     own: str
     """JSON of the fields of its configuration that are neither part of a recipe nor counts."""
 
+    @property
+    def name(self) -> str:
+        return self.record["evaluation"] + ("" if self.step is None else f" after step {self.step}")
+
     def values(self, quantity: str) -> list[float]:
         """The raw values, of an evaluation that ended well."""
         return self.record["values"].get(quantity, []) if self.record["status"] == "ok" else []
@@ -276,10 +280,15 @@ class Group:
         return [value for r in self.counted for value in r["cost"]["step_seconds"]]
 
     @property
+    def median(self) -> float | None:
+        """Median seconds of a step."""
+        return statistics.median(self.step_seconds) if self.step_seconds else None
+
+    @property
     def flops_per_second(self) -> float | None:
-        """Operations of an iteration over the median of its seconds."""
-        operations, seconds = self.most("flops_per_step"), self.step_seconds
-        return operations / statistics.median(seconds) if operations is not None and any(seconds) else None
+        """Operations of a step over the median of its seconds."""
+        operations = self.most("flops_per_step")
+        return operations / self.median if operations is not None and self.median else None
 
     @property
     def evaluated(self) -> bool:
@@ -463,11 +472,7 @@ def members(folder: Distilled, grows: Mapping[str, str | None]) -> list[Member]:
         if not trained:
             shared.append(result)
             continue
-        defaults = {k: folder.record["distillation"].get(k) for k in ("network", "width", "depth")}
-        recipe = {k: defaults.get(k) if config[k] is None else config[k] for k in trained}
-        if recipe.get("network", defaults["network"]) != defaults["network"]:
-            recipe |= {k: config[k] for k in ("depth",) if k in config}  # by image size where it is null
-        recipe |= {"device_kind": evaluation["device_kind"], "tf32": evaluation["tf32"]}
+        recipe = {k: config[k] for k in trained} | {k: dict(evaluation)[k] for k in ("device_kind", "tf32")}
         differing = _differing(evaluation, folder.record)
         fitting = [
             place

@@ -297,7 +297,10 @@ def _status(name: str, quantity: str, before: Group, after: Group) -> Finding:
 
 def _evaluations(name: str, old: Cell, new: Cell, bounds: Bounds) -> list[Finding]:
     """What evaluations by the same recipe say; where there are several, the recipe is said."""
-    recipes = {key: group.recipe for key, group in {**old.tested, **new.tested}.items()}
+    recipes = {
+        key: {**group.recipe, "on": _measured_on(group.members[0].last(ACCURACY)[0].record)}
+        for key, group in {**old.tested, **new.tested}.items()
+    }
     findings = []
     for key in recipes or [""]:
         sides = [cell.tested.get(key, Group(())) for cell in (old, new)]

@@ -57,6 +57,12 @@ def mebibytes(size: float | None) -> str:
     return NONE if size is None else f"{size / 2**20:{'.2g' if size < 9.95 * 2**20 else ',.0f'}}"
 
 
+def span(values: Iterable[float]) -> str:
+    """The smallest and the largest; empty where there is none."""
+    ordered = sorted(set(values))
+    return "–".join(f"{value:.15g}" for value in dict.fromkeys((ordered[0], ordered[-1]))) if ordered else ""
+
+
 def listed(values: Iterable[Any]) -> str:
     """The different values, nulls apart: numbers in their order, then texts."""
     texts = {str(value): value for value in values if value is not None}

@@ -75,7 +75,7 @@ def _peak(meter: str) -> Callable[[Group], float | None]:
 
 
 QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
-    "s/iteration": lambda group: statistics.median(group.step_seconds) if group.step_seconds else None,
+    "s/iteration": lambda group: group.median,
     **{title.removesuffix(" (MiB)"): _peak(meter) for meter, (_, title) in METERS.items()},
     "peak of live tensors": lambda group: group.most("peak_live_bytes"),
 }

@@ -15,7 +15,7 @@ from harness.records.record import summarise
 from harness.reports.claims import Ratios, claims, ratios, reported, reported_for, time_to_share
 from harness.reports.groups import LISTED, METERS, NONE, OURS, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
-from harness.reports.render import Table, listed, mebibytes, number, percent, short, times
+from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
 
 COUNTERS = ("peak_live_bytes", "flops_per_step", "saved_bytes_per_step", "forecast_bytes", "joules_per_step")
 _ALIKE = "evaluated alike, on the same data at the same ipc: recipe, network, width, preprocessing and training steps"
@@ -47,7 +47,7 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
         "protocol_kind": kind,
         "protocol_version": version,
         **group.settings,
-        "steps": steps(group),
+        "steps": None if steps(group) == NONE else steps(group),
         "budget": budget,
         "seeds": " ".join(str(r["distillation"]["seed"]) for r in group.records),
         "statuses": " ".join(f"{status}:{count}" for status, count in group.statuses),
@@ -58,7 +58,7 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
             for part, value in zip(("mean", "std"), summarise(numbers), strict=True)
         },
         **{f"{label}_n": len(numbers) for label, numbers in values.items() if "." in label or label not in known},
-        "step_seconds_median": statistics.median(seconds) if seconds else None,
+        "step_seconds_median": group.median,
         "step_seconds_lower_quartile": lower,
         "step_seconds_upper_quartile": upper,
         "step_seconds_mean": statistics.fmean(seconds) if seconds else None,
@@ -98,11 +98,10 @@ def _provenances(group: Group) -> list[Mapping[str, Any]]:
     return [part["provenance"] for m in group.members for part in (m.record, *(result.record for result in m.results))]
 
 
-def steps(group: Group) -> str | None:
+def steps(group: Group) -> str:
     """The number of steps that were taken, or the range over the seeds; that asked for where none was taken."""
     taken = [r["distillation"].get("steps") if r["steps"] is None else r["steps"] for r in group.records]
-    counts = sorted({count for count in taken if count is not None})
-    return "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else None
+    return span(count for count in taken if count is not None) or NONE
 
 
 # --- a table ----------------------------------------------------------------------------------------------------------
@@ -123,7 +122,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
         ("network", [group.distillation["network"] for group in groups]),
         ("width", [str(group.distillation["width"]) for group in groups]),
         ("parameters", [number(group.costs("parameters"), max, ",.0f") for group in groups]),
-        ("steps", [steps(group) or NONE for group in groups]),
+        ("steps", [steps(group) for group in groups]),
         *([scores[0], counts, *scores[1:], *_speed(groups)] if evaluated else _costs(groups)),
         ("prepare (s)", [_prepare(group) for group in groups]),
         ("distil (s)", [number(group.costs("distill_seconds"), statistics.fmean, ".1f") for group in groups]),
@@ -156,7 +155,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     members = [member for group in groups for member in group.members]
     notes = [_origin(group) for group in groups if "files" in group.records[0]["provenance"]]
     for member in members:
-        parts = [("", member.record), *((f"{r.record['evaluation']} of ", r.record) for r in member.results)]
+        parts = [("", member.record), *((f"{r.name} of ", r.record) for r in member.results)]
         notes += [
             f"{part['status']}: {name}{_cell(member)}: {' '.join((part['message'] or 'no message').split())}"
             for name, part in parts
@@ -166,9 +165,10 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         ("Other work on the device", "busy"),
         ("No peak by NVML, or not of all the time", "missing"),
     ):
-        words = [(member, dict(member.record["cost"]["memory"])[name]) for member in members]
-        notes += [f"{title}: {_cell(member)}: {text}." for member, text in words if text]
-    return notes
+        seen = [(member, dict(member.record["cost"]["memory"])[name]) for member in members]
+        notes += [f"{title}: {_cell(member)}: {words}." for member, words in seen if words]
+    busy = [(f"{r.name} of {_cell(m)}", r.record["busy"]) for m in members for r in m.results]
+    return notes + [f"Other work on the device: {name}: {words}." for name, words in busy if words]
 
 
 def _cell(member: Member) -> str:
@@ -256,13 +256,12 @@ def _prepare(group: Group) -> str:
 
 def _best(groups: Sequence[Group]) -> set[int]:
     """The indices of the groups with the highest mean accuracy among at least two that were evaluated alike."""
-    means = {i: statistics.fmean(g.values) for i, g in enumerate(groups) if g.values and not g.ceiling}
-    best = set()
-    for i, mean in means.items():
-        rivals = [means[j] for j in means if groups[j].test == groups[i].test]
-        if len(rivals) > 1 and mean == max(rivals):
-            best.add(i)
-    return best
+    alike: dict[tuple[Any, ...], dict[int, float]] = {}
+    for place, group in enumerate(groups):
+        if group.values and not group.ceiling:
+            alike.setdefault(group.test, {})[place] = statistics.fmean(group.values)
+    rivals = [means for means in alike.values() if len(means) > 1]
+    return {place for means in rivals for place, mean in means.items() if mean == max(means.values())}
 
 
 def _caption(groups: Sequence[Group], best: set[int], *, reported: bool) -> str:
@@ -314,7 +313,7 @@ def accuracy_words(groups: Iterable[Group]) -> str:
 
 def _times_words(groups: Sequence[Group]) -> list[str]:
     """Name what the seconds depend on beside the machine: a sentence each, without its stop."""
-    windows = _span(count for group in groups for count in group.costs("steps_per_sample"))
+    windows = span(count for group in groups for count in group.costs("steps_per_sample"))
     at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
     turns = listed(r["distillation"].get("interleaved") for group in groups for r in group.records)
     sentences = {
@@ -331,20 +330,17 @@ def _times_words(groups: Sequence[Group]) -> list[str]:
     return [sentence for sentence, holds in sentences.items() if holds]
 
 
-def _span(numbers: Iterable[float]) -> str:
-    values = sorted(set(numbers))
-    return "–".join(f"{value:g}" for value in dict.fromkeys((values[0], values[-1]))) if values else ""
-
-
 def measured_on(groups: Sequence[Group]) -> list[str]:
     """Budget, protocol, and what the ``groups`` of one table were measured on: a sentence each, without its stop."""
     name, budget, kind, version = groups[0].table
     provenances = [provenance for group in groups for provenance in _provenances(group)]
     known: dict[str, list[Any]] = {name: [] for name in ("torch", "python", "cuda", "driver")}
-    for provenance in provenances:
-        versions = {name: provenance.get(name) for name in LISTED if name not in ("commit", "dirty")}
-        for key, value in {**versions, **circumstances(provenance)}.items():
-            known.setdefault(key, []).append(value)
+    flat = [{name: p.get(name) for name in LISTED if name not in ("commit", "dirty")} for p in provenances]
+    flat += [circumstances(record["provenance"]) for group in groups for record in group.records]
+    for key, value in (pair for each in flat for pair in each.items()):
+        known.setdefault(key, []).append(value)
+    apart = [pair for group in groups for m in group.members for pair in m.evaluated_with.items()]
+    evaluated = [f"{key.removeprefix('evaluation.').removeprefix('environment.')} {value}" for key, value in apart]
     threads = listed(known.pop("threads", []))
     parts = [f"{key.removeprefix('environment.')} {text}" for key, values in known.items() if (text := listed(values))]
     natives = sorted({f"{group.method}: {group.protocol}" for group in groups})
@@ -354,6 +350,7 @@ def measured_on(groups: Sequence[Group]) -> list[str]:
         f"Measured on {name}"
         + (f", CPU threads: {threads}" if threads else "")
         + f"; {', '.join([*parts, *_commits(provenances)])}",
+        *([f"Evaluated in part with {listed(evaluated)}"] if evaluated else []),
     ]
 
 
