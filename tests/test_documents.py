@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import shutil
@@ -15,7 +14,9 @@ import pytest
 import methods
 from harness import evaluate, run
 from harness.__main__ import COMMANDS
-from harness.plan.experiments import BUDGETS, WIDTH, Request, check, resolve
+from harness.plan.budgets import BUDGETS, WIDTH
+from harness.plan.planning import asked_configs, resolve
+from harness.plan.request import EvaluateRequest, Request
 from tests.test_artifact import digits, saved, some_set
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = shlex.split(command, comments=True)
     if program.startswith("PYTHONPATH="):
         monkeypatch.syspath_prepend(ROOT / program.removeprefix("PYTHONPATH="))
@@ -70,8 +71,10 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
     assert program in ("python", ".venv/bin/python")
     if arguments[1] in ("harness.report", "harness.regress", "pytest"):
         return
-    if arguments[1] == "harness.evaluate_set":
-        evaluate.parse(arguments[2:])
+    if arguments[1] == "harness.evaluate":
+        _, fields = evaluate.parse(arguments[2:])
+        wanted = EvaluateRequest(**fields)
+        asked_configs(wanted, wanted.asked_evaluations, "quick")
         return
     assert arguments[:2] == ["-m", "harness.run"]
 
@@ -82,7 +85,7 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Parsed) as caught:
         run.main(arguments[2:])
     request: Request = caught.value.args[0]
-    check(dataclasses.replace(request, output=tmp_path))
+    asked_configs(request, request.asked_evaluations, request.budget)
     classes = {name: methods.get(name) for name in request.methods}
     for dataset in request.datasets:
         for ipc in request.ipcs:
