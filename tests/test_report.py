@@ -197,7 +197,13 @@ def whole(budget: str) -> Distilled:
             "doubts": ["The images are odd."],
         },
     }
-    fields: dict[str, Any] = {"seconds": None, "image_size": 1, "tf32": False, "memory_limit_bytes": 1, "curve_points": 1}
+    fields: dict[str, Any] = {
+        "seconds": None,
+        "image_size": 1,
+        "tf32": False,
+        "memory_limit_bytes": 1,
+        "curve_points": 1,
+    }
     distilled = made((), budget=budget, config={"lr": 0.1}, **fields)
     written = distilled.record
     written["provenance"], written["resolved"], written["time_limit_seconds"] = provenance, {"lr": 0.1}, 60.0

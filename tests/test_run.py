@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -1060,17 +1061,21 @@ def test_folders_that_cannot_be_written(
 # Help
 
 
-def test_help_and_its_names_import_nothing_heavy() -> None:
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time\nbegan = time.perf_counter()\n"
-        "from harness.run import main\nassert main(['--help']) == 0\nassert time.perf_counter() - began < 0.5\n"
+        "import sys\nfrom harness.run import main\nassert main(['--help']) == 0\n"
         "heavy = {'torch', 'numpy', 'pandas', 'tyro', 'tqdm', 'sklearn', 'PIL', 'scipy', 'seaborn'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    for name in ("frepo", "random_real", "cifar100", "convnet_doubling", "--budget", "--image-size"):
-        assert name in shown
+    seconds = []
+    for _ in range(3):  # other work may hold up one of them
+        began = time.perf_counter()
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        seconds.append(time.perf_counter() - began)
+    for name in ("frepo", "random_real", "cifar100", "convnet_doubling", "accuracy", "--budget", "--image-size"):
+        assert name in ran.stdout
+    assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize(
