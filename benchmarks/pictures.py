@@ -37,3 +37,11 @@ def upright(image: Image.Image) -> Image.Image:
     picture = Image.new(mode, layer.size, (BACKGROUND,) * len(mode))
     picture.paste(layer.convert(mode), mask=layer.getchannel("A"))
     return picture
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """``image`` resized to just cover ``height`` × ``width`` pixels, and cut to them from the centre."""
+    target, side = max((height, image.height), (width, image.width), key=lambda pair: pair[0] / pair[1])
+    whole = (round(image.width * target / side), round(image.height * target / side))
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    return image.resize(whole, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
 from harness import evaluations
 from harness.distil import Diverged, check_set, distil, distil_by_turns, say
-from harness.evaluations.base import Untrainable
+from harness.evaluations.base import Evaluation, Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, show_seconds, time_limit
 from harness.measure.clock import Clock
 from harness.measure.forecast import forecast_bytes
@@ -161,10 +161,9 @@ class _Cell:
                 progress.close()
                 written["busy"] = load_meter.stop()
             seconds, before = self.clock.read() - started, written["values"]
+            numbers = _checked(values, evaluation_class, written)
             written["cost"] = {"seconds": seconds + (written["cost"]["seconds"] or 0.0), **evaluation.cost}
-            written["values"] = {
-                name: [*before.get(name, []), *map(float, values.get(name, []))] for name in before | dict(values)
-            }
+            written["values"] = {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers}
         return written
 
     def _set(self, ask: Ask) -> Synthetic:
@@ -263,6 +262,19 @@ class _Progress:
     def close(self) -> None:
         if self._shown is not None:
             self._shown.close()
+
+
+def _checked(
+    values: Mapping[str, Sequence[float]], evaluation: type[Evaluation], written: EvaluationRecord
+) -> dict[str, list[float]]:
+    """``values``, which ``evaluation`` returned. Raises UserError for those that a record or a table cannot hold."""
+    numbers = {name: list(map(float, series)) for name, series in values.items()}
+    if unknown := sorted(numbers.keys() - evaluation.quantities.keys()):
+        known = ", ".join(evaluation.quantities)
+        raise UserError(f"{written['evaluation']} returned {', '.join(unknown)}; its quantities are {known}")
+    if problem := record.evaluation_problem({**written, "status": "ok", "values": numbers}):
+        raise UserError(f"{written['evaluation']} returned what no record holds: {problem}")
+    return numbers
 
 
 def _whole(task: Task, seed: int) -> Synthetic:

@@ -52,18 +52,7 @@ def check_class(cls: type[Method], where: str) -> None:
 
     Raises UserError where not.
     """
-    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-        raise UserError(f"{where} lacks {', '.join(f'{name}()' for name in missing)}")
-    config = getattr(cls, "Config", None)
-    frozen = isinstance(config, type) and dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    if not frozen:
-        raise UserError(f"{where}: Config is {_shown(config)}; expected a frozen dataclass")
-    assert config is not None
-    try:
-        json.dumps(dataclasses.asdict(config()))
-    except Exception as error:
-        reason = printable(f"{type(error).__name__}: {error}")
-        raise UserError(f"{where}: Config() does not give numbers, text and lists of them ({reason})") from error
+    config = config_of(cls, where)
     names = {field.name for field in dataclasses.fields(config)}
     for table, entries in (("PAPER", cls.PAPER), ("BUDGETS", cls.BUDGETS)):
         for key, changes in entries.items():
@@ -73,6 +62,26 @@ def check_class(cls: type[Method], where: str) -> None:
         choose("protocol", cls.PROTOCOL, PROTOCOLS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def config_of(cls: type[Any], where: str) -> type[Any]:
+    """The ``Config`` of a plugin that lacks no method, a frozen dataclass of plain values.
+
+    Raises UserError where it is not so.
+    """
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise UserError(f"{where} lacks {', '.join(f'{name}()' for name in missing)}")
+    config = getattr(cls, "Config", None)
+    frozen = isinstance(config, type) and dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    if not frozen:
+        raise UserError(f"{where}: Config is {_shown(config)}; expected a frozen dataclass")
+    assert isinstance(config, type)
+    try:
+        json.dumps(dataclasses.asdict(config()))
+    except Exception as error:
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise UserError(f"{where}: Config() does not give numbers, text and lists of them ({reason})") from error
+    return config
 
 
 def check_losses(losses: object, where: str, device: torch.device) -> None:

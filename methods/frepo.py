@@ -4,7 +4,7 @@ The distilled data train the last layer best, in closed form (kernel ridge regre
 are themselves being trained on these data. A pool holds such networks at different stages of training.
 
 Differences from the official code (JAX, github.com/yongchao97/FRePo, commit 9b98c65), none of which moves the method:
-- The Gram matrix and the solve are always float64 (``methods/_krr.py``); theirs are float32.
+- The Gram matrix and the solve are always float64 (``benchmarks/krr.py``); theirs are float32.
 - Predictions go through the weights f_sᵀ K⁻¹ Y_s, not through K_ts K⁻¹ Y_s: the same by associativity, and cheaper.
 - Random numbers are torch's.
 """
@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from benchmarks.krr import centred_one_hot, krr_loss
 from benchmarks.networks import Network
 from benchmarks.task import Task
 from benchmarks.training import features, half_squared_error, warmup_cosine
-from methods._krr import centred_one_hot, krr_loss
 from methods._optim import LAMB, Optimised
 from methods.base import Synthetic, check_ranges
 

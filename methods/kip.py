@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.errors import UserError
+from benchmarks.krr import centred_one_hot, regularised, solve
 from benchmarks.task import Task
-from methods._krr import centred_one_hot, regularised, solve
 from methods._ntk import kernels
 from methods._optim import Optimised
 from methods.base import Synthetic, check_ranges

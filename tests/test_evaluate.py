@@ -1,8 +1,9 @@
-"""The evaluator: paired networks, values per network, kernel regression where the protocol asks for it."""
+"""Evaluations that train networks: paired networks, values per network, and kernel regression where it is reported."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import training
 from benchmarks.datasets import Benchmark, load
+from benchmarks.errors import UserError
 from benchmarks.networks import Network
-from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import generator_for
-from benchmarks.training import accuracy, train_together
-from harness import evaluate as module
-from harness.evaluate import evaluate, krr_head, network_spec, networks_at_once, regression_targets
+from benchmarks.training import accuracy, features, train_together
+from harness.evaluations import training
+from harness.evaluations.accuracy import Accuracy, AccuracyConfig, accuracies, krr_head, regression_targets
+from harness.evaluations.base import Untrainable
+from harness.evaluations.training import network_spec, resolved
 from methods.base import Synthetic
 
 
@@ -43,39 +45,84 @@ def synthetic(digits: Benchmark) -> Synthetic:
     return Synthetic(images, torch.nn.functional.one_hot(classes, 10).float(), "probability")
 
 
-def run(synthetic: Synthetic, digits: Benchmark, protocol: str = "frepo", seed: int = 0) -> tuple[list[float], ...]:
-    return evaluate(synthetic, digits, PROTOCOLS[protocol], seed=seed, networks=2, max_steps=30)
+def run(
+    synthetic: Synthetic, digits: Benchmark, protocol: str = "frepo", seed: int = 0, begin: int = 0, **config: Any
+) -> dict[str, list[float]]:
+    """Values of two networks, trained for 30 steps; ``config`` changes that."""
+    evaluation = Accuracy(AccuracyConfig(**{"protocol": protocol, "networks": 2, "steps": 30, **config}))
+    return dict(evaluation.run([synthetic], digits, seed, lambda done, total: None, begin))
 
 
-def test_one_value_per_network_and_the_same_again(synthetic: Synthetic, digits: Benchmark) -> None:
+def test_there_is_a_value_for_each_network_and_the_same_again(synthetic: Synthetic, digits: Benchmark) -> None:
     before = torch.get_rng_state()
-    values, krr_values = run(synthetic, digits)
-    assert len(values) == len(krr_values) == 2 and all(0 <= value <= 1 for value in values + krr_values)
-    assert run(synthetic, digits) == (values, krr_values)
-    assert run(synthetic, digits, seed=1) != (values, krr_values)
+    values = run(synthetic, digits)
+    assert values.keys() == {"accuracy", "krr_accuracy"}
+    assert all(len(numbers) == 2 and all(0 <= number <= 1 for number in numbers) for numbers in values.values())
+    assert run(synthetic, digits) == values
+    assert run(synthetic, digits, seed=1) != values
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
 
 
+def test_more_networks_later_are_those_that_would_have_come_at_once(synthetic: Synthetic, digits: Benchmark) -> None:
+    first, later = run(synthetic, digits, networks=3), run(synthetic, digits, networks=5, begin=3)
+    assert {name: first[name] + later[name] for name in first} == run(synthetic, digits, networks=5)
+    assert run(synthetic, digits, networks=3, begin=3) == {}
+
+
 def test_kernel_regression_is_reported_where_the_protocol_says(synthetic: Synthetic, digits: Benchmark) -> None:
-    values, krr_values = run(synthetic, digits, "common")
-    assert len(values) == 2 and krr_values == []
+    assert run(synthetic, digits, "common").keys() == {"accuracy"}
+
+
+def test_a_learned_step_size_below_0_trains_nothing_where_the_recipe_uses_it(
+    synthetic: Synthetic, digits: Benchmark
+) -> None:
+    learned = dataclasses.replace(synthetic, lr=torch.tensor([0.1, -0.3]))
+    with pytest.raises(Untrainable, match="the learned step size is -0.1"):
+        run(learned, digits, "mtt")
+    assert run(learned, digits, "common") == run(synthetic, digits, "common")
+    assert run(dataclasses.replace(synthetic, lr=torch.tensor(0.02)), digits, "mtt") != run(synthetic, digits, "mtt")
 
 
 def test_the_network_has_the_norm_that_the_protocol_tests_with(digits: Benchmark) -> None:
-    spec = network_spec(digits, PROTOCOLS["frepo"])
+    spec = network_spec(digits, AccuracyConfig(protocol="frepo"))
     assert spec.norm == "none" and dataclasses.replace(spec, norm="batch") == digits.spec
+    wide = network_spec(digits, AccuracyConfig(protocol="vico", network="convnet", width=8, depth=2))
+    assert (wide.name, wide.width, wide.blocks) == ("convnet", 8, 2)
+
+
+def test_what_was_not_asked_for_follows_from_the_protocol_and_the_set() -> None:
+    distillation = {"network": "convnet_doubling", "width": 16, "depth": 3}
+
+    def named(native: str = "frepo", **config: Any) -> tuple[Any, ...]:
+        made = resolved(AccuracyConfig(**config), distillation, native)
+        return made.protocol, made.network, made.width, made.depth
+
+    assert named() == ("frepo", "convnet_doubling", 16, 3)
+    assert named("mtt") == ("mtt", "convnet_doubling", 16, 3), "the network that distilled"
+    assert named(protocol="common") == ("common", "convnet", 16, None), "the depth follows from the image size"
+    assert named(protocol="common", network="convnet_doubling", width=8, depth=2) == (
+        "common",
+        "convnet_doubling",
+        8,
+        2,
+    )
+    for wrong in ({"protocol": "comon"}, {"network": "convent"}):
+        with pytest.raises(UserError, match="did you mean"):
+            named(**wrong)
+    with pytest.raises(UserError, match="networks is 0; it must be at least 1"):
+        named(networks=0)
 
 
 def test_comparisons_are_paired(synthetic: Synthetic, digits: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sets meet the same networks and the same order and augmentation."""
     starts = []
 
-    def spy(networks, *given, generators, **rest):  # type: ignore[no-untyped-def]
+    def spy(networks, *data, generators, **options):  # type: ignore[no-untyped-def]
         for network, generator in zip(networks, generators, strict=True):
             starts.append((next(network.parameters()).detach().clone(), generator.get_state()))
-        train_together(networks, *given, generators=generators, **rest)
+        train_together(networks, *data, generators=generators, **options)
 
-    monkeypatch.setattr(module, "train_together", spy)
+    monkeypatch.setattr(training, "train_together", spy)
     run(synthetic, digits)
     run(dataclasses.replace(synthetic, images=synthetic.images * 0.5), digits)
     for index in range(2):
@@ -89,26 +136,20 @@ def test_progress_counts_over_all_networks(
     synthetic: Synthetic, digits: Benchmark, at_once: int, expected: list[int]
 ) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate(
-        synthetic,
-        digits,
-        PROTOCOLS["common"],
-        seed=0,
-        networks=3,
-        at_once=at_once,
-        max_steps=3,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    evaluation = Accuracy(AccuracyConfig(protocol="common", networks=4, networks_at_once=at_once, steps=3))
+    evaluation.run([synthetic], digits, 0, lambda done, total: seen.append((done, total)), 1)
     assert seen == [(done, 9) for done in expected]
+    assert evaluation.cost["networks_at_once"] == at_once
+    assert evaluation.cost["parameters"] == network_spec(digits, evaluation.config).parameters()
 
 
 def test_kernel_regression_classifies_its_own_training_images(synthetic: Synthetic, digits: Benchmark) -> None:
     network = digits.spec.build(generator_for("network"))
     own = dataclasses.replace(digits, test_images=synthetic.images, test_labels=synthetic.labels.argmax(1))
     head = krr_head(network, synthetic, flip=False)
-    assert module.accuracies(network, [head], own) == [1.0]
+    assert accuracies(network, [head], own) == [1.0]
     wrong = dataclasses.replace(own, test_labels=(own.test_labels + 1) % 10)
-    assert module.accuracies(network, [head], wrong) == [0.0]
+    assert accuracies(network, [head], wrong) == [0.0]
 
 
 def test_kernel_regression_knows_mirrored_images_when_flipped(synthetic: Synthetic, digits: Benchmark) -> None:
@@ -117,16 +158,20 @@ def test_kernel_regression_knows_mirrored_images_when_flipped(synthetic: Synthet
         digits, test_images=synthetic.images.flip(-1), test_labels=synthetic.labels.argmax(1)
     )
     heads = [krr_head(network, synthetic, flip=flip) for flip in (True, False)]
-    found = module.accuracies(network, heads, mirrored)
-    assert found[0] == 1.0 and found[1] < 1.0
+    flipped, plain = accuracies(network, heads, mirrored)
+    assert flipped == 1.0 and plain < 1.0
 
 
-@pytest.mark.parametrize(
-    ("name", "flip", "expected"),
-    [("cifar10", True, True), ("fashion_mnist", True, False), ("mnist", False, False), ("digits", False, False)],
-)
-def test_who_is_mirrored_for_kernel_regression(digits: Benchmark, name: str, flip: bool, expected: bool) -> None:
-    assert module._krr_flip(dataclasses.replace(digits, name=name, flip=flip)) is expected
+def test_fashion_mnist_is_not_mirrored_for_kernel_regression(synthetic: Synthetic, digits: Benchmark) -> None:
+    """Neither is a set that was not mirrored when it was distilled; all others are."""
+
+    def krr(name: str, *, flip: bool) -> list[float]:
+        named = dataclasses.replace(digits, name=name, flip=flip)
+        return run(synthetic, named, networks=1, steps=1)["krr_accuracy"]
+
+    plain = krr("digits", flip=False)
+    assert krr("fashion_mnist", flip=True) == krr("fashion_mnist", flip=False)
+    assert krr("cifar10", flip=True) != plain
 
 
 def test_probabilities_are_centred_and_regression_targets_left_alone(synthetic: Synthetic) -> None:
@@ -136,7 +181,7 @@ def test_probabilities_are_centred_and_regression_targets_left_alone(synthetic: 
     assert regression_targets(centred) is centred.labels
 
 
-# Several networks at a time
+# --- several networks at a time
 
 
 def test_accuracies_do_not_depend_on_how_many_networks_are_trained_at_a_time(
@@ -145,11 +190,8 @@ def test_accuracies_do_not_depend_on_how_many_networks_are_trained_at_a_time(
     """In float64, where no rounding turns an image."""
     wide = dataclasses.replace(synthetic, images=synthetic.images.double(), labels=synthetic.labels.double())
     tested = dataclasses.replace(digits, test_images=digits.test_images.double())
-    found = [
-        evaluate(wide, tested, PROTOCOLS["frepo"], seed=0, networks=3, at_once=at_once, max_steps=30)
-        for at_once in (1, 2, 3)
-    ]
-    assert found[0] == found[1] == found[2] and len(set(found[0][0])) > 1
+    first, second, third = (run(wide, tested, networks=3, networks_at_once=at_once) for at_once in (1, 2, 3))
+    assert first == second == third and len(set(first["accuracy"])) > 1
 
 
 def test_the_test_images_meet_a_network_once(
@@ -158,83 +200,93 @@ def test_the_test_images_meet_a_network_once(
     """And either accuracy is that of its head alone, to the bit."""
     network = digits.spec.build(generator_for("network"))
     heads = [network.head, krr_head(network, synthetic, flip=False)]
-    alone = [
-        accuracy(training.features(network.eval(), digits.test_images, head), digits.test_labels) for head in heads
-    ]
+    alone = [accuracy(features(network.eval(), digits.test_images, head), digits.test_labels) for head in heads]
     seen: list[int] = []
-    features = type(network).features
+    own = type(network).features
 
     def spy(network: Network, images: Tensor) -> Tensor:
         seen.append(len(images))
-        return features(network, images)
+        return own(network, images)
 
     monkeypatch.setattr(type(network), "features", spy)
-    assert module.accuracies(network, heads, digits) == alone
+    assert accuracies(network, heads, digits) == alone
     assert sum(seen) == len(digits.test_images)
 
 
-class Stopwatch:
-    """Readings whose differences are ``seconds`` in turn."""
-
-    def __init__(self, *seconds: float) -> None:
-        self.readings = [value for second in seconds for value in (100.0, 100.0 + second)]
-
-    def __call__(self) -> float:
-        return self.readings.pop(0)
-
-
 @pytest.fixture
-def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU for which nobody knows what is best."""
-    monkeypatch.setattr(module, "ONE_AT_A_TIME", ())
+def trials(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A device for which nobody knows what is best: seconds that the trials there take, one after the other."""
+    seconds: list[float] = []
+
+    class Stopwatch:
+        def __init__(self, device: torch.device) -> None:
+            self.started = False
+
+        def read(self) -> float:
+            self.started = not self.started
+            return 100.0 if self.started else 100.0 + seconds.pop(0)
+
+    monkeypatch.setattr(training, "ONE_AT_A_TIME", ())
+    monkeypatch.setattr(training, "TRIED_FROM", 3)
+    monkeypatch.setattr(training, "Clock", Stopwatch)
+    yield seconds
+    assert not seconds, "a trial was expected"
+
+
+def at_once(synthetic: Synthetic, digits: Benchmark, **config: Any) -> float:
+    """How many networks were trained at a time."""
+    evaluation = Accuracy(AccuracyConfig(**{"protocol": "common", "networks": 3, "steps": 3, **config}))
+    evaluation.run([synthetic], digits, 0, lambda done, total: None)
+    return evaluation.cost["networks_at_once"]
 
 
 @pytest.mark.parametrize(("together", "alone", "expected"), [(2.9, 1.0, 3), (3.1, 1.0, 1), (1.0, 1.0, 3)])
-def test_what_takes_less_time_is_chosen(
-    synthetic: Synthetic, digits: Benchmark, accelerated: None, together: float, alone: float, expected: int
+def test_the_way_that_takes_less_time_is_chosen(
+    synthetic: Synthetic, digits: Benchmark, trials: list[float], together: float, alone: float, expected: int
 ) -> None:
+    trials += [together, alone]
     before = torch.get_rng_state()
-    clock = Stopwatch(together, alone)
-    found = networks_at_once(synthetic, digits, PROTOCOLS["frepo"], networks=3, read=clock)
-    assert found == expected and not clock.readings
+    assert at_once(synthetic, digits) == expected
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
 
 
 def test_a_trial_is_short_and_changes_no_result(
-    synthetic: Synthetic, digits: Benchmark, accelerated: None, monkeypatch: pytest.MonkeyPatch
+    synthetic: Synthetic, digits: Benchmark, trials: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = run(synthetic, digits)
+    expected = run(synthetic, digits, networks_at_once=1)
     steps: list[tuple[int, int]] = []
 
-    def spy(networks: list[Network], *given: Any, max_steps: int, **rest: Any) -> None:
+    def spy(networks: list[Network], *data: Any, max_steps: int, **options: Any) -> None:
         steps.append((len(networks), max_steps))
-        train_together(networks, *given, max_steps=max_steps, **rest)
+        train_together(networks, *data, max_steps=max_steps, **options)
 
-    monkeypatch.setattr(module, "train_together", spy)
-    networks_at_once(synthetic, digits, PROTOCOLS["frepo"], networks=2, read=Stopwatch(1, 1))
-    assert steps == [(2, 7), (1, 7)]
+    monkeypatch.setattr(training, "train_together", spy)
+    trials += [2.0, 1.0]
     assert run(synthetic, digits) == expected
+    assert steps == [(2, 7), (1, 7), (1, 30), (1, 30)]
 
 
-@pytest.mark.parametrize("change", [{"networks": 1}, {"max_steps": 199}])
+@pytest.mark.parametrize("config", [{"networks": 1}, {"steps": 2}, {"networks_at_once": 1}])
 def test_nothing_is_tried_where_there_is_little_to_gain(
-    synthetic: Synthetic, digits: Benchmark, accelerated: None, change: dict[str, int]
+    synthetic: Synthetic, digits: Benchmark, trials: list[float], config: dict[str, int]
 ) -> None:
-    options: dict[str, Any] = {"networks": 3, "max_steps": 200, **change}
-    assert networks_at_once(synthetic, digits, PROTOCOLS["frepo"], **options, read=Stopwatch()) == 1
+    assert at_once(synthetic, digits, **config) == 1
 
 
-def test_a_cpu_trains_one_network_at_a_time(synthetic: Synthetic, digits: Benchmark) -> None:
-    assert networks_at_once(synthetic, digits, PROTOCOLS["frepo"], networks=3, read=Stopwatch()) == 1
+def test_a_cpu_trains_one_network_at_a_time(
+    synthetic: Synthetic, digits: Benchmark, trials: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ONE_AT_A_TIME", ("cpu",))
+    assert at_once(synthetic, digits) == 1
 
 
 def test_networks_that_do_not_fit_together_are_trained_alone(
-    synthetic: Synthetic, digits: Benchmark, accelerated: None, monkeypatch: pytest.MonkeyPatch
+    synthetic: Synthetic, digits: Benchmark, trials: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spy(networks: list[Network], *given: Any, **rest: Any) -> None:
+    def spy(networks: list[Network], *data: Any, **options: Any) -> None:
         if len(networks) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried …")
-        train_together(networks, *given, **rest)
+        train_together(networks, *data, **options)
 
-    monkeypatch.setattr(module, "train_together", spy)
-    assert networks_at_once(synthetic, digits, PROTOCOLS["frepo"], networks=3, read=Stopwatch(1, 1)) == 1
+    monkeypatch.setattr(training, "train_together", spy)
+    assert at_once(synthetic, digits) == 1

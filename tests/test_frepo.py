@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.errors import UserError
+from benchmarks.krr import centred_one_hot
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task
 from methods import frepo
-from methods._krr import centred_one_hot
 from methods._optim import LAMB
 from methods.frepo import FRePo, FRePoConfig, Member
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks.errors import UserError
+from benchmarks.files import replacing
 from harness.records import provenance, record
-from harness.records.files import replacing
 from harness.records.record import EVALUATIONS, RECORD, Distilled
 from tests.builders import evaluated, made, saved
 

@@ -172,6 +172,7 @@ MOVES_NOTHING = {
     "record.artifact": "where there is none, nothing was evaluated",
     "record.artifact.name": "the file of the set; its hash tells whether the evaluation asked about it",
     "record.steps": "a column has them",
+    "record.curve_points": "how many snapshots were kept",
     "record.resolved.lr": "follows from the configuration, the data and the code",
     "evaluation.identity": "follows from the other fields",
     "evaluation.seed": "that of the distillation",
@@ -518,9 +519,10 @@ def test_two_recipes_are_two_rows_and_a_failed_seed_is_in_both(tmp_path: Path) -
 def test_a_set_evaluated_by_the_common_protocol_stands_in_both_tables(tmp_path: Path) -> None:
     both = evaluated(made(), {"accuracy": [0.5]}, protocol="common")
     text = written([both, made((), method="mtt"), made((), method="dm", protocol="common")], tmp_path)
+    version = f"version {record.PROTOCOL_VERSION}"
     assert [line.split(".")[1] for line in text.splitlines() if line.startswith("Budget")] == [
-        " Protocol common, version 2",
-        " Protocol native, version 2 (frepo: frepo, mtt: mtt)",
+        f" Protocol common, {version}",
+        f" Protocol native, {version} (frepo: frepo, mtt: mtt)",
     ]
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == [
         *("method", "dm", "frepo"),
@@ -718,9 +720,8 @@ def test_operations_per_second_are_those_of_the_median_iteration(tmp_path: Path)
 
 
 def test_steps_by_turns_are_rows_of_their_own_with_ratios_of_their_own(tmp_path: Path) -> None:
-    records = [cost(), cost("mtt", 1.2), cost(seconds=0.2), cost("mtt", 2.0)]
-    for each in records[2:]:
-        each.record["cost"]["interleaved"] = "frepo, mtt"
+    turns = {"interleaved": "frepo, mtt"}
+    records = [cost(), cost("mtt", 1.2), cost(seconds=0.2, **turns), cost("mtt", 2.0, **turns)]
     text = written(records, tmp_path)
     titles = ("method", "setting", "s/iteration (median) ÷ frepo")
     assert sorted(zip(*(column(text, title) for title in titles), strict=True)) == [

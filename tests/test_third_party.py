@@ -1,7 +1,8 @@
-"""The page on adding a method does what it says: its files make a package, and its commands install and run it."""
+"""The pages on adding a method and an evaluation do what they say: their files make packages, their commands run."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,33 +18,29 @@ import pytest
 from methods.checks import CHECKS
 from tests.test_documents import ROOT, blocks, text_of
 
-PAGE = "docs/adding_a_method.md"
-METHOD = blocks("python", PAGE)[0]
-"""The method of the page."""
 
+class Page:
+    """A page whose files are a package ``name``, and whose commands are tried in an environment of their own."""
 
-@pytest.fixture
-def python(tmp_path: Path) -> Path:
-    """The interpreter of a fresh environment, in which packages can be installed: it has all that this process has."""
-    if find_spec("pip") is None or find_spec("setuptools") is None or int(version("setuptools").split(".")[0]) < 77:
-        pytest.skip("installing needs pip and setuptools 77 in this environment")
-    venv.create(tmp_path / "venv")
-    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (packages / "these.pth").write_text("\n".join([str(ROOT), *filter(os.path.isdir, sys.path)]))
-    return tmp_path / "venv" / "bin" / "python"
+    def __init__(self, path: str, name: str, tmp_path: Path) -> None:
+        if find_spec("pip") is None or find_spec("setuptools") is None or int(version("setuptools").split(".")[0]) < 77:
+            pytest.skip("installing needs pip and setuptools 77 in this environment")
+        venv.create(tmp_path / "venv")
+        (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")  # which has all that this process has
+        (packages / "these.pth").write_text("\n".join([str(ROOT), *filter(os.path.isdir, sys.path)]))
+        self.commands = "".join(blocks("sh", path)).splitlines()
+        self.output = tmp_path / "output"
+        self._places = {".venv/bin/python": tmp_path / "venv/bin/python", f"../{name}": tmp_path / name}
+        (tmp_path / name).mkdir()
+        files = re.findall(r"^`([\w.]+)`, .*?:\n\n```\w+\n(.*?)^```$", text_of(path), flags=re.MULTILINE | re.DOTALL)
+        self.files = [file for file, _ in files]
+        for file, content in files:
+            (tmp_path / name / file).write_text(content, encoding="utf-8")
 
-
-def test_the_page_adds_a_method_and_takes_it_away(python: Path, tmp_path: Path) -> None:
-    package, output = tmp_path / "pixel_mean", tmp_path / "output"
-    package.mkdir()
-    files = re.findall(r"^`([\w.]+)`, .*?:\n\n```\w+\n(.*?)^```$", text_of(PAGE), flags=re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in files] == ["pixel_mean.py", "pyproject.toml", "test_pixel_mean.py"]
-    for name, content in files:
-        (package / name).write_text(content, encoding="utf-8")
-    places = {".venv/bin/python": python, "../pixel_mean": package, "results/local/pixel_mean": output}
-
-    def shown(command: str, status: int = 0) -> str:
-        arguments = [str(places.get(part, part)) for part in shlex.split(command)]
+    def shown(self, command: str, status: int = 0) -> str:
+        """What ``command`` prints, which ends with ``status``."""
+        words = [part if not part.startswith("results/local/") else self.output for part in shlex.split(command)]
+        arguments = [str(self._places.get(str(part), part)) for part in words]
         if "install" in arguments:  # without a network
             arguments += ["--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
         ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
@@ -51,17 +48,54 @@ def test_the_page_adds_a_method_and_takes_it_away(python: Path, tmp_path: Path) 
         assert "Warning" not in ran.stderr
         return ran.stdout + ran.stderr
 
-    install, check, test, run, uninstall = "".join(blocks("sh", PAGE)).splitlines()
-    shown(install)
+    def table(self) -> dict[str, dict[str, str]]:
+        """Method → column → cell, of ``table.md``."""
+        table = (self.output / "table.md").read_text(encoding="utf-8")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+        return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+
+
+def test_the_page_adds_a_method_and_takes_it_away(tmp_path: Path) -> None:
+    page = Page("docs/adding_a_method.md", "pixel_mean", tmp_path)
+    assert page.files == ["pixel_mean.py", "pyproject.toml", "test_pixel_mean.py"]
+    install, check, test, run, uninstall = page.commands
+    page.shown(install)
     passed = [f"ok {function.__name__.removeprefix('check_')}" for function in CHECKS]
-    assert [" ".join(line.split()[:2]) for line in shown(check).splitlines()[:-1]] == passed
-    tested = shown(test)
+    assert [" ".join(line.split()[:2]) for line in page.shown(check).splitlines()[:-1]] == passed
+    tested = page.shown(test)
     assert all(f"test_pixel_mean[{function.__name__}] PASSED" in tested for function in CHECKS)
-    assert "pixel_mean" in shown(run)
-    table = (output / "table.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
-    cells = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+    assert "pixel_mean" in page.shown(run)
+    cells = page.table()
     assert set(cells) == {"pixel_mean", "random_real"}
     assert "–" not in cells["pixel_mean"].values() and float(cells["pixel_mean"]["s/iteration (median)"]) > 0
-    shown(uninstall)
-    assert "unknown method 'pixel_mean'" in shown(check, status=2)
+    page.shown(uninstall)
+    assert "unknown method 'pixel_mean'" in page.shown(check, status=2)
+
+
+def test_the_page_adds_an_evaluation_and_takes_it_away(tmp_path: Path) -> None:
+    page = Page("docs/adding_an_evaluation.md", "rotated_accuracy", tmp_path)
+    assert page.files == ["rotated_accuracy.py", "pyproject.toml"]
+    install, run, again, figures, uninstall = page.commands
+    page.shown(install)
+    assert "accuracy, turned" in page.shown(run)
+    cells = page.table()
+    assert set(cells) == {"dm", "random_real"}
+    assert all(0 < float(row["accuracy, turned (%)"]) < 100 for row in cells.values())
+    sets = {path: path.stat().st_mtime_ns for path in page.output.glob("*/set.safetensors")}
+    assert page.shown(again).count("distilled before") == 2
+    assert {path: path.stat().st_mtime_ns for path in sets} == sets
+    columns = [f"accuracy, turned (%), quarter_turns={turns}" for turns in (1, 2)]
+    values = []
+    for folder in (path.parent for path in sets):
+        answers = [json.loads(path.read_text()) for path in folder.glob("evaluations/rotated_accuracy-*.json")]
+        assert sorted(answer["config"]["quarter_turns"] for answer in answers) == [1, 2]
+        values += [f"{100 * answer['values']['rotated_accuracy'][0]:.1f}" for answer in answers]
+    assert sorted(row[column] for row in page.table().values() for column in columns) == sorted(values)
+    if find_spec("matplotlib") and find_spec("seaborn"):
+        page.shown(figures)
+        assert len(list(page.output.glob("rotated_accuracy-*.png"))) == 2
+    page.shown(uninstall)
+    assert "unknown" in page.shown(again, status=2)
+    page.shown(f".venv/bin/python -m harness.report {page.output}")
+    kept = [row[column] for row in page.table().values() for column in row if "quarter_turns" in column]
+    assert len(kept) == 4 and all(float(value) < 1 for value in kept), "fractions, as no plugin says that they are"

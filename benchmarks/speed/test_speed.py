@@ -1,4 +1,4 @@
-"""How long things take that no cell measures: convolutions alone, evaluation, loading, preprocessing, augmentation."""
+"""Rates outside the cells: convolutions alone, evaluation, the ridge solve, loading, preprocessing, augmentation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from benchmarks import PREPROCESSINGS
 from benchmarks.augment import DSA_STRATEGY, FREPO_OPERATIONS, apply_dsa, apply_frepo, draw_dsa
 from benchmarks.datasets import Benchmark, load
+from benchmarks.krr import krr_weights
 from benchmarks.networks import NetworkSpec
 from benchmarks.preprocess import fit
 from benchmarks.protocols import PROTOCOLS, Protocol
@@ -75,6 +76,17 @@ def test_testing(name: str, settings: Settings, timed: Timed) -> None:
     network = _spec(PROTOCOLS[name], settings).build(generator_for("evaluated network"))
     images = torch.randn(TEST_IMAGES, *settings.shape, generator=generator_for("test images"))
     timed(lambda: predict(network, images), TEST_IMAGES, "images")
+
+
+@pytest.mark.benchmark(group="evaluation: ridge solve")
+@pytest.mark.parametrize("images", [10, 100, 1000])
+def test_krr(images: int, settings: Settings, timed: Timed) -> None:
+    """The last layer fitted to as many synthetic images, on the features of FRePo's network."""
+    images = max(1, images // settings.scale)
+    count = _spec(PROTOCOLS["frepo"], settings).build(generator_for("evaluated network")).head.in_features
+    features = torch.randn(images, count, generator=generator_for("features"))
+    labels = torch.randn(images, CLASSES, generator=generator_for("labels"))
+    timed(lambda: krr_weights(features, labels, 1e-6), images, "images")
 
 
 @pytest.mark.benchmark(group="preprocessing: fit")

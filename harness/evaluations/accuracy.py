@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.datasets import Benchmark
+from benchmarks.krr import krr_weights
 from benchmarks.networks import Network
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.training import accuracy, features
 from harness.evaluations.base import Quantity
 from harness.evaluations.training import NetworkEvaluation, Training
-from methods._krr import krr_weights
 from methods.base import Synthetic
 
 KRR_RIDGE = 1e-6

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from methods.base import Synthetic
+from methods.checks import config_of
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, in units of the evaluation's own."""
@@ -74,12 +75,15 @@ class Untrainable(Exception):
 
 def check_class(evaluation: type[Evaluation], shown: str) -> None:
     """Raises UserError where ``evaluation``, called ``shown``, does not keep to the interface."""
-    config = getattr(evaluation, "Config", None)
-    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        raise UserError(f"{shown}: Config must be a frozen dataclass")
+    from harness.evaluations.training import NetworkEvaluation, Training
+
+    config = config_of(evaluation, shown)
+    if issubclass(evaluation, NetworkEvaluation) and not issubclass(config, Training):
+        raise UserError(f"{shown}: Config must inherit from harness.evaluations.training.Training, to train networks")
     quantities = getattr(evaluation, "quantities", None)
-    if not isinstance(quantities, Mapping) or not all(isinstance(q, Quantity) for q in quantities.values()):
-        raise UserError(f"{shown}: quantities must map each name of a value to a Quantity")
+    named = isinstance(quantities, Mapping) and all(isinstance(quantity, Quantity) for quantity in quantities.values())
+    if not (named and quantities):
+        raise UserError(f"{shown}: quantities must map the name of each value to a Quantity")
     fields = {field.name for field in dataclasses.fields(config)}
     if evaluation.grows is not None and evaluation.grows not in fields:
         raise UserError(f"{shown}: grows is {evaluation.grows!r}, which is no field of its Config")

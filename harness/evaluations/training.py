@@ -73,7 +73,7 @@ class NetworkEvaluation(Evaluation):
 
     @abstractmethod
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
-        """Values of one trained ``network``, one for each quantity that applies."""
+        """Values of one trained ``network``, which is in evaluation mode, one for each quantity that applies."""
 
     def run(
         self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
@@ -88,7 +88,7 @@ class NetworkEvaluation(Evaluation):
             raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
         values: dict[str, list[float]] = {}
         for network in self._trained(synthetic, benchmark, protocol, seed, progress, begin):
-            for name, value in self.test(network, synthetic, benchmark).items():
+            for name, value in self.test(network.eval(), synthetic, benchmark).items():
                 values.setdefault(name, []).append(value)
         return values
 

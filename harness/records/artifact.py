@@ -31,10 +31,10 @@ from torch.utils.data import TensorDataset
 from benchmarks import PREPROCESSINGS
 from benchmarks.datasets import Benchmark, cover
 from benchmarks.errors import UserError, printable
+from benchmarks.files import replacing
 from benchmarks.networks import NetworkSpec
 from benchmarks.pictures import upright
 from benchmarks.preprocess import Preprocess
-from harness.records.files import replacing
 from methods.base import LabelSpace, Synthetic
 
 SCHEMA = 2

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all."""
+"""An output folder for one run at a time, and texts written into a folder."""
 
 from __future__ import annotations
 
@@ -12,32 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.errors import UserError, printable
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; on leaving without an error it is synced and takes the place of ``path``.
-
-    The temporary name is fixed, so that what a killed process left behind is overwritten by the next try. Others that
-    write into the same folder this way wait until we are done; do not nest.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
-        try:
-            yield temporary
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
+from benchmarks.files import replacing
 
 LOCK = ".running"
 """The file in an output folder that the run there holds locked; it tells which run that is."""
@@ -80,7 +55,7 @@ def _locked(path: Path) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):  # whoever had it removed it meanwhile: this file is nobody's now
+            with suppress(FileNotFoundError):  # its owner removed it meanwhile: no path leads to this file
                 if os.path.samestat(os.fstat(file), os.stat(path)):
                     os.ftruncate(file, 0)
                     return file

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from benchmarks.errors import UserError
-from harness.records.files import replacing
+from benchmarks.files import replacing
 
 SCHEMA = 2
 PROTOCOL_VERSION = "3"
@@ -316,7 +316,7 @@ def load(path: Path) -> Record:
 
 def load_evaluation(path: Path) -> EvaluationRecord:
     """Read and check the record of an evaluation. Raises UserError as `load` does."""
-    return cast(EvaluationRecord, _load(path, _evaluation_problem))
+    return cast(EvaluationRecord, _load(path, evaluation_problem))
 
 
 def _load(path: Path, problem: Callable[[Any], str | None]) -> Any:
@@ -464,7 +464,7 @@ def _problem(content: Any) -> str | None:
     return None
 
 
-def _evaluation_problem(content: Any) -> str | None:
+def evaluation_problem(content: Any) -> str | None:
     """What is wrong with ``content`` as the record of an evaluation; None if nothing is."""
     template = new_evaluation("", "", [], {}, {}, seed=0, device_kind="", tf32=False)
     if problem := _outline_problem(content, template):

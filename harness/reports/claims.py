@@ -14,7 +14,7 @@ from typing import Any
 from harness.reports.groups import METERS, NONE, OURS, CurvePoint, Group, variants
 from harness.reports.render import short, times
 
-OWN = ("method", "norm", "preprocess", "steps", "seconds_include_prepare", "curve_points")
+OWN = ("method", "norm", "preprocess", "steps", "seconds_include_prepare")
 """Fields of a distillation in which methods may differ whose costs are compared."""
 CLAIM = (
     "Claimed by Zhou et al., NeurIPS 2022, for their GPU and cifar100 at ipc 1: frepo needs a hundredth of the time of "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError, printable
-from harness.records.files import replacing
+from benchmarks.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -95,10 +95,14 @@ class Member:
         """Evaluations of the last set."""
         return [r for r in self.results if (r.record["evaluation"], r.own, r.step) == (evaluation, own, None)]
 
+    def raw(self, quantity: str) -> list[float]:
+        """Values of the evaluation of the accuracy of the last set."""
+        return [value for result in self.last(ACCURACY) for value in result.values(quantity)]
+
     @property
     def values(self) -> list[float]:
         """Test accuracies of the last set."""
-        return [value for result in self.last(ACCURACY) for value in result.values(ACCURACY)]
+        return self.raw(ACCURACY)
 
     @property
     def status(self) -> str:
@@ -341,10 +345,10 @@ def grouped(distilled: Iterable[Distilled]) -> list[Group]:
     """
     distilled = list(distilled)
     names = {evaluation["evaluation"] for folder in distilled for evaluation in folder.evaluations}
-    plugins = {name: plugin(name) for name in names}
+    grows = {name: known.grows for name in names if (known := plugin(name))}
     together: dict[str, list[Group]] = {}
     for folder in distilled:
-        for member in _members(folder, plugins):
+        for member in members(folder, grows):
             alone = Group((member,))
             together.setdefault(json.dumps([alone.table, alone.asked], sort_keys=True), []).append(alone)
     rows = []
@@ -356,8 +360,8 @@ def grouped(distilled: Iterable[Distilled]) -> list[Group]:
                     key = json.dumps([member.recipe, member.evaluated_with], sort_keys=True)
                     recipes.setdefault(key, []).append(member)
             without = [member for group in part for member in group.members if not member.recipe]
-            for members in recipes.values() or [[]]:
-                ordered = sorted([*members, *without], key=lambda m: m.record["distillation"]["seed"])
+            for evaluated in recipes.values() or [[]]:
+                ordered = sorted([*evaluated, *without], key=lambda m: m.record["distillation"]["seed"])
                 rows.append(Group(tuple(ordered)))
     return sorted(rows, key=_order)
 
@@ -437,13 +441,14 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float] | None:
     return lower, upper
 
 
-def _members(folder: Distilled, plugins: Mapping[str, type[Evaluation] | None]) -> list[Member]:
+def members(folder: Distilled, grows: Mapping[str, str | None]) -> list[Member]:
     """The distillation once for every recipe by which its set was evaluated; once without, where there is none.
 
     An evaluation without any field of a recipe belongs to all of them. What was asked of a set that is no longer there,
-    because it was distilled again, belongs to none.
+    because it was distilled again, belongs to none. ``grows``: evaluation → the field of its configuration that counts
+    the values.
     """
-    members: list[Member] = []
+    made: list[Member] = []
     shared: list[Result] = []
     order = sorted(folder.evaluations, key=lambda evaluation: evaluation["evaluation"] != ACCURACY)
     for evaluation in order:
@@ -451,8 +456,7 @@ def _members(folder: Distilled, plugins: Mapping[str, type[Evaluation] | None]) 
         if not steps:
             continue
         name, config = evaluation["evaluation"], evaluation["config"]
-        known = plugins[name]
-        counts = {*COUNTS, known.grows if known else None}
+        counts = {*COUNTS, grows.get(name)}
         trained = [k for k in config if (k in RECIPE or name == ACCURACY) and k not in counts]
         own = {k: v for k, v in config.items() if k not in counts and k not in trained}
         result = Result(evaluation, steps[0], json.dumps(own, sort_keys=True))
@@ -467,16 +471,16 @@ def _members(folder: Distilled, plugins: Mapping[str, type[Evaluation] | None]) 
         differing = _differing(evaluation, folder.record)
         fitting = [
             place
-            for place, m in enumerate(members)
+            for place, m in enumerate(made)
             if m.evaluated_with == differing
             and (m.recipe == recipe or (name != ACCURACY and all(m.recipe.get(k) == v for k, v in recipe.items())))
         ]
         for place in fitting:
-            members[place] = dataclasses.replace(members[place], results=(*members[place].results, result))
+            made[place] = dataclasses.replace(made[place], results=(*made[place].results, result))
         if not fitting:
-            members.append(Member(folder.record, recipe, differing, (result,)))
-    members = members or [Member(folder.record)]
-    return [dataclasses.replace(member, results=(*member.results, *shared)) for member in members]
+            made.append(Member(folder.record, recipe, differing, (result,)))
+    made = made or [Member(folder.record)]
+    return [dataclasses.replace(member, results=(*member.results, *shared)) for member in made]
 
 
 def _steps(evaluation: EvaluationRecord, record: Record) -> list[int | None]:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import networks
+from benchmarks import krr, networks
 from benchmarks.networks import BatchNorm, ConvNetDoubling, Network
 from benchmarks.task import Task
-from methods import _krr, _optim, frepo
+from methods import _optim, frepo
 from tests.adapters import FORWARD32, KINK32, UNIT_ROUNDOFF, Adapter, Case, Mistake
 from tests.adapters.networks import build, flax_names, load_flax, to_flax
 
@@ -82,7 +82,7 @@ def network_moved(case: Case, network: Network, out: str) -> Moved:
 def krr_tolerance(feat_syn: Tensor, ridge: float) -> float:
     """10·κ·u from features (n, D), and at least 1e-11, for the rounding in the network."""
     features = feat_syn.detach().double()
-    return max(10 * UNIT_ROUNDOFF * float(torch.linalg.cond(_krr.regularised(features @ features.T, ridge))), 1e-11)
+    return max(10 * UNIT_ROUNDOFF * float(torch.linalg.cond(krr.regularised(features @ features.T, ridge))), 1e-11)
 
 
 def update_tolerance(method: frepo.FRePo, network: Network, real_images: Tensor, targets: Tensor) -> float:
@@ -123,11 +123,11 @@ def kernel_loss(case: Case) -> None:
 
         case.check(out + "feat_syn", feat_syn, f64=1e-11, f32=FORWARD32)
         gram = feat_syn.double() @ feat_syn.double().T
-        case.check(out + "k_pp_reg", _krr.regularised(gram, ridge), f64=1e-11, f32=2 * FORWARD32)
-        prediction = _krr.krr_predict(feat_real, feat_syn, seen_labels, ridge)
+        case.check(out + "k_pp_reg", krr.regularised(gram, ridge), f64=1e-11, f32=2 * FORWARD32)
+        prediction = krr.krr_predict(feat_real, feat_syn, seen_labels, ridge)
         case.check(out + "pred", prediction, f64=f64, f32=f32)
         leaves = [tensor.detach().requires_grad_() for tensor in (feat_syn, seen_labels, feat_real)]
-        loss = _krr.krr_loss(leaves[2], y_real, leaves[0], leaves[1], ridge)
+        loss = krr.krr_loss(leaves[2], y_real, leaves[0], leaves[1], ridge)
         case.check(out + "kl.loss", loss, f64=f64, f32=f32)
         gradients = torch.autograd.grad(loss, leaves)
         for name, gradient in zip(("grad_feat_syn", "grad_y", "grad_feat_real"), gradients, strict=True):
@@ -143,9 +143,9 @@ def kernel_lowrank(case: Case) -> None:
         feat_real, feat_syn, y_syn = leaves = [case["in." + name].requires_grad_() for name in names]
         f64 = krr_tolerance(feat_syn, ridge)
         gram = feat_syn.double() @ feat_syn.double().T
-        case.check(out + "k_pp_reg", _krr.regularised(gram, ridge), f64=1e-11, f32=2 * FORWARD32)
-        case.check(out + "pred", _krr.krr_predict(feat_real, feat_syn, y_syn, ridge), f64=f64, f32=f32)
-        loss = _krr.krr_loss(feat_real, case["in.y_real"], feat_syn, y_syn, ridge)
+        case.check(out + "k_pp_reg", krr.regularised(gram, ridge), f64=1e-11, f32=2 * FORWARD32)
+        case.check(out + "pred", krr.krr_predict(feat_real, feat_syn, y_syn, ridge), f64=f64, f32=f32)
+        loss = krr.krr_loss(feat_real, case["in.y_real"], feat_syn, y_syn, ridge)
         case.check(out + "loss", loss, f64=f64, f32=f32)
         gradients = torch.autograd.grad(loss, leaves)
         for name, gradient in zip(("grad_feat_real", "grad_feat_syn", "grad_y"), gradients, strict=True):
@@ -419,27 +419,27 @@ MISTAKES = [
     Mistake(
         "ridge: trace not divided by n",
         _KERNEL,
-        _replace(_krr, "regularised", lambda gram, ridge: gram + ridge * gram.trace() * torch.eye(len(gram))),
+        _replace(krr, "regularised", lambda gram, ridge: gram + ridge * gram.trace() * torch.eye(len(gram))),
     ),
     Mistake(
         "ridge: not scaled by the trace",
         "frepo_kernel_lowrank.npz",
-        _replace(_krr, "regularised", lambda gram, ridge: gram + ridge * torch.eye(len(gram))),
+        _replace(krr, "regularised", lambda gram, ridge: gram + ridge * torch.eye(len(gram))),
     ),
     Mistake(
         "kernel loss: the half forgotten",
         _KERNEL,
-        _replace(_krr, "half_squared_error", lambda p, y: (p - y).square().sum(1).mean()),
+        _replace(krr, "half_squared_error", lambda p, y: (p - y).square().sum(1).mean()),
     ),
     Mistake(
         "kernel loss: mean over the classes",
         _KERNEL,
-        _replace(_krr, "half_squared_error", lambda p, y: (p - y).square().mean() / 2),
+        _replace(krr, "half_squared_error", lambda p, y: (p - y).square().mean() / 2),
     ),
     Mistake(
         "kernel loss: sum over the batch",
         _KERNEL,
-        _replace(_krr, "half_squared_error", lambda p, y: (p - y).square().sum() / 2),
+        _replace(krr, "half_squared_error", lambda p, y: (p - y).square().sum() / 2),
     ),
     Mistake(
         "flip: the real images as well",

@@ -1,0 +1,376 @@
+"""Published sets, read in the layout in which they are published.
+
+Nothing is downloaded unless asked for, and data are never substituted.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks._torchvision import datasets as torchvision_datasets
+from benchmarks.data.image_files import image_source, labelled, passed_over
+from benchmarks.data.source import NO_FLIP, Decoded, RawData, Source, one_line, said
+from benchmarks.errors import UserError
+from benchmarks.files import regular
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Facts about a published set that are known without having it."""
+
+    channels: int
+    size: int
+    """Side in pixels, to which image files are brought."""
+    classes: int
+    train: int
+    test: int
+    """Images."""
+
+
+PUBLISHED = {
+    "mnist": Shape(1, 28, 10, 60_000, 10_000),
+    "fashion_mnist": Shape(1, 28, 10, 60_000, 10_000),
+    "svhn": Shape(3, 32, 10, 73_257, 26_032),
+    "cifar10": Shape(3, 32, 10, 50_000, 10_000),
+    "cifar100": Shape(3, 32, 100, 50_000, 10_000),
+    "tiny_imagenet": Shape(3, 64, 200, 100_000, 10_000),
+    "cub200": Shape(3, 32, 200, 5_994, 5_794),
+    "imagenette": Shape(3, 128, 10, 9_469, 3_925),
+    "imagewoof": Shape(3, 128, 10, 9_025, 3_929),
+    "imagenet64": Shape(3, 64, 1000, 1_281_167, 50_000),
+}
+"""Data set → its shape, for forecasts."""
+
+
+def stand_in(name: str, image_size: int | None = None) -> RawData:
+    """The published data set ``name`` in its shape alone.
+
+    Raises UserError for an ``image_size`` where a set has one already.
+    """
+    check_image_size(name, image_size)
+    shape = PUBLISHED[name]
+    return blank(name, replace(shape, size=image_size or shape.size))
+
+
+def blank(name: str, shape: Shape) -> RawData:
+    """Blank images that take no memory, in classes of one size."""
+
+    def split(count: int) -> tuple[Tensor, Tensor]:
+        images = torch.zeros(1, dtype=torch.uint8).expand(count, shape.channels, shape.size, shape.size)
+        return images, torch.arange(count) * shape.classes // count
+
+    (train_images, train_labels), (test_images, test_labels) = split(shape.train), split(shape.test)
+    return RawData(
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=tuple(str(c) for c in range(shape.classes)),
+        flip=name not in NO_FLIP,
+        fingerprint="none",
+    )
+
+
+def find(name: str, root: Path, image_size: int | None, download: bool) -> Source:
+    """The published set ``name``. Raises UserError where it is not under ``root``."""
+    if name == "digits":
+        return Source(name, _digits, [_digits_file()], slow=False)
+    if name in _TORCHVISION:
+        return _find_torchvision(name, root, download)
+    if name == "imagenet64":
+        return _find_imagenet64(root)
+    size = image_size or PUBLISHED[name].size
+    if name == "tiny_imagenet":
+        return _find_tiny_imagenet(root, size)
+    if name == "cub200":
+        return _find_cub200(root, size)
+    return _find_ten_classes(name, root, size, download)
+
+
+def check_image_size(name: str, image_size: int | None) -> None:
+    """Raise UserError for a side below 1, and for any where the set has a size already."""
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size is {image_size}; it must be at least 1")
+    if name in FIXED_SIZE and image_size is not None:
+        raise UserError(f"{name} has one image size: leave out --image-size, which is for sets of image files")
+
+
+def _digits() -> Decoded:
+    """scikit-learn's 1797 real handwritten digits: 8×8, values 0 … 16 brought to 0 … 255.
+
+    The split is fixed: of every class, the fifth of its images whose index has the smallest SHA-256 is for testing, so
+    that it depends on no library's random numbers.
+    """
+    table = torch.from_numpy(np.loadtxt(_digits_file(), dtype=np.uint8, delimiter=","))
+    images = table[:, :-1].double().mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = table[:, -1].long()
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for c in range(10):
+        members = torch.nonzero(labels == c).flatten().tolist()
+        members.sort(key=lambda index: hashlib.sha256(f"digits {index}".encode()).digest())
+        test[members[: round(len(members) / 5)]] = True
+    return images[~test], labels[~test], images[test], labels[test], [str(c) for c in range(10)]
+
+
+def _digits_file() -> Path:
+    # The file itself: to import scikit-learn takes longer than all that a short run does with the images.
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+
+
+_IDX = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+_TORCHVISION: Mapping[str, tuple[str, str, Sequence[str]]] = {
+    "mnist": ("MNIST", "MNIST/raw", _IDX),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", _IDX),
+    "cifar10": (
+        "CIFAR10",
+        "cifar-10-batches-py",
+        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"],
+    ),
+    "cifar100": ("CIFAR100", "cifar-100-python", ["train", "test", "meta"]),
+    "svhn": ("SVHN", ".", ["train_32x32.mat", "test_32x32.mat"]),
+}
+"""Data set → class of torchvision.datasets, its folder under the root, the files in it."""
+FIXED_SIZE = frozenset({"digits", "imagenet64", *_TORCHVISION})
+"""Sets that are no image files."""
+
+
+def _find_torchvision(name: str, root: Path, download: bool) -> Source:
+    class_name, folder, names = _TORCHVISION[name]
+    files = [root / folder / file for file in names]
+    splits: Sequence[dict[str, Any]] = [{"train": True}, {"train": False}]
+    if name == "svhn":
+        splits = [{"split": "train"}, {"split": "test"}]
+    if not all(file.is_file() for file in files):
+        if not download:
+            raise _missing(name, root / folder, "add --download to fetch it")
+        loader = getattr(torchvision_datasets(), class_name)
+        with _downloading(name, root):
+            for split in splits:
+                loader(root, download=True, **split)
+
+    def decode() -> Decoded:
+        loader = getattr(torchvision_datasets(), class_name)
+        with _damaged(name, root / folder):
+            train, test = (loader(root, **split) for split in splits)
+            train_images, test_images = (torch.as_tensor(part.data) for part in (train, test))
+            train_labels, test_labels = (
+                torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in (train, test)
+            )
+        if train_images.ndim == 3:  # MNIST: one channel, left out
+            train_images, test_images = train_images.unsqueeze(1), test_images.unsqueeze(1)
+        elif name.startswith("cifar"):  # channels last
+            train_images, test_images = train_images.permute(0, 3, 1, 2), test_images.permute(0, 3, 1, 2)
+        class_names = [str(c) for c in range(10)] if name in ("svhn", "mnist") else train.classes
+        return train_images, train_labels, test_images, test_labels, class_names
+
+    return Source(name, decode, files)
+
+
+def _missing(name: str, place: Path, remedy: str) -> UserError:
+    return UserError(f"{name} is not in {place}: name its folder with --data-root, or {remedy}")
+
+
+@contextlib.contextmanager
+def _damaged(name: str, place: Path) -> Iterator[None]:
+    """Say in one line where a parser failed, and why."""
+    try:
+        yield
+    except (OSError, MemoryError, UserError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{name}: {place} is damaged ({said(error)}): delete it and fetch it again") from error
+
+
+@contextlib.contextmanager
+def _downloading(name: str, root: Path) -> Iterator[None]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} could not be downloaded to {root}: {said(error)}") from error
+
+
+def _text(file: Path) -> str:
+    with open(file, "rb", opener=regular) as stream:
+        return stream.read().decode()
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a table that are not empty."""
+    return [line for line in _text(file).splitlines() if line.strip()]
+
+
+def listed_wnids(root: Path) -> list[str]:
+    """WordNet ids as Tiny ImageNet's own list has them, which is not sorted. Raises UserError where it is damaged."""
+    file = root / "tiny-imagenet-200" / "wnids.txt"
+    with one_line("tiny_imagenet"), _damaged("tiny_imagenet", file):
+        return _text(file).split()
+
+
+def _find_tiny_imagenet(root: Path, image_size: int) -> Source:
+    """``train/<wnid>/images/*`` and ``val/images/*`` with their classes in ``val/val_annotations.txt``."""
+    folder = root / "tiny-imagenet-200"
+    if not folder.is_dir():
+        raise _missing("tiny_imagenet", folder, "unzip http://cs231n.stanford.edu/tiny-imagenet-200.zip there")
+    [(train_files, class_names)], left_out = labelled(folder / "train")
+    left_out = [path for path in left_out if not path.endswith("_boxes.txt")]  # part of the published set
+    annotations, images = folder / "val" / "val_annotations.txt", folder / "val" / "images"
+    with _damaged("tiny_imagenet", folder):
+        _expect("tiny_imagenet", class_names, listed_wnids(root))
+        rows = [line.split("\t")[:2] for line in _lines(annotations)]
+        test_files = [(str(images / file), class_names.index(wnid)) for file, wnid in rows]
+    unlisted = {name for name in os.listdir(images) if not passed_over(name)}.difference(file for file, _ in rows)
+    if unlisted:
+        raise UserError(f"tiny_imagenet: {annotations} does not name the class of {min(unlisted)}")
+    splits = train_files, test_files
+    return image_source("tiny_imagenet", folder, *splits, class_names, image_size, rgb=True, left_out=left_out)
+
+
+def _find_cub200(root: Path, image_size: int) -> Source:
+    """``images/`` with the tables classes.txt, images.txt, image_class_labels.txt and train_test_split.txt."""
+    folder = root / "CUB_200_2011"
+    if not folder.is_dir():
+        url = "https://data.caltech.edu/records/65de6-vp158"
+        raise _missing("cub200", folder, f"unpack CUB_200_2011.tgz of {url} there")
+
+    def table(file: str) -> dict[str, str]:
+        rows = [line.split(maxsplit=1) for line in _lines(folder / file)]
+        values = {key: value.strip() for key, value in rows}
+        if len(values) != len(rows):
+            raise ValueError(f"{file} has two rows with the same number")
+        return values
+
+    with _damaged("cub200", folder):
+        names = table("classes.txt")
+        classes = sorted(names, key=int)
+        labels, is_train = table("image_class_labels.txt"), table("train_test_split.txt")
+        splits: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
+        for image, file in table("images.txt").items():
+            splits[("1", "0").index(is_train[image])].append(
+                (str(folder / "images" / file), classes.index(labels[image]))
+            )
+    class_names = [names[number] for number in classes]
+    return image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
+
+
+_TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "imagenette": {
+        "n01440764": "tench",
+        "n02102040": "English springer",
+        "n02979186": "cassette player",
+        "n03000684": "chain saw",
+        "n03028079": "church",
+        "n03394916": "French horn",
+        "n03417042": "garbage truck",
+        "n03425413": "gas pump",
+        "n03445777": "golf ball",
+        "n03888257": "parachute",
+    },
+    "imagewoof": {
+        "n02086240": "Shih-Tzu",
+        "n02087394": "Rhodesian ridgeback",
+        "n02088364": "beagle",
+        "n02089973": "English foxhound",
+        "n02093754": "Border terrier",
+        "n02096294": "Australian terrier",
+        "n02099601": "golden retriever",
+        "n02105641": "Old English sheepdog",
+        "n02111889": "Samoyed",
+        "n02115641": "dingo",
+    },
+}
+"""Data set → WordNet id → class name."""
+
+
+def wordnet_ids(name: str) -> Mapping[str, str]:
+    """Class name → WordNet id, for a data set whose class folders have other names than its classes; else empty."""
+    return {class_name: wnid for wnid, class_name in _TEN_CLASSES.get(name, {}).items()}
+
+
+def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) -> Source:
+    """``imagenette2-160/{train,val}/<wnid>/*``; else the 320 px or the full-size version; Imagewoof alike."""
+    candidates = [root / f"{name}2{suffix}" for suffix in ("-160", "-320", "")]
+    folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
+    if folder is None and name == "imagenette" and download:
+        loader = torchvision_datasets().Imagenette
+        with _downloading(name, root):
+            loader(root, size="160px", download=True)
+        folder = candidates[0]
+    if folder is None:
+        url = f"https://s3.amazonaws.com/fast-ai-imageclas/{name}2-160.tgz"
+        remedy = f"unpack {url} there" if name == "imagewoof" else "add --download to fetch it"
+        raise _missing(name, candidates[0], remedy)
+    ((train_files, wnids), (test_files, test_wnids)), left_out = labelled(folder / "train", folder / "val")
+    for class_folders in (wnids, test_wnids):
+        _expect(name, class_folders, _TEN_CLASSES[name])
+    class_names = [_TEN_CLASSES[name][wnid] for wnid in wnids]
+    return image_source(name, folder, train_files, test_files, class_names, image_size, rgb=True, left_out=left_out)
+
+
+def _expect(name: str, class_folders: Sequence[str], published: Iterable[str]) -> None:
+    if odd := sorted(set(class_folders) ^ set(published)):
+        raise UserError(f"{name}: the folder is not the published set: class {odd[0]} is missing or does not belong")
+
+
+def _find_imagenet64(root: Path) -> Source:
+    """The downsampled ImageNet's batches ``train_data_batch_1`` … ``10`` and ``val_data``."""
+    folder = root / "imagenet64"
+    train = [folder / f"train_data_batch_{i}" for i in range(1, 11)]
+    files = [*train, folder / "val_data"]
+    for file in files:
+        if not file.is_file():
+            url = "https://image-net.org/download-images (Downsampled ImageNet, 64×64)"
+            raise _missing("imagenet64", file, f"unzip the batches of {url} there")
+
+    def decode() -> Decoded:
+        names = [str(c) for c in range(1, 1001)]
+        return *_read_batches(train), *_read_batches(files[-1:]), names
+
+    return Source("imagenet64", decode, files)
+
+
+def _read_batches(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 64, 64) uint8 and labels (N,), from 0."""
+    pixels = 3 * 64 * 64
+    # The sizes of the files are an upper bound; memory that is never touched costs nothing.
+    images = torch.empty(sum(file.stat().st_size for file in files) // pixels, pixels, dtype=torch.uint8)
+    labels: list[int] = []
+    for file in files:
+        with _damaged("imagenet64", file), file.open("rb") as stream:
+            batch = _ArrayUnpickler(stream, encoding="latin1").load()
+            data, start = batch["data"], len(labels)
+            if data.dtype != np.uint8 or data.shape != (len(batch["labels"]), pixels):
+                raise ValueError(f"{len(batch['labels'])} labels and {data.dtype} images of shape {data.shape}")
+            labels += (int(label) - 1 for label in batch["labels"])
+            images[start : len(labels)] = torch.from_numpy(data)
+    return images[: len(labels)].view(-1, 3, 64, 64), torch.tensor(labels)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reader of NumPy arrays in plain containers, which runs nothing else that a file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        kind = (module.replace("numpy._core", "numpy.core"), name)
+        if kind == ("numpy.core.multiarray", "_reconstruct"):
+            return np.empty(0).__reduce__()[0]
+        if kind in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if kind == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return codecs.encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

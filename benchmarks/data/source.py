@@ -1,0 +1,167 @@
+"""A data set on disk → `RawData`, checked, with its fingerprint, and kept in a cache.
+
+A cache costs time, never correctness: its keys are the contents of all files that are read. So files may change as they
+like, and so may their time stamps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import features
+from safetensors import SafetensorError
+from torch import Tensor
+
+from benchmarks.cache import Cache, Entry
+from benchmarks.errors import UserError
+from benchmarks.files import regular
+
+NO_FLIP = frozenset({"digits", "mnist", "svhn"})
+"""Sets whose mirrored images leave their class (DSA's rule; Fashion-MNIST *is* flipped)."""
+TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+CACHE_VERSION = 2
+"""To be raised when decoding or preprocessing changes: cached tensors of older versions are then left alone."""
+DECODERS = [features.version(library) for library in ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "webp")]
+"""Versions of what decodes lossy images and resizes: another version may give other pixels."""
+BLOCK = 1 << 20
+"""Bytes of a file that are hashed at a time."""
+Decoded = tuple[Tensor, Tensor, Tensor, Tensor, Sequence[str]]
+"""Training images and labels, test images and labels (as in `RawData`), class names."""
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as it is published, on the CPU."""
+
+    name: str
+    train_images: Tensor
+    """(N, channels, height, width) uint8."""
+    train_labels: Tensor
+    """(N,) int64, indices into ``class_names``."""
+    test_images: Tensor
+    """(M, channels, height, width) uint8."""
+    test_labels: Tensor
+    """(M,) int64."""
+    class_names: tuple[str, ...]
+    flip: bool
+    """Whether a mirrored image still belongs to its class."""
+    fingerprint: str
+    """SHA-256 over the four tensors, in hexadecimal."""
+    left_out: str = ""
+    """One line about what lies in the class folders of an image folder and is not in the tensors; else empty."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set on the disk."""
+
+    name: str
+    decode: Callable[[], Decoded]
+    files: Sequence[str | Path]
+    """Every file that ``decode`` reads, in the order of what it returns."""
+    facts: str = ""
+    """Whatever else determines its result."""
+    slow: bool = True
+    """Whether the result of ``decode`` is worth keeping."""
+    left_out: str = ""
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """`digest` as it is when first asked for."""
+        return self.digest()
+
+    def digest(self) -> str:
+        """A hash of all that determines the result of ``decode``: the contents of the files, not their time stamps."""
+        total = hashlib.blake2b(repr((CACHE_VERSION, self.name, self.facts, DECODERS)).encode(), digest_size=16)
+        for file in self.files:
+            content = hashlib.blake2b()
+            with open(file, "rb", buffering=0, opener=regular) as stream:
+                while block := stream.read(BLOCK):
+                    content.update(block)
+            total.update(content.digest())
+        return total.hexdigest()
+
+    def read(self, cache: Path | None) -> RawData:
+        """The decoded data, from ``cache`` where they are there. Raises UserError for data that cannot be right."""
+
+        def decode() -> Entry:
+            *tensors, class_names = self.decode()
+            named = {name: tensor.contiguous() for name, tensor in zip(TENSORS, tensors, strict=True)}
+            _check(self.name, named, class_names)
+            return named, {"class_names": list(class_names), "fingerprint": _fingerprint(named)}
+
+        tensors, about = self.cached(cache if self.slow else None, [], decode)
+        return RawData(
+            name=self.name,
+            **{name: tensors[name] for name in TENSORS},
+            class_names=tuple(about["class_names"]),
+            flip=self.name not in NO_FLIP,
+            fingerprint=about["fingerprint"],
+            left_out=self.left_out,
+        )
+
+    def cached(self, folder: Path | None, settings: Sequence[str], make: Callable[[], Entry]) -> Entry:
+        """The result of ``make``, kept in ``folder`` for this content of the files and these ``settings``.
+
+        A cache that cannot be written is gone without.
+        """
+        if folder is None:
+            return make()
+        cache, name = Cache(folder / "datasets"), " ".join((self.name[-40:], *settings, self.stamp))
+        entry = cache.read(name)
+        if entry is None:
+            entry = make()
+            if self.digest() == self.stamp:  # else it was made of other files than the name says
+                with contextlib.suppress(OSError, SafetensorError):
+                    cache.write(name, *entry)
+        return entry
+
+
+def _check(name: str, tensors: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+    if len(class_names) < 2:
+        classes = f"only the class {class_names[0]!r}" if class_names else "no class"
+        raise UserError(f"{name} has {classes}: give at least two")
+    size = tensors["train_images"].shape[1:]
+    for split in ("train", "test"):
+        images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
+        if len(labels) == 0 or len(images) != len(labels):
+            raise UserError(f"{name}: the {split} split has {len(images)} images and {len(labels)} labels")
+        if images.dtype != torch.uint8 or images.shape[1:] != size:
+            described = f"{images.dtype} images of shape {tuple(images.shape[1:])}".removeprefix("torch.")
+            raise UserError(f"{name}: the {split} split has {described}, instead of uint8 of {tuple(size)}")
+        if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
+            raise UserError(f"{name}: the {split} split has labels that are not among its {len(class_names)} classes")
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in TENSORS:
+        tensor = tensors[name]
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """Turns what the file system refuses into one line, and silences decoders, which warn of files they can read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{name}: {error.filename or 'its files'} cannot be read: {error.strerror or error}"
+            ) from error
+
+
+def said(error: BaseException) -> str:
+    """The message of ``error``, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
