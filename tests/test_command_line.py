@@ -602,7 +602,12 @@ def test_every_command_helps_under_the_name_that_was_typed(name: str, capsys: py
 
 def test_forecast_and_list_are_flags_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], str]] = []
-    monkeypatch.setattr(run, "main", lambda arguments, *, program: seen.append((arguments, program)) or 7)
+
+    def main(arguments: list[str], *, program: str) -> int:
+        seen.append((arguments, program))
+        return 7
+
+    monkeypatch.setattr(run, "main", main)
     assert [__main__.main([name, "--x", "y"]) for name in ("run", "forecast", "list")] == [7, 7, 7]
     assert seen == [
         (["--x", "y"], "frepo-bench run"),

@@ -15,8 +15,8 @@ import methods
 from harness import evaluate, run
 from harness.__main__ import COMMANDS
 from harness.plan.budgets import BUDGETS, WIDTH
-from harness.plan.planning import resolve
-from harness.plan.request import Request
+from harness.plan.planning import asked_configs, resolve
+from harness.plan.request import EvaluateRequest, Request
 from tests.test_artifact import digits, saved, some_set
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,9 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     if arguments[1] in ("harness.report", "harness.regress", "pytest"):
         return
     if arguments[1] == "harness.evaluate":
-        evaluate.parse(arguments[2:])
+        _, fields = evaluate.parse(arguments[2:])
+        wanted = EvaluateRequest(**fields)
+        asked_configs(wanted, wanted.asked_evaluations, "quick")
         return
     assert arguments[:2] == ["-m", "harness.run"]
 
@@ -83,6 +85,7 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Parsed) as caught:
         run.main(arguments[2:])
     request: Request = caught.value.args[0]
+    asked_configs(request, request.asked_evaluations, request.budget)
     classes = {name: methods.get(name) for name in request.methods}
     for dataset in request.datasets:
         for ipc in request.ipcs:

@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import datasets, preprocess
+from benchmarks import preprocess
+from benchmarks.data import image_files, source
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from harness import cell, evaluations, report
@@ -664,7 +665,7 @@ def test_images_are_decoded_whitened_and_hashed_once_for_a_plan_and_all_its_cell
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, **k: calls.update([name]) or real(*a, **k))
 
-    for owner, name in ((datasets, "_decode"), (datasets, "_fingerprint"), (preprocess, "fit")):
+    for owner, name in ((image_files, "_decode"), (source, "_fingerprint"), (preprocess, "fit")):
         counted(owner, name)
     base = f"--methods frepo --no-random --dataset folder:{tmp_path / 'pets'} --budget smoke --device cpu --seeds 0,1"
     assert main(command(tmp_path / "out", "--steps 1 --width 4", base), launcher=in_process) == 0
@@ -1060,16 +1061,16 @@ def test_folders_that_cannot_be_written(
 # Help
 
 
-def test_help_and_its_names_import_nothing_heavy() -> None:
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    """Seconds are those of the processor: other work on the machine is not to blame on us."""
     code = (
-        "import sys, time\nbegan = time.perf_counter()\n"
-        "from harness.run import main\nassert main(['--help']) == 0\nassert time.perf_counter() - began < 0.5\n"
+        "import sys, time\nfrom harness.run import main\nassert main(['--help']) == 0\n"
         "heavy = {'torch', 'numpy', 'pandas', 'tyro', 'tqdm', 'sklearn', 'PIL', 'scipy', 'seaborn'}\n"
         "heavy &= set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "assert not heavy, heavy\nassert time.process_time() < 0.5, time.process_time()"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    for name in ("frepo", "random_real", "cifar100", "convnet_doubling", "--budget", "--image-size"):
+    for name in ("frepo", "random_real", "cifar100", "convnet_doubling", "accuracy", "--budget", "--image-size"):
         assert name in shown
 
 
