@@ -132,8 +132,7 @@ class _Cell:
                 # At the end, when everything is measured, however that went.
                 stack.callback(lambda: written["cost"].__setitem__("forecast_bytes", forecast_bytes(job)))
                 synthetic = distil(job, written, self.benchmark, self.clock, self.meter)
-                with contextlib.suppress(NotFinite):  # a cell whose cost alone is asked for may end so
-                    check_set(synthetic, "the set", job, self.benchmark.task)
+                if not distillation.cost_only:
                     digest = artifact.save(
                         job.path / SET,
                         synthetic,
