@@ -29,12 +29,12 @@ def test_an_entry_survives_with_its_tensors_and_its_cost(tmp_path: Path) -> None
     assert "x/1" not in store  # from here on it is being made
     time.now = 8.0
     store["x/1"] = tensors
-    assert store.made == {"x/1": 3.0} and store.found == {}
+    assert store.made == {"x/1": 3.0} and store.cached == {}
     again = DiskStore(tmp_path, time)
     assert list(again) == ["x/1"] and len(again) == 1 and "x/1" in again
     for name, tensor in again["x/1"].items():
         assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype
-    assert again.found == {"x/1": 3.0} and again.made == {}
+    assert again.cached == {"x/1": 3.0} and again.made == {}
 
 
 def test_what_is_missing_is_a_key_error_and_deleting_deletes(tmp_path: Path) -> None:
