@@ -19,7 +19,9 @@ from benchmarks.datasets import RawData, Shape, blank
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.measure.counters import Counters, Uncounted, count
-from harness.plan.experiments import Job, Request, plan, tuples
+from harness.plan.jobs import Job
+from harness.plan.planning import plan, tuples
+from harness.plan.request import Request
 from methods.base import Method
 
 COMMITTED = Path(__file__).with_suffix(".json")
@@ -39,40 +41,38 @@ def cells() -> dict[str, tuple[Job, RawData]]:
     """Name → a cell of every method here that has steps, at every width on every shape, with a short schedule."""
     names = [name for name in methods.names() if methods.get(name).__module__ == f"methods.{name}"]
     iterative = tuple(name for name in names if methods.get(name).iterative)
-    found = {}
+    made = {}
     for shape, ipc, widths in SHAPES:
-        request = Request(
-            iterative, ("mnist",), (ipc,), widths=widths, budget="smoke", device="cpu", options=SHORTER, forecast=True
-        )
-        for job in plan(request):
-            cell = job.cell
-            size = (shape.size, shape.size)
-            depth = NetworkSpec(cast(Any, cell.network), shape.channels, size, shape.classes).blocks
-            name = f"{cell.method} {shape.channels}x{shape.size}x{shape.size} ipc {ipc} width {cell.width}"
-            found[name] = dataclasses.replace(job, cell=dataclasses.replace(cell, depth=depth)), blank("blank", shape)
-    return found
+        fields: dict[str, Any] = {"budget": "smoke", "device": "cpu", "options": SHORTER, "forecast": True}
+        for job in plan(Request(methods=iterative, datasets=("mnist",), ipcs=(ipc,), widths=widths, **fields)):
+            asked, size = job.distillation, (shape.size, shape.size)
+            depth = NetworkSpec(cast(Any, asked.network), shape.channels, size, shape.classes).blocks
+            name = f"{asked.method} {shape.channels}x{shape.size}x{shape.size} ipc {ipc} width {asked.width}"
+            job = dataclasses.replace(job, distillation=dataclasses.replace(asked, depth=depth))
+            made[name] = job, blank("blank", shape)
+    return made
 
 
 def count_real(job: Job, raw: RawData) -> Counters:
     """The counters of ``job`` on images that are real tensors of the shape of ``raw``; one short epoch of experts."""
     channels, height, width = raw.train_images.shape[1:]
-    cell, classes = job.cell, len(raw.class_names)
-    name, norm = cast(Any, cell.network), cast(Any, cell.norm)
+    asked, classes = job.distillation, len(raw.class_names)
+    name, norm = cast(Any, asked.network), cast(Any, asked.norm)
     task = Task(
         images=torch.randn(raw.train_images.shape, generator=generator_for("images")),
         labels=raw.train_labels,
         num_classes=classes,
-        ipc=cell.ipc,
-        network=NetworkSpec(name, channels, (height, width), classes, cell.width, cell.depth, norm).build,
+        ipc=asked.ipc,
+        network=NetworkSpec(name, channels, (height, width), classes, asked.width, asked.depth, norm).build,
         generator=generator_for("count"),
         flip=raw.flip,
     )
-    method_class, store = methods.get(cell.method), Uncounted({})
+    method_class, store = methods.get(asked.method), Uncounted({})
     values: Mapping[str, Any] = {**job.config, **method_class.BUDGETS.get("forecast", {})}
     config = method_class.Config(**{key: tuples(value) for key, value in values.items()})
 
     def make() -> Method:
-        method = method_class(task, config, cell.steps or 1)
+        method = method_class(task, config, asked.steps or 1)
         method.prepare(store)
         return method
 
@@ -80,10 +80,10 @@ def count_real(job: Job, raw: RawData) -> Counters:
     return count(make, CPU)
 
 
-def changes(committed: Mapping[str, Mapping[str, Any]], found: Mapping[str, Counters]) -> list[str]:
+def changes(committed: Mapping[str, Mapping[str, Any]], now: Mapping[str, Counters]) -> list[str]:
     """A line for every counter that is not as committed, with the old, the new and their ratio."""
-    lines = [f"{name}: committed, but no longer there" for name in committed if name not in found]
-    for name, counters in found.items():
+    lines = [f"{name}: committed, but no longer there" for name in committed if name not in now]
+    for name, counters in now.items():
         for counter, new in dataclasses.asdict(counters).items():
             old = committed.get(name, {}).get(counter)
             if old is None or abs(new - old) > 1e-9 * abs(old):

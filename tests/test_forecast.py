@@ -18,18 +18,22 @@ import torch
 from benchmarks import training
 from benchmarks.datasets import PUBLISHED, Shape, blank, stand_in
 from benchmarks.errors import UserError
-from harness import cell, limits
-from harness.launch import local as launch
+from harness import limits
+from harness.launch import local
 from harness.limits import MemoryIsFull, TimeIsUp, memory_limit, parse_bytes, parse_seconds, time_limit
 from harness.measure import forecast, memory
 from harness.measure.counters import Counters
 from harness.measure.forecast import ACCELERATOR, CPU, count_blank
-from harness.plan.experiments import Job, Request, plan
+from harness.plan.pending import reason_to_distil
+from harness.plan.planning import plan
+from harness.plan.request import Request
 from harness.records import record
+from harness.records.record import EVENTS, RECORD
 from harness.run import main
 from tests import counters
 from tests.counters import cells, changes, count_real
 from tests.dummies import Dummy, dummy
+from tests.test_cell import job, run
 
 __all__ = ["dummy"]  # a fixture
 ROOT = Path(__file__).parents[1]
@@ -60,9 +64,9 @@ SMALL = [name for name in cells() if name.endswith("8x8 ipc 1 width 16")]
 @pytest.mark.parametrize("network", ["convnet", "convnet_doubling"])
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_forecast_is_what_is_counted(name: str, network: str) -> None:
-    job, raw = cells()[name]
-    job = dataclasses.replace(job, cell=dataclasses.replace(job.cell, network=network))
-    real, fake = count_real(job, raw), count_blank(job.cell, job.config, raw, CPU)
+    made, raw = cells()[name]
+    made = dataclasses.replace(made, distillation=dataclasses.replace(made.distillation, network=network))
+    real, fake = count_real(made, raw), count_blank(made.distillation, made.config, raw, CPU)
     assert real.flops == fake.flops and real.parameters == fake.parameters
     assert real.saved_bytes == pytest.approx(fake.saved_bytes, rel=1e-3)
     assert real.peak_live_bytes == pytest.approx(fake.peak_live_bytes, rel=1e-3)
@@ -71,8 +75,8 @@ def test_what_is_forecast_is_what_is_counted(name: str, network: str) -> None:
 def test_a_gpu_is_forecast_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """There the real batch is one chunk, and optimisers have fused kernels."""
     monkeypatch.setattr(training, "CPU_CHUNK_BYTES", 64 * 16 * 8 * 8 * 4)  # 64 images, few beside this cell's batch
-    job, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
-    on_cpu, on_gpu = (count_blank(job.cell, job.config, raw, device) for device in (CPU, ACCELERATOR))
+    made, raw = cells()["frepo 1x8x8 ipc 1 width 16"]
+    on_cpu, on_gpu = (count_blank(made.distillation, made.config, raw, device) for device in (CPU, ACCELERATOR))
     assert on_gpu.flops == pytest.approx(on_cpu.flops) and on_gpu.parameters == on_cpu.parameters
     assert on_gpu.peak_live_bytes > 2 * on_cpu.peak_live_bytes
 
@@ -84,7 +88,7 @@ def test_the_command_line_prints_a_table_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = Counters(2e9, 3 * 2**20, 5 * 2**20, 1234)
-    monkeypatch.setattr(forecast, "_forecast", lambda found, *_: known if found.method == "dm" else refuse())
+    monkeypatch.setattr(forecast, "_forecast", lambda asked, *_: known if asked.method == "dm" else refuse())
     output = tmp_path / "output"
     base = f"--methods dm --datasets cifar10,mnist --seeds 0,1 --device cuda --output {output} --forecast"
 
@@ -104,36 +108,35 @@ def test_the_command_line_prints_a_table_and_runs_nothing(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("options", ["dm --dm.batch-real 16", "frepo --frepo.pool-size 2", "mtt --mtt.syn-steps 2"])
-def test_a_cost_cell_has_its_forecast_beside_what_was_counted(options: str, tmp_path: Path) -> None:
-    words = f"--dataset digits --budget cost --width 4 --steps 2 --device cpu --methods {options}".split()
-    jobs: list[Job] = []
-
-    def keep(job: Job) -> record.Record:
-        jobs.append(job)
-        return cell.run(job)
-
-    assert main([*words, "--output", str(tmp_path)], launch=keep) == 0
-    ((found,), _) = record.load_all(tmp_path)
-    assert found["cost"]["forecast_bytes"] == found["cost"]["peak_live_bytes"] > 0
-    expected = forecast.forecast(jobs[0])
-    assert found["cost"]["flops_per_step"] == expected.flops > 0
-    assert found["cost"]["saved_bytes_per_step"] == expected.saved_bytes > 0
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("dm", "--dm.batch-real 16"), ("frepo", "--frepo.pool-size 2"), ("mtt", "--mtt.syn-steps 2")],
+)
+def test_a_cost_cell_has_its_forecast_beside_what_was_counted(method: str, options: str, tmp_path: Path) -> None:
+    request = {"budget": "cost", "options": {method: options.split()}}
+    made = job(tmp_path, method, request=request, steps=2, seconds=None)
+    cost = run(made).record["cost"]
+    assert cost["forecast_bytes"] == cost["peak_live_bytes"] > 0  # type: ignore[operator]
+    expected = forecast.forecast(made)
+    assert cost["flops_per_step"] == expected.flops > 0
+    assert cost["saved_bytes_per_step"] == expected.saved_bytes > 0
 
 
 def test_a_method_that_asks_for_values_is_said_to_be_beyond_forecasting(dummy: type[Dummy]) -> None:
-    (job,) = plan(Request(("dummy",), ("mnist",), budget="smoke", widths=(4,), device="cpu", forecast=True))
-    found = forecast.forecast(job)
+    fields: dict[str, Any] = {"budget": "smoke", "widths": (4,), "device": "cpu", "forecast": True}
+    (made,) = plan(Request(methods=("dummy",), datasets=("mnist",), **fields))
+    counted = forecast.forecast(made)
     # Images of 10 classes, and in a step the random ones and their multiple.
-    assert found.flops == 0 and found.peak_live_bytes >= 3 * 10 * 28 * 28 * 4
+    assert counted.flops == 0 and counted.peak_live_bytes >= 3 * 10 * 28 * 28 * 4
 
     def step(self: Dummy) -> dict[str, Any]:
         return {"loss": torch.tensor(float(self.images.mean()))}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dummy, "step", step)
+        longer = dataclasses.replace(made, distillation=dataclasses.replace(made.distillation, steps=99))
         with pytest.raises(UserError, match="dummy cannot be forecast"):
-            forecast.forecast(dataclasses.replace(job, cell=dataclasses.replace(job.cell, steps=99)))
+            forecast.forecast(longer)
 
 
 def test_published_shapes_take_no_memory_and_no_data() -> None:
@@ -169,12 +172,6 @@ def test_a_wrong_limit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--memory-limit: expected something like 24GiB, not 'much'" in capsys.readouterr().err
 
 
-def job(output: Path, **changes: Any) -> Job:
-    request = Request(("dummy",), ("digits",), budget="smoke", widths=(4,), device="cpu", output=output, **changes)
-    (made,) = plan(request)
-    return dataclasses.replace(made, cell=dataclasses.replace(made.cell, evaluate_steps=3))
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "release", lambda: None)
@@ -183,83 +180,70 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_time_limit_leaves_what_was_measured(
     tmp_path: Path, dummy: type[Dummy], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = job(tmp_path, time_limit=3600.0)
-    assert "time_limit" not in "".join(made.cell.to_dict())
-    distil = cell._Run._distil
+    made = job(tmp_path, request={"time_limit": 3600.0})
+    assert "time_limit" not in "".join(made.distillation.to_dict())
+    step = Dummy.step
 
-    def until(self: Any, method: Dummy, *rest: Any) -> Any:
-        step = method.step
+    def late(method: Dummy) -> dict[str, Any]:
+        if method.done == 2 and (made.path / EVENTS).exists():  # in the measured steps
+            signal.setitimer(signal.ITIMER_REAL, 0)  # as it is when it has run down
+            signal.raise_signal(signal.SIGALRM)
+        return step(method)
 
-        def stop() -> dict[str, Any]:
-            if method.done == 2:
-                signal.setitimer(signal.ITIMER_REAL, 0)  # as it is when it has run down
-                signal.raise_signal(signal.SIGALRM)
-            return step()
-
-        method.step = stop  # type: ignore[method-assign]
-        return distil(self, method, *rest)
-
-    monkeypatch.setattr(cell._Run, "_distil", until)
-    found = cell.run(made)
-    assert found == record.load(made.record_path)
-    assert found["status"] == "timeout" and found["message"] == "the time limit of 1 h has passed"
-    assert found["cell"]["time_limit_seconds"] == 3600.0 and len(found["cost"]["step_seconds"]) == 1
-    assert found["cost"]["memory"]["meter"] is not None and found["cost"]["peak_live_bytes"] is not None
-    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+    monkeypatch.setattr(Dummy, "step", late)
+    distilled = run(made)
+    written, cost = distilled.record, distilled.record["cost"]
+    assert written["status"] == "timeout" and written["message"] == "the time limit of 1 h has passed"
+    assert written["time_limit_seconds"] == 3600.0 and len(cost["step_seconds"]) == 1
+    assert cost["memory"]["meter"] is not None and cost["peak_live_bytes"] is not None
+    assert {path.name for path in made.path.iterdir()} == {RECORD, EVENTS} and distilled.evaluations == ()
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_time_limit_that_does_not_strike_leaves_no_trace(tmp_path: Path, dummy: type[Dummy], quick: None) -> None:
-    limited, free = job(tmp_path, time_limit=3600.0), job(tmp_path)
-    assert limited.stem == free.stem
-    found = cell.run(limited)
-    assert found["status"] == "ok" and "time_limit_seconds" not in found["cell"]
+    limited, free = job(tmp_path, request={"time_limit": 3600.0}), job(tmp_path)
+    distilled = run(limited)
+    assert distilled.record["status"] == "ok" and distilled.record["time_limit_seconds"] is None
+    assert run(free) == distilled and limited.folder == free.folder
 
 
 def test_a_timeout_is_a_result_until_there_is_more_time(tmp_path: Path, dummy: type[Dummy]) -> None:
-    ran: list[Job] = []
-
-    def run(made: Job) -> record.Record:
-        ran.append(made)
-        return launch._failed(made, "timeout", "too long")
-
-    base = f"--methods dummy --dataset digits --budget smoke --width 4 --device cpu --no-random --output {tmp_path}"
-    for limit, runs in (("1h", 1), ("1h", 1), ("30min", 1), ("2h", 2), ("90min", 2), (None, 3)):
-        extra = ["--time-limit", limit] if limit else []
-        assert main([*base.split(), *extra], launch=run) == 0
-        assert len(ran) == runs, limit
+    made = dataclasses.replace(job(tmp_path), time_limit_seconds=3600.0)
+    written = record.new(made.identity, made.distillation.to_dict(), made.config, made.asked, {})
+    written["status"], written["time_limit_seconds"] = "timeout", 3600.0
+    for limit, again in ((3600.0, False), (1800.0, False), (7200.0, True), (None, True)):
+        reason = reason_to_distil(dataclasses.replace(made, time_limit_seconds=limit), written)
+        assert reason == ("" if again else None), limit
 
 
 def test_the_launcher_ends_a_cell_that_does_not_keep_its_time(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "COMMAND", ("sleep", "60"))
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.0)
-    made = job(tmp_path, time_limit=1e-3)
-    found = launch.launch(made)
-    assert found["status"] == "timeout" and found == record.load(made.record_path)
-    assert found["cell"]["time_limit_seconds"] == 1e-3
+    monkeypatch.setattr(local, "COMMAND", ("sleep", "60"))
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.0)
+    (made,) = local.launch([job(tmp_path, request={"time_limit": 1e-3})])
+    written = record.load(made.path / RECORD)
+    assert written["status"] == "timeout" and written["time_limit_seconds"] == 1e-3
 
 
 @pytest.mark.skipif(memory.host_bytes("VmRSS") is None, reason="the system does not tell the resident set")
 def test_memory_above_the_limit_is_out_of_memory(
     tmp_path: Path, dummy: type[Dummy], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free, made = job(tmp_path), job(tmp_path, memory_limit=64 * 2**20)
-    assert made.cell.memory_limit_bytes == 2**26 and made.stem != free.stem
-    step = Dummy.step
+    free, made = job(tmp_path), job(tmp_path, request={"memory_limit": 64 * 2**20})
+    assert made.distillation.memory_limit_bytes == 2**26 and made.folder != free.folder
 
     def hungry(self: Dummy) -> dict[str, Any]:
         kept = bytearray(b"x") * (256 * 2**20)
         while True:  # the watcher sees it
             assert kept
 
-    monkeypatch.setattr(Dummy, "step", hungry)
-    found = cell.run(made)
-    assert found == record.load(made.record_path)
-    assert found["status"] == "oom" and found["message"] == "more than the memory limit of 64 MiB"
-    monkeypatch.setattr(Dummy, "step", step)
-    assert cell.run(made)["status"] == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr(Dummy, "step", hungry)
+        written = run(made).record
+    assert written["status"] == "oom" and written["message"] == "more than the memory limit of 64 MiB"
+    assert written["cost"]["forecast_bytes"] is not None, "the forecast says whether it could be known"
+    assert run(dataclasses.replace(made, folder=str(tmp_path / "again"))).record["status"] == "ok"
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
@@ -272,8 +256,8 @@ def test_a_peak_that_nobody_saw_in_time_is_out_of_memory_too(
         return {**stop(self), "host_rss_bytes": 2**30}
 
     monkeypatch.setattr(memory.MemoryMeter, "stop", high)
-    found = cell.run(job(tmp_path, memory_limit=2**29))
-    assert found["status"] == "oom" and found["message"] == "1 GiB, more than the memory limit of 512 MiB"
+    written = run(job(tmp_path, request={"memory_limit": 2**29})).record
+    assert written["status"] == "oom" and written["message"] == "1 GiB, more than the memory limit of 512 MiB"
 
 
 def test_a_gpu_is_limited_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_the_check_of_a_device_that_is_not_there_is_one_line(device: str, capsys
 def test_the_check_says_what_is_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float, nvml: int, status: int
 ) -> None:
-    found: Memory = new({}, {}, {})["cost"]["memory"]
+    found: Memory = new("", {}, {}, {}, {})["cost"]["memory"]
     found |= {"meter": "nvml", "device_bytes": nvml * MIB, "host_rss_bytes": 1000 * MIB, "busy": "others"}
     monkeypatch.setattr(check, "measure", lambda device: (3.0, seconds, found))
     assert check.main(["--device", "cpu"]) == status

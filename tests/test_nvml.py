@@ -26,7 +26,7 @@ from harness.measure.energy import EnergyMeter
 from harness.measure.memory import MemoryMeter
 from harness.measure.nvml import Gpu, driver_version
 from tests.dummies import Dummy, dummy
-from tests.test_cell import job
+from tests.test_cell import job, run
 
 __all__ = ["dummy"]  # a fixture
 
@@ -506,6 +506,6 @@ def test_a_cell_on_a_gpu_has_its_numbers(
     monkeypatch.setattr(memory, "Sampler", kept)
     monkeypatch.setattr(Dummy, "step", costly)
     seconds = iter(range(10_000))
-    cost = cell.run(job(tmp_path, steps=4), lambda: float(next(seconds)))["cost"]
+    cost = run(job(tmp_path, steps=4), lambda: float(next(seconds))).record["cost"]
     assert cost["joules_per_step"] == 2.5
     assert (cost["memory"]["meter"], cost["memory"]["device_bytes"]) == ("nvml", 150 * MIB)
