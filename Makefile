@@ -36,7 +36,7 @@ demo: $(VENV)/.core
 smoke: $(VENV)/.core
 	rm -rf results/local/smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m harness.run --methods frepo,mtt,dc,dsa,dm,bptt,kip,herding --dataset digits \
-		--budget smoke --seeds 0,1 --output results/local/smoke
+		--budget smoke --output results/local/smoke
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

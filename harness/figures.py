@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.errors import UserError, printable
 from harness.command_line import end, exit_status
-from harness.report import read_folders
+from harness.report import folders_parser, read_folders
 from harness.reports import scaling
 from harness.reports.figures import write
 
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
 
 def _main(arguments: Sequence[str], program: str) -> int:
-    output, distilled, whole = read_folders(program, "Draw the figures of folders, and fit exponents.", arguments)
+    parser = folders_parser(program, "Draw the figures of folders, and fit exponents.")
+    output, distilled, whole = read_folders(parser, parser.parse(arguments))
     written = [*scaling.write(distilled, output), *write(distilled, output)]
     if not written:
         raise UserError(f"nothing in {output} to draw: no curves, and no iterations at several widths")

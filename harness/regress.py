@@ -19,7 +19,7 @@ from benchmarks.errors import UserError
 from harness.command_line import Parser, end, exit_status, file_path, finite
 from harness.records.files import write_texts
 from harness.records.record import RECORD, Distilled, read, read_all
-from harness.reports.regressions import Bounds, compare, flag, markdown
+from harness.reports.regressions import Bounds, compare, counters_alone, flag, markdown
 
 PROGRAM = "python -m harness.regress"
 
@@ -61,13 +61,21 @@ def _main(arguments: Sequence[str], program: str) -> int:
     )
     parser.add_argument("new", type=file_path, metavar="NEW", help="the same, measured later")
     parser.add_argument("--output", type=file_path, metavar="FILE", help="write the Markdown there as well")
+    parser.add_argument(
+        "--counters-only",
+        action="store_true",
+        help="compare statuses and counters alone, which are the same on every machine, whatever the device",
+    )
     for each in fields(Bounds):
         parser.add_argument(
             flag(each.name), type=finite, default=each.default, metavar="NUMBER", help=each.metadata["help"]
         )
     options = parser.parse(arguments)
     bounds = Bounds(**{each.name: getattr(options, each.name) for each in fields(Bounds)})
-    comparison = compare(read_side(options.baseline), read_side(options.new), bounds)
+    sides = [read_side(path) for path in (options.baseline, options.new)]
+    if options.counters_only:
+        sides = [list(map(counters_alone, side)) for side in sides]
+    comparison = compare(sides[0], sides[1], bounds)
     text = markdown(comparison)
     print(text, end="")
     if options.output is not None:

@@ -5,6 +5,8 @@ python -m harness.report results/local
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +45,25 @@ def show(distilled: Sequence[Distilled]) -> str:
     return "\n\n".join(screen(table) for table in tables(grouped(distilled)))
 
 
-def read_folders(program: str, description: str, arguments: Sequence[str]) -> tuple[Path, list[Distilled], bool]:
-    """What a command line names: where to write, the distillations in its folders, and whether no file is damaged.
+def page(folders: Sequence[Path], place: Path) -> str:
+    """A Markdown page in the folder ``place``: its notes, then the notes, tables and figures of each of ``folders``.
 
-    Each damaged file has a line on standard error. Raises UserError for no folder, and for one that is not there.
+    What no record knows stands in a file ``notes.md`` of a folder, and of ``place``.
     """
+
+    def text(path: Path) -> list[str]:
+        return [path.read_text(encoding="utf-8").strip()] if path.is_file() else []
+
+    parts = text(place / "notes.md")
+    for folder in folders:
+        pictures = [os.path.relpath(path, place).replace(os.sep, "/") for path in sorted(folder.glob("*.png"))]
+        parts += [f"## {folder.name}", *text(folder / "notes.md"), *text(folder / "table.md")]
+        parts += [*(f"![{Path(picture).stem}]({picture})" for picture in pictures), *text(folder / "scaling.md")]
+    return "\n\n".join(parts) + "\n"
+
+
+def folders_parser(program: str, description: str) -> Parser:
+    """The arguments of a command that reads folders of distillations."""
     parser = Parser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument(
         "folders", type=file_path, nargs="*", metavar="FOLDER", help="where distillations are, however deep"
@@ -55,9 +71,16 @@ def read_folders(program: str, description: str, arguments: Sequence[str]) -> tu
     parser.add_argument(
         "--output", type=file_path, metavar="FOLDER", help="where to write; by default the first FOLDER"
     )
-    options = parser.parse(arguments)
+    return parser
+
+
+def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], bool]:
+    """Where to write, the distillations in the folders of ``options``, and whether no file is damaged.
+
+    Each damaged file has a line on standard error. Raises UserError for no folder, and for one that is not there.
+    """
     if not options.folders:
-        raise UserError(f"no folder is given; for instance: {program} {DEFAULT_OUTPUT}")
+        raise UserError(f"no folder is given; for instance: {parser.prog} {DEFAULT_OUTPUT}")
     output = options.output or options.folders[0]
     for folder in (*options.folders, output):
         if not folder.is_dir():
@@ -80,9 +103,22 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
 
 def _main(arguments: Sequence[str], program: str) -> int:
-    output, distilled, whole = read_folders(program, "Make the tables of folders again.", arguments)
-    write(distilled, output)
-    print(show(distilled))
+    parser = folders_parser(program, "Make the tables of folders again.")
+    parser.add_argument(
+        "--page",
+        type=file_path,
+        metavar="FILE",
+        help="write a Markdown page as well, with the tables, figures and notes.md of every FOLDER",
+    )
+    options = parser.parse(arguments)
+    output, distilled, whole = read_folders(parser, options)
+    if options.page is None:
+        write(distilled, output)
+        print(show(distilled))
+    else:
+        for folder in options.folders:
+            write(read_all(folder)[0], folder)
+        write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
     return 0 if whole else 1
 
 

@@ -615,3 +615,17 @@ def test_a_cell_under_a_slower_clock_is_slower(
     assert verdicts(compare(slow, before))["seconds per step"] == "improved"
     assert main([str(tmp_path / "before"), str(tmp_path / "slow"), "--memory-bytes", "1e9"]) == 1
     assert "| **worse**" in capsys.readouterr().out
+
+
+def test_counters_alone_are_compared_between_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = made(), made()
+    after.record["provenance"] |= {"device": "another processor", "threads": 8}
+    after.record["cost"]["step_seconds"] = [9.0] * 100
+    less_accurate(after)
+    sides = [saved(tmp_path / name, each) for name, each in (("before", before), ("after", after))]
+    assert main(sides) == 2
+    assert main([*sides, "--counters-only"]) == 0
+    assert "peak live tensor bytes" in capsys.readouterr().out
+    extra_forward(after)
+    assert main([sides[0], saved(tmp_path / "more", after), "--counters-only"]) == 1
+    assert "**worse**" in capsys.readouterr().out

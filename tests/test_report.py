@@ -845,3 +845,17 @@ def test_claims_about_iterations_name_the_threads_where_they_differ(tmp_path: Pa
     text = written(records, tmp_path)
     assert "threads=1: an iteration of mtt takes 12.0× the time" in text
     assert "threads=2: an iteration of mtt takes 10.0× the time" in text
+
+
+def test_a_page_has_the_notes_and_tables_of_every_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "device/digits", made((0.5,)))
+    saved(tmp_path / "device/mnist", made((0.25,), dataset="mnist"))
+    (tmp_path / "notes.md").write_text("# All\n")
+    (tmp_path / "device/mnist/notes.md").write_text("Only in words.\n")
+    (tmp_path / "device/mnist/cost.png").write_bytes(b"")
+    folders = [str(tmp_path / "device" / name) for name in ("digits", "mnist")]
+    assert report.main([*folders, "--page", str(tmp_path / "README.md")]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert page.startswith("# All\n\n## digits\n\nBudget ") and page.endswith("![cost](device/mnist/cost.png)\n")
+    assert page.index("## mnist\n\nOnly in words.\n\nBudget ") < page.rindex("| mnist ")
+    assert page.count((tmp_path / "device/digits/table.md").read_text().strip()) == 1

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from benchmarks.errors import UserError
 from harness.records.record import Distilled, EvaluationRecord, Record
+from harness.records.record import new as new_record
 from harness.reports.groups import ACCURACY, IMMATERIAL, METERS, NONE, Group, Member, members, parted
 
 # scipy, and pandas with the renderings, are imported where they are used: --help must not wait for them.
@@ -132,13 +133,13 @@ class Cell:
     tested: Mapping[str, Group]
 
 
-def compare(baseline: Sequence[Distilled], new: Sequence[Distilled], bounds: Bounds | None = None) -> Comparison:
-    """What changed from ``baseline`` to ``new``.
+def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: Bounds | None = None) -> Comparison:
+    """What changed from ``baseline`` to ``later``, which texts call NEW.
 
     Raises UserError where either is empty, nothing was measured on the same device, or no cell is in both.
     """
     bounds = bounds or Bounds()
-    sides = {"BASELINE": _cells(baseline), "NEW": _cells(new)}
+    sides = {"BASELINE": _cells(baseline), "NEW": _cells(later)}
     for side, cells in sides.items():
         if not cells:
             raise UserError(f"no records in {side}")
@@ -172,6 +173,15 @@ def compare(baseline: Sequence[Distilled], new: Sequence[Distilled], bounds: Bou
         notes += _seeds(names[key], before[key].distilled, after[key].distilled)
     notes += _circumstances([before[key] for key in both], [after[key] for key in both])
     return Comparison(tuple(findings), (f"Measured on {'; '.join(sorted(common))}.", *notes))
+
+
+def counters_alone(distilled: Distilled) -> Distilled:
+    """``distilled`` with what does not depend on the machine: statuses and counters."""
+    record = distilled.record
+    cost = new_record("", {}, {}, {}, {})["cost"]
+    cost.update({name: record["cost"][name] for name in COUNTERS})  # type: ignore[typeddict-item, literal-required]
+    bare: Record = {**record, "cost": cost, "provenance": {"device": "any machine"}}
+    return Distilled(distilled.folder, bare)
 
 
 # --- which cells are the same -----------------------------------------------------------------------------------------
