@@ -207,7 +207,7 @@ class _Cell:
         if written["message"] is not None:
             written["message"] = printable(written["message"])
         if written["status"] != "ok" and "artifact" in written:  # the limit may strike after the set was written
-            written["artifact"] = None
+            written["artifact"] = None  # type: ignore[typeddict-unknown-key]
             _remove(self.job.path / SET, self.job.path / PICTURE)
         try:
             path.parent.mkdir(exist_ok=True)
