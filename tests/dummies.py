@@ -18,12 +18,12 @@ from methods.base import Method, Store, Synthetic
 
 @dataclass(frozen=True)
 class DummyConfig:
-    """Of a method that moves its images a little."""
+    """Settings of a method that moves its images a little."""
 
     lr: float = 0.1
     """How far."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Of nothing."""
+    """Numbers that nothing uses."""
     fail: Literal["no", "nan", "oom", "error", "user", "late"] = "no"
     """What goes wrong in a step (``late``: only at the end)."""
     entry: bool = False
