@@ -69,7 +69,6 @@ def test_every_requirement_is_pinned() -> None:
 
 def test_versions_are_the_supported_ones() -> None:
     assert PROJECT["requires-python"] == ">=3.11"
-    assert "torch>=2.11,<2.16" in PROJECT["dependencies"]
     assert pins()["torch"].startswith("2.13.")
 
 
