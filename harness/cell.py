@@ -158,9 +158,10 @@ class _Cell:
                 values = evaluation.run([synthetic], self.benchmark, job.distillation.seed, progress, count(written))
             finally:
                 progress.close()
-                written["busy"] = load_meter.stop()
+                written["busy"] = "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None
             seconds, before = self.clock.read() - started, written["values"]
-            numbers = _checked(values, evaluation_class, written)
+            missing = None if question.wanted is None else question.wanted - count(written)
+            numbers = _checked(values, evaluation_class, written, missing)
             written["cost"] = {"seconds": seconds + (written["cost"]["seconds"] or 0.0), **evaluation.cost}
             written["values"] = {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers}
         return written
@@ -264,13 +265,24 @@ class _Progress:
 
 
 def _checked(
-    values: Mapping[str, Sequence[float]], evaluation: type[Evaluation], written: EvaluationRecord
+    values: Mapping[str, Sequence[float]],
+    evaluation: type[Evaluation],
+    written: EvaluationRecord,
+    missing: int | None,
 ) -> dict[str, list[float]]:
-    """``values``, which ``evaluation`` returned. Raises UserError for those that a record or a table cannot hold."""
+    """``values``, which ``evaluation`` returned. Raises UserError for those that a record or a table cannot hold.
+
+    ``missing``: how many of each were asked for; None: any number.
+    """
     numbers = {name: list(map(float, series)) for name, series in values.items()}
     if unknown := sorted(numbers.keys() - evaluation.quantities.keys()):
         known = ", ".join(evaluation.quantities)
         raise UserError(f"{written['evaluation']} returned {', '.join(unknown)}; its quantities are {known}")
+    for name, series in numbers.items():
+        if series and missing is not None and len(series) != missing:
+            raise UserError(
+                f"{written['evaluation']} returned {len(series)} values of {name}; asked for were {missing}"
+            )
     if problem := record.evaluation_problem({**written, "status": "ok", "values": numbers}):
         raise UserError(f"{written['evaluation']} returned what no record holds: {problem}")
     return numbers

@@ -78,10 +78,10 @@ def distil_by_turns(
     distilling = [_Distilling(*each, clock, meter) for each in zip(jobs, records, benchmarks, strict=True)]
     for each in distilling:
         each.prepare_and_count()
-    methods = {each.job.distillation.method: each.method() for each in distilling}
+    prepared = {each.job.distillation.method: each.method() for each in distilling}
     seconds = sum(each.job.distillation.seconds or 0.0 for each in distilling)
     with distilling[0].beside("distilling"):
-        samples = interleaved(methods, clock, seconds)
+        samples = interleaved(prepared, clock, seconds)
     for record, own in zip(records, samples.values(), strict=True):
         record["cost"]["step_seconds"] = own
 
@@ -124,7 +124,7 @@ class _Distilling:
     def run(self) -> Synthetic:
         distillation, device = self.job.distillation, self.benchmark.task.device
         if not self.method_class.iterative:
-            with self.beside("preparing"):
+            with memory_limit(distillation.memory_limit_bytes, device), self.beside("preparing"):
                 method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
             return self._checked_set(method.synthetic(), "after prepare()")
         cycle, step_seconds = self.prepare_and_count()

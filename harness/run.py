@@ -137,7 +137,11 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     Returns the exit status. Raises UserError, and runs nothing, while another run works in ``output``, and where a
     record there is of a newer version of the suite.
     """
-    with only_runner(output, jobs[0].command if jobs else PROGRAM):
+    with contextlib.ExitStack() as stack:
+        # A folder below ``output`` may be that of another run.
+        parents = {folder.resolve(): folder for folder in (*(job.path.parent for job in jobs), output)}
+        for folder in parents.values():
+            stack.enter_context(only_runner(folder, jobs[0].command if jobs else PROGRAM))
         record.refuse_newer(output)
         _finish_exchange(output)
         run = _Run(jobs, output, force=force)
@@ -219,6 +223,11 @@ class _Run:
             self.stopped = BY_USER
         except UserError as error:
             self.stopped = f"stopped, as {error}"
+        except BrokenPipeError:  # nobody reads what we say
+            raise
+        except OSError as error:  # such as a full disk, or no room for another process
+            place = "" if error.filename is None else f"{error.filename}: "
+            self.stopped = f"stopped, as {printable(place)}{error.strerror or error}"
         shutil.rmtree(self.output / AGAIN, ignore_errors=True)
 
     def distilled(self) -> list[Distilled]:
@@ -370,9 +379,9 @@ def _answer(answer: EvaluationRecord) -> str:
     for name, values in answer["values"].items():
         quantity = quantities[name]
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
-        mean, std = record.summarise(values) if quantity.against is None else (values[-1], None)
-        spread = "" if std is None else f" ± {scale * std:.2f}"
-        parts.append(f"{title} {scale * (mean or 0.0):.2f}{spread}{unit}")
+        mean, std = record.summarise(values if quantity.against is None else values[-1:])
+        if mean is not None:
+            parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
     return f"{', '.join(parts)}, n = {count(answer)}"
 
 

@@ -201,6 +201,16 @@ def test_values_are_the_same_in_the_cell_that_distilled_and_later_from_disk(tmp_
     assert later["values"] == together["values"] and later["identity"] == together["identity"]
 
 
+def test_work_beside_any_part_of_an_answer_is_told(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for networks, words in ((2, "busy first"), (3, "then"), (4, None)):
+        meter = type("Meter", (), {"__init__": lambda self, threads: None, "stop": lambda self, words=words: words})
+        monkeypatch.setattr(cell, "LoadMeter", meter)
+        answer = accuracy(run(job(tmp_path, request={"networks_evaluated": networks})))
+    assert answer["busy"] == "busy first; then"
+
+
 def test_values_of_another_machine_are_not_continued(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,7 +637,7 @@ def test_a_number_that_is_not_finite_does_not_end_a_cost_cell(
     written = distilled.record
     assert written["status"] == "ok" and written["cost"]["step_seconds"] == [0.5] * 4
     assert words in str(written["message"]) and str(written["message"]).endswith("costs as much as a finite number")
-    assert (written["artifact"] is None) == (not distilled.set_path.exists()) == (fail == "late")
+    assert written["artifact"] is None and not distilled.set_path.exists()
     assert run(made) == distilled, "it is done"
 
 
@@ -898,6 +908,17 @@ def test_a_process_that_dies_has_a_record(
     written = launched(made).record
     assert written["status"] == "error" and written["message"] == message and written["identity"] == made.identity
     assert run(made).record["status"] == "ok", "an error is no result"
+
+
+def test_all_methods_of_a_process_that_dies_have_a_record(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, KILLED)
+    made, other = (job(tmp_path, request=COST, seed=seed) for seed in (0, 1))
+    together = dataclasses.replace(made, beside=(other,))
+    launched(together)
+    messages = {record.read(each.path).record["message"] for each in (made, other)}
+    assert messages == {"the process was ended by SIGKILL"}
 
 
 def test_a_process_that_dies_in_an_evaluation_leaves_the_distillation_as_it_is(

@@ -25,6 +25,7 @@ from harness.evaluations.base import Evaluation, Progress, Quantity
 from harness.measure import memory
 from harness.plan.jobs import Job
 from harness.records import artifact, record
+from harness.records.files import only_runner
 from harness.records.record import RECORD, SET, Distilled
 from methods.base import Synthetic
 from tests.test_artifact import digits, some_set
@@ -166,6 +167,21 @@ def test_sets_that_cannot_be_asked_are_named(results: Path, capsys: pytest.Captu
     assert "no set in" in capsys.readouterr().err
 
 
+def test_an_answer_of_a_newer_version_is_refused_and_stays(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((results / "common").rglob("accuracy-*.json"))
+    newer = json.dumps({**json.loads(path.read_text()), "schema": 99})
+    path.write_text(newer)
+    assert main(results, "--evaluate-steps", 2) == 2
+    assert f"{path} was written by a newer version" in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_text() == newer and not list(results.rglob("*.damaged*"))
+
+
+def test_a_run_in_a_folder_below_keeps_others_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_runner(results / "common", "a run"):
+        assert main(results, "--evaluate-steps", 3) == 2
+    assert f"error: {results / 'common'} is in use by process" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["", SET])
 def test_one_distillation_alone(name: str, results: Path) -> None:
     first, second = sorted((results / "common").glob("*/"))
@@ -286,7 +302,7 @@ def test_a_question_without_a_protocol_is_asked_of_every_set(
     [
         ("--probe.name other", "probe returned other; its quantities are rate, accuracy_of_it"),
         ("--probe.name accuracy_of_it --probe.rate 75", "values.accuracy_of_it is out of range"),
-        ("--probe.rate 1e301", "values.rate is not a list of numbers"),
+        ("--probe.rate 1e301", "values.rate.0 is not a number"),
     ],
 )
 def test_values_that_cannot_be_shown_are_an_error(

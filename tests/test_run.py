@@ -43,6 +43,7 @@ from harness.records.record import EVALUATIONS, LOG, RECORD, SET, Distilled
 from harness.run import main
 from methods.base import Synthetic
 from methods.mtt import MTT
+from tests.builders import TurnedConfig
 from tests.dummies import Dummy, DummyConfig, dummy
 
 __all__ = ["dummy"]  # a fixture
@@ -343,6 +344,12 @@ def test_points_of_a_curve_that_are_asked_for_later_need_the_sets_on_the_way(
     assert answer.items() <= bytes_of(after.folder).items(), "the last set is the same, and so is its answer"
     for extra in ("--curve-points 2", ""):
         assert main(command(tmp_path, extra, ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
+    (after.folder / after.record["snapshots"][0]["name"]).write_bytes(b"altered")
+    capsys.readouterr()
+    assert main(command(tmp_path, "--curve-points 2", ALONE), launcher=in_process) == 0
+    assert "is not as it was written: it is distilled again" in capsys.readouterr().err
+    snapshots = [each.record["snapshots"] for each in (after, *read(tmp_path))]
+    assert len({tuple(snapshot["sha256"] for snapshot in each) for each in snapshots}) == 1
 
 
 # What it keeps
@@ -565,6 +572,19 @@ def test_a_cell_without_a_record_stops_the_run_and_its_launcher(
     assert last.startswith("stopped, as ") and "has no record, or one that cannot be read: 1 of 4 cells are" in last
 
 
+def test_files_that_cannot_be_read_stop_the_run_with_its_table(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a copy")
+
+    assert main(command(tmp_path), launcher=Pretending()) == 0
+    monkeypatch.setattr(shutil, "copytree", full)
+    assert main(command(tmp_path, "--force"), launcher=(launcher := Pretending())) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("stopped, as a copy: No space left on device: 0 of 4 cells are done") and not launcher.jobs
+
+
 def test_interrupted_and_uninterrupted_runs_give_the_same_bytes(
     tmp_path: Path, dummy: type[Dummy], quick: None
 ) -> None:
@@ -740,6 +760,26 @@ def test_evaluations_have_typed_options_and_columns(
     assert main(command(tmp_path, asked, ALONE), launcher=(skipped := Pretending())) == 0 and skipped.jobs == []
     assert main(command(tmp_path, asked.replace("2", "3"), ALONE), launcher=(again := Pretending())) == 0
     assert again.answered == ["accuracy", "brightness"], "one grows, the other asks another question"
+
+
+def test_a_series_without_values_is_left_out_and_values_that_grow_are_as_many_as_asked_for(
+    tmp_path: Path,
+    dummy: type[Dummy],
+    quick: None,
+    brightness: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    series = Quantity("kept", percent=False, against="class")
+    monkeypatch.setattr(Brightness, "quantities", {**Brightness.quantities, "kept": series, "more": series})
+    monkeypatch.setattr(Brightness, "run", lambda *_: {"brightness": [1.0], "kept": [], "more": [2.0, 3.0]})
+    asked = command(tmp_path, "--evaluations brightness", ALONE)
+    assert main(asked, launcher=in_process) == 0
+    assert "brightness 1.00, kept 3.00, n = 2" in capsys.readouterr().err
+    monkeypatch.setattr(Brightness, "grows", "networks")
+    monkeypatch.setattr(Brightness, "Config", TurnedConfig)
+    assert main(asked, launcher=in_process) == 1
+    assert "brightness returned 1 values of brightness; asked for were 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -1009,6 +1049,7 @@ def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
         ("--methods frepo --dataset digits --seconds 0", "--seconds must be a positive number"),
         ("--methods frepo --dataset digits --seconds nan", "--seconds: expected a finite number, not 'nan'"),
         ("--methods frepo --dataset digits --seconds 3 --steps 3", "exclude each other"),
+        ("--methods frepo --dataset digits --budget cost --interleave --steps 3", "give --seconds instead of --steps"),
         ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
         ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
         ("--methods frepo --dataset digits --evaluate-steps 0", "--evaluate-steps must be at least 1"),

@@ -63,16 +63,20 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
         code = None
     finally:
         _stop(process)
+    failed: tuple[Status, str]
     if code is None:
-        _fail(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
+        failed = "timeout", f"the time limit of {show_seconds(limit or 0)} has passed"
     elif code == -signal.SIGKILL and _out_of_memory_kills() > kills:
-        _fail(job, "oom", "the kernel killed the process for want of memory")
+        failed = "oom", "the kernel killed the process for want of memory"
     elif code < 0:
-        _fail(job, "error", f"the process was ended by {signal.Signals(-code).name}")
+        failed = "error", f"the process was ended by {signal.Signals(-code).name}"
     elif code > 0:
-        _fail(job, "error", f"the process ended with status {code}; its messages are above")
-    elif existing(job) is None:
-        _fail(job, "error", "the process ended without a record")
+        failed = "error", f"the process ended with status {code}; its messages are above"
+    else:
+        failed = "error", "the process ended without a record"
+    for each in (job, *job.beside):
+        if code != 0 or existing(each) is None:
+            _fail(each, *failed)
 
 
 def _start() -> subprocess.Popen[bytes]:

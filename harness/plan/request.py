@@ -194,6 +194,8 @@ class Request(Evaluating):
             raise UserError("--seconds-include-prepare means nothing without --seconds")
         if self.interleave and self.budget != COST:
             raise UserError("--interleave times steps alone: it needs --budget cost")
+        if self.interleave and self.steps is not None:
+            raise UserError("--interleave takes steps for a time: give --seconds instead of --steps")
         if self.budget == COST:
             for name in EVALUATION_FIELDS:
                 if getattr(self, name):
