@@ -56,6 +56,21 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{other} and {flag} mean the same: leave one of them out")
 
 
+def long_parser(program: str, usage: str, description: str, epilog: str) -> Parser:
+    """A parser whose help has tables, and is no command of its own: what stands beside ``--help`` counts."""
+    parser = Parser(
+        prog=program,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    return parser
+
+
 def whole(text: str) -> int:
     """A whole number on the command line."""
     try:

@@ -29,8 +29,7 @@ from harness.measure.energy import EnergyMeter
 from harness.measure.interleave import interleaved
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
-from harness.plan.jobs import Distillation, Job
-from harness.plan.planning import tuples
+from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact
 from harness.records.record import EVENTS, SNAPSHOTS, Record
@@ -97,7 +96,7 @@ class _Distilling:
     def __post_init__(self) -> None:
         distillation = self.job.distillation
         self.method_class = methods.get(distillation.method)
-        self.config = self.method_class.Config(**{name: tuples(value) for name, value in self.job.config.items()})
+        self.config = from_json(self.method_class.Config, self.job.config)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
         machine = [self.record["provenance"][name] for name in ("device", "threads", "environment", "torch")]
         key = _store_key(self.benchmark, distillation)
@@ -203,7 +202,7 @@ class _Distilling:
         begin = self.clock.read()
         method = make()
         # What follows from the task is resolved by now.
-        self.record["resolved"] = json.loads(json.dumps(dataclasses.asdict(method.config)))
+        self.record["resolved"] = as_json(method.config)
         method.prepare(self.store)
         cost["prepare_seconds"] = self.clock.read() - begin + sum(self.store.cached.values())
         cost["prepare_cached"] = len(self.store.cached)

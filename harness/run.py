@@ -17,9 +17,8 @@ import shlex
 import shutil
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,14 @@ from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status
+from harness.command_line import Parser, end, exit_status, long_parser
 from harness.launch.local import Launcher, started
 from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
 from harness.plan.options import describe, split
 from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
-from harness.plan.planning import merged, plan, resolve, unpublished
+from harness.plan.planning import check_writable, merged, plan, resolve, unpublished
 from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
 from harness.records.files import only_runner
@@ -47,31 +46,24 @@ BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
 AGAIN = ".again"
 """The folder inside the output where a set is distilled that is there already."""
-ROOM_BYTES = 2**16
-"""A record is smaller."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
 def _parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage=f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
+    parser = long_parser(
+        program,
+        f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
         f"       {program} --experiment NAME --dataset NAMES [options]",
-        description="Distil data sets, measure what it costs, test what it gives. "
-        "A plural takes a comma list; lists make a grid.",
-        epilog=f"methods     {', '.join(methods.names())}\n"
+        "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
+        f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
         f"networks    {', '.join(NETWORKS)}\n"
         f"evaluations {', '.join(evaluations.names())}\n"
         f"experiments {', '.join(EXPERIMENTS)}\n\n"
         "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER;\n"
         "--evaluations NAMES --help those of evaluations.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
-        add_help=False,
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-h", "--help", action="store_true", help="this text")
     add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
     add("--experiment", metavar="NAME", help="a named request, with figures at the end; any other flag overrides")
     add_flags(parser, Request)
@@ -150,7 +142,7 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
-        say(f"{run.stopped}: {len(run.done)} of {len(jobs)} cells are done and kept in {output}; the same command{on}")
+        say(f"{run.stopped}; {len(run.done)} of {len(jobs)} cells are done and kept in {output}; the same command{on}")
         return 130 if run.stopped == BY_USER else 1
     return 0 if written and not run.failed else 1
 
@@ -240,7 +232,7 @@ class _Run:
             place = f"[{number}/{len(self.jobs)}] {job}"
             before = existing(job)
             reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
-            distils = any(reason is not None for reason in reasons)
+            distils = before is None or any(reason is not None for reason in reasons)
             if before is not None and not distils:
                 left = list(asks(job, before))
                 if not left:
@@ -253,9 +245,7 @@ class _Run:
                 say(place)
                 for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
-            if problem := _unwritable(self.output):
-                self.stopped = f"stopped, as {self.output} cannot be written ({problem})"
-                return
+            check_writable(self.output, "the folder")
             if distils:
                 first, *others = map(self._apart, (job, *job.beside))
                 job = dataclasses.replace(first, beside=tuple(others))
@@ -340,18 +330,6 @@ def _stays(before: Record, after: Record) -> bool:
     return before["status"] == "ok" or (before["status"] in FINAL and after["status"] not in FINAL)
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be written into ``folder``, such as a full disk; None: it can."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return error.strerror
-    return None
-
-
 def _where(before: Record) -> str:
     """Device and, of a processor, threads: neither is in the name of a record, so another's is not measured again."""
     measured = before["provenance"]
@@ -420,19 +398,18 @@ def _hyperparameters(parsed: argparse.Namespace) -> str:
 
 def _listing() -> str:
     """Methods with citation and native protocol, data sets, networks, evaluations, protocols."""
-    cited = {}
-    for name in methods.names():
-        try:
-            method = methods.get(name)
-            cited[name] = f"{_citation(method)} [protocol {method.PROTOCOL}]"
-        except UserError as error:  # one package that is broken does not hide the others
-            cited[name] = printable(str(error))
-    asked = {}
-    for name in evaluations.names():
-        try:
-            asked[name] = " ".join((evaluations.get(name).__doc__ or "").split())
-        except UserError as error:
-            asked[name] = printable(str(error))
+
+    def described(registry: Any, words: Callable[[Any], str]) -> dict[str, str]:
+        texts = {}
+        for name in registry.names():
+            try:
+                texts[name] = words(registry.get(name))
+            except UserError as error:  # one package that is broken does not hide the others
+                texts[name] = printable(str(error))
+        return texts
+
+    cited = described(methods, lambda method: f"{_citation(method)} [protocol {method.PROTOCOL}]")
+    asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
     lines = ["methods", *_columns(cited)]
     lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
     lines += ["networks", *(f"  {name}" for name in NETWORKS)]

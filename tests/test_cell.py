@@ -218,7 +218,7 @@ def test_values_of_another_machine_are_not_continued(
     answer = accuracy(run(made))
     (path,) = (made.path / "evaluations").iterdir()
     record.write({**answer, "values": {"accuracy": [0.0, 0.0]}}, path)
-    monkeypatch.setattr(cell, "device_name", lambda device: "another processor")
+    monkeypatch.setattr(provenance, "device_name", lambda device: "another processor")
     more = accuracy(run(job(tmp_path, request={"networks_evaluated": 3})))
     assert more["values"]["accuracy"][:2] == answer["values"]["accuracy"]
 
@@ -660,12 +660,12 @@ def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: typ
     assert second["prepare_seconds"] == 2.0
 
 
-@pytest.mark.parametrize(("where", "what"), [(cell, "device_name"), (provenance, "_version")])
+@pytest.mark.parametrize("what", ["device_name", "_version"])
 def test_another_machine_lends_neither_its_entries_nor_its_seconds(
-    where: Any, what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+    what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
-        monkeypatch.setattr(where, what, lambda _, name=name: f"processor or version {name}")
+        monkeypatch.setattr(provenance, what, lambda _, name=name: f"processor or version {name}")
         written = run(job(tmp_path / name, config={"entry": True}), Ticks()).record
         assert written["status"] == "ok" and written["cost"]["prepare_cached"] == 0
 

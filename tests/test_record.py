@@ -301,7 +301,7 @@ def test_code_that_is_not_committed_is_dirty_and_results_are_not(
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "harness" / "records" / "provenance.py"))
 
     def dirty() -> object:
-        return provenance.provenance("", device="cpu", fingerprint=None)["dirty"]
+        return provenance.provenance("", "cpu", "")["dirty"]
 
     (tmp_path / "results" / "new.json").write_text("")
     (tmp_path / "results" / "a.py").write_text("changed")

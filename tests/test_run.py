@@ -85,7 +85,7 @@ class Pretending:
 
     def _run(self, job: Job) -> None:
         job.path.mkdir(parents=True, exist_ok=True)
-        made, known = existing(job), provenance("", device="a cpu", fingerprint=None)
+        made, known = existing(job), provenance("", "cpu", "")
         if made is None or reason_to_distil(job, made) is not None:
             made = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, known)
             made["status"], made["curve_points"] = self.status, job.curve_points
@@ -523,8 +523,8 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
     assert main(command(tmp_path), launcher=(launcher := Pretending(after={1: fill}))) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"stopped, as {tmp_path} cannot be written (No space left on device): 2 of 4 cells are done and kept in "
-        f"{tmp_path}; the same command goes on with the next"
+        f"stopped, as the folder {tmp_path} cannot be written (No space left on device): name another folder; 2 of 4 "
+        f"cells are done and kept in {tmp_path}; the same command goes on with the next"
     )
     assert len(launcher.jobs) == len(folders(tmp_path)) == 2
     monkeypatch.undo()
@@ -569,7 +569,7 @@ def test_a_cell_without_a_record_stops_the_run_and_its_launcher(
     assert main(command(tmp_path), launcher=launcher) == 1
     assert ended == [True] and (tmp_path / "table.md").exists()
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("stopped, as ") and "has no record, or one that cannot be read: 1 of 4 cells are" in last
+    assert last.startswith("stopped, as ") and "has no record, or one that cannot be read; 1 of 4 cells are" in last
 
 
 def test_files_that_cannot_be_read_stop_the_run_with_its_table(
@@ -582,7 +582,7 @@ def test_files_that_cannot_be_read_stop_the_run_with_its_table(
     monkeypatch.setattr(shutil, "copytree", full)
     assert main(command(tmp_path, "--force"), launcher=(launcher := Pretending())) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("stopped, as a copy: No space left on device: 0 of 4 cells are done") and not launcher.jobs
+    assert last.startswith("stopped, as a copy: No space left on device; 0 of 4 cells are done") and not launcher.jobs
 
 
 def test_interrupted_and_uninterrupted_runs_give_the_same_bytes(

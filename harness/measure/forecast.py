@@ -34,8 +34,7 @@ from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
-from harness.plan.jobs import Distillation, Job
-from harness.plan.planning import tuples
+from harness.plan.jobs import Distillation, Job, from_json
 from harness.progress import Progress
 from methods.base import Method
 
@@ -136,7 +135,7 @@ def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawD
     if not method_class.iterative:
         raise UserError(f"{distillation.method} has no steps to forecast")
     shorter = method_class.BUDGETS.get("forecast", method_class.BUDGETS.get("cost", {}))
-    resolved = method_class.Config(**{name: tuples(value) for name, value in {**config, **shorter}.items()})
+    resolved = from_json(method_class.Config, {**config, **shorter})
     with _fakes(device) as fake:
         task = _task(distillation, raw, device)
 

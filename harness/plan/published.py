@@ -27,7 +27,7 @@ from harness.records import artifact, importers, record
 from harness.records.artifact import Artifact
 from harness.records.class_orders import ClassOrder, class_order, own_order
 from harness.records.importers import Imported
-from harness.records.provenance import device_name, provenance
+from harness.records.provenance import provenance
 from harness.records.record import RECORD, SET
 from methods.base import Synthetic
 from methods.checks import check_synthetic
@@ -190,8 +190,7 @@ def _fitted(
 def _write(job: Job, synthetic: Synthetic, benchmark: Benchmark, about: dict[str, Any]) -> None:
     """The folder of a set that was distilled elsewhere. ``about``: where it comes from, for the provenance."""
     job.path.mkdir(parents=True, exist_ok=True)
-    known = provenance(job.command, device=device_name("cpu"), fingerprint=job.distillation.data_fingerprint)
-    known |= {"threads": torch.get_num_threads(), **about}
+    known = provenance(job.command, "cpu", job.distillation.data_fingerprint) | about
     written = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, known)
     digest = artifact.save(
         job.path / SET, synthetic, benchmark, distillation=written["distillation"], config=job.config

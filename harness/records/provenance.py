@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.measure.nvml import driver_version
+
 ENVIRONMENT = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "TORCH_", "PYTORCH_", "CUBLAS_", "CUDNN_"),
     *("NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
@@ -19,18 +21,21 @@ ENVIRONMENT = (
 
 
 def provenance(
-    command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
+    command: str, device: str, fingerprint: str, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
+    """What is measured with in this process, or in one that has the ``environment`` and else is like this one."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
     return {
         **_commit(),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "threads": None,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
         "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
-        "driver": None,
-        "cuda": None,
+        "driver": driver_version() if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
         "torch": _version("torch"),
         "torchvision": _version("torchvision"),
         "frepo_bench": _version("frepo-bench"),
