@@ -16,7 +16,8 @@ import functools
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,7 +69,7 @@ def forecast_bytes(job: Job) -> int | None:
 
 def data_bytes(job: Job) -> int:
     """What the images and labels, training and test, take on the device."""
-    raw = _raw(job)
+    raw = _read(job.source, job.data_root, job.cache, job.distillation.image_size)
     pixels = (raw.train_images.numel() + raw.test_images.numel()) * getattr(torch, job.distillation.dtype).itemsize
     return int(pixels + raw.train_labels.nbytes + raw.test_labels.nbytes)
 
@@ -105,16 +106,12 @@ def _row(job: Job, room: int | None) -> list[str]:
     ]
     data = data_bytes(job)
     try:
-        found = forecast(job)
+        counted = forecast(job)
     except UserError as error:
         return [*row, *["–"] * 4, show_bytes(data), str(error)]
-    fits = "?" if room is None else "yes" if found.peak_live_bytes + data <= room else "no"
-    costs = f"{found.flops / 1e9:.3g}", show_bytes(found.saved_bytes), show_bytes(found.peak_live_bytes)
-    return [*row, f"{found.parameters:,}", *costs, show_bytes(data), fits]
-
-
-def _raw(job: Job) -> RawData:
-    return _read(job.source, job.data_root, job.cache, job.distillation.image_size)
+    fits = "?" if room is None else "yes" if counted.peak_live_bytes + data <= room else "no"
+    costs = f"{counted.flops / 1e9:.3g}", show_bytes(counted.saved_bytes), show_bytes(counted.peak_live_bytes)
+    return [*row, f"{counted.parameters:,}", *costs, show_bytes(data), fits]
 
 
 @functools.cache
@@ -153,14 +150,9 @@ def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawD
 
 def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Task:
     channels, height, width = raw.train_images.shape[1:]
-    name, norm, dtype = (
-        cast(Any, distillation.network),
-        cast(Any, distillation.norm),
-        getattr(torch, distillation.dtype),
-    )
-    spec = NetworkSpec(
-        name, channels, (height, width), len(raw.class_names), distillation.width, distillation.depth, norm
-    )
+    name, norm = cast(Any, distillation.network), cast(Any, distillation.norm)
+    size, classes, dtype = (height, width), len(raw.class_names), getattr(torch, distillation.dtype)
+    spec = NetworkSpec(name, channels, size, classes, distillation.width, distillation.depth, norm)
     return _Task(
         images=torch.empty(raw.train_images.shape, dtype=dtype, device=device),
         labels=raw.train_labels.to(device),
@@ -183,28 +175,19 @@ class _Task(Task):
         return list(torch.split(self.classes.argsort(stable=True), counts))
 
 
-class _Store(MutableMapping[str, Mapping[str, Tensor]]):
+class _Store(UserDict[str, Any]):
     """Keeps shapes, and makes fake tensors of them."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
         self._fake = fake
-        self._entries: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {}
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         with self._fake:
-            return {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in self._entries[name].items()}
+            return {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in self.data[name].items()}
 
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self._entries[name] = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
-
-    def __delitem__(self, name: str) -> None:
-        del self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        self.data[name] = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
 
 
 @contextlib.contextmanager
@@ -240,11 +223,13 @@ class _Fakes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(tensors_in((*args, *kwargs.values())))
+        arguments = list(tensors_in((*args, *kwargs.values())))
         device = kwargs.get("device")
-        if not all(_is_real(tensor) for tensor in given) or (device is not None and torch.device(device).type != "cpu"):
+        if not all(_is_real(tensor) for tensor in arguments) or (
+            device is not None and torch.device(device).type != "cpu"
+        ):
             return self._fake(func, args, kwargs)
-        if not given:
+        if not arguments:
             made = func(*args, **kwargs)  # its shape and type; no random number is drawn
             if not (isinstance(made, Tensor) and _stays_real(made)):
                 return made

@@ -46,16 +46,16 @@ class Gpu:
 
     def find(self, uuid: str) -> None:
         """Take the device that CUDA calls ``uuid``, with or without the prefix that NVML gives it."""
-        found = [device for device in self._devices if _bare(device.uuid) == _bare(uuid)]
-        if instances := [device for device in self._devices if found and device.parent == found[0].uuid]:
+        fitting = [device for device in self._devices if _bare(device.uuid) == _bare(uuid)]
+        if instances := [device for device in self._devices if fitting and device.parent == fitting[0].uuid]:
             # An older CUDA names the whole GPU where the process has one instance of it, whose memory alone is ours.
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
             chosen = [device for device in instances if visible.startswith("MIG-") and device.uuid.startswith(visible)]
-            found = chosen or instances
-        if len(found) == 1:
-            self.device = found[0]
+            fitting = chosen or instances
+        if len(fitting) == 1:
+            self.device = fitting[0]
         elif not self.missing:
-            self.missing = f"NVML: {len(found) or 'no'} devices fit the UUID {uuid}"
+            self.missing = f"NVML: {len(fitting) or 'no'} devices fit the UUID {uuid}"
 
     def used(self) -> int | None:
         """Bytes in use on the device, by whomever, without those that the driver keeps for itself if it tells them."""
@@ -134,8 +134,8 @@ def _used(nvml: Any, handle: Any, *, tells_reserved: bool) -> int:
 
 
 def _processes(nvml: Any, handle: Any) -> int | None:
-    found = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
-    return None if found is None else len(found)
+    processes = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    return None if processes is None else len(processes)
 
 
 def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
