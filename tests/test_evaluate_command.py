@@ -6,10 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,38 +17,26 @@ import torch
 from PIL import Image
 
 from benchmarks import PREPROCESSINGS
-from benchmarks.datasets import Benchmark, load_raw
+from benchmarks.datasets import load_raw
 from benchmarks.preprocess import fit
-from harness import cell, evaluate, evaluations, run
+from harness import evaluate, run
 from harness.evaluations import training
-from harness.evaluations.base import Evaluation, Progress, Quantity
-from harness.measure import memory
-from harness.plan.jobs import Job
 from harness.records import artifact, record
 from harness.records.files import only_runner
-from harness.records.record import RECORD, SET, Distilled
+from harness.records.record import RECORD, SET
 from methods.base import Synthetic
+from tests.builders import all_in, in_process, probe, quick
 from tests.test_artifact import digits, some_set
 from tests.test_importers import CENTRED, CLASSES, IPC, NAMES, SHAPE, dc, mtt
 
+__all__ = ["probe", "quick"]  # fixtures
+pytestmark = pytest.mark.usefixtures("quick")
 FAST = ["--budget", "smoke", "--evaluate-steps", "2", "--networks-evaluated", "1", "--device", "cpu"]
 DISTIL = ["--methods", "random_real", "--width", "4", *FAST]
 
 
-def here(jobs: Iterable[Job]) -> Iterator[Job]:
-    """A launcher that runs the jobs in this process."""
-    for job in jobs:
-        cell.run(job)
-        yield job
-
-
 def main(*words: object) -> int:
-    return evaluate.main([str(word) for word in words], launcher=here)
-
-
-@pytest.fixture(autouse=True)
-def _keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "release", lambda: None)  # it takes half a second for each job in one process
+    return evaluate.main([str(word) for word in words], launcher=in_process)
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +45,13 @@ def distilled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("results")
     common = ["--protocol", "common", "--seeds", "0,1"]
     for output, more in ((root / "common", common), (root / "deep/er/native", [])):
-        assert run.main([*DISTIL, "--dataset", "digits", *more, "--output", str(output)], launcher=here) == 0
+        assert run.main([*DISTIL, "--dataset", "digits", *more, "--output", str(output)], launcher=in_process) == 0
     return root
 
 
 @pytest.fixture
 def results(distilled_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(distilled_once, tmp_path / "results"))
-
-
-def all_in(root: Path) -> list[Distilled]:
-    distilled, damaged = record.read_all(root)
-    assert not damaged
-    return distilled
 
 
 def contents(root: Path, pattern: str) -> dict[Path, bytes]:
@@ -212,7 +194,7 @@ def images(folder: Path, colour: int) -> str:
 
 def test_an_image_folder_may_have_moved_but_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = images(tmp_path / "here/pets", 50), tmp_path / "out"
-    assert run.main([*DISTIL, "--dataset", source, "--output", str(output)], launcher=here) == 0
+    assert run.main([*DISTIL, "--dataset", source, "--output", str(output)], launcher=in_process) == 0
     (tmp_path / "here").rename(tmp_path / "there")
     ask = (output, "--evaluate-steps", 3)
     assert main(*ask) == 2
@@ -249,39 +231,6 @@ def test_a_bad_request_about_a_folder(
     *left_out, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ") and said in last
     assert all(": left out, " in line for line in left_out) and contents(results, "*.json") == before
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    rate: float = 0.5
-    name: str = "rate"
-
-
-class Probe(Evaluation):
-    """Remember the set and the test images."""
-
-    Config = ProbeConfig
-    quantities: ClassVar[Mapping[str, Quantity]] = {
-        "rate": Quantity("rate", percent=False),
-        "accuracy_of_it": Quantity("accuracy of it (%)"),
-    }
-    seen: ClassVar[list[tuple[Synthetic, Benchmark]]] = []
-
-    def run(
-        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
-    ) -> Mapping[str, list[float]]:
-        self.seen.append((sets[0], benchmark))
-        return {self.config.name: [self.config.rate]}
-
-
-@pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Synthetic, Benchmark]]:
-    """Makes ``probe`` an evaluation that the registry knows; it fills this list."""
-    names, get = evaluations.names(), evaluations.get
-    monkeypatch.setattr(evaluations, "names", lambda: [*names, "probe"])
-    monkeypatch.setattr(evaluations, "get", lambda name: Probe if name == "probe" else get(name))
-    monkeypatch.setattr(Probe, "seen", [])
-    return Probe.seen
 
 
 def test_a_question_without_a_protocol_is_asked_of_every_set(
@@ -457,7 +406,7 @@ def test_the_file_of_a_set_of_this_suite_gives_the_accuracy_of_its_record(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = f"--methods {method} --no-random --dataset digits --ipc 2 --seed 3 --width 4 --output {tmp_path / 'made'}"
-    assert run.main([*made.split(), *FAST], launcher=here) == 0
+    assert run.main([*made.split(), *FAST], launcher=in_process) == 0
     (distilled,) = all_in(tmp_path / "made")
     path = Path(shutil.copy(distilled.set_path, tmp_path / "copy.safetensors"))
     protocol = distilled.evaluations[0]["config"]["protocol"]
@@ -574,6 +523,7 @@ def test_a_set_of_this_suite_that_is_not_whole_is_refused(
         ("SET --preprocess standardise --dataset digits --name a --accuracy.width 0", "--accuracy.width is 0"),
         ("SET --preprocess standardise --dataset digits --name a --experiment 7", "--experiment 7 is not in"),
         ("SET --preprocess standardise --dataset cifar10 --name a", "cifar10 is not in"),
+        ("SET --preprocess standardise --dataset digits --name a --image-size 1000000", "the images alone would take"),
         ("SET --preprocess standardise --dataset digits --name a --class-order a.txt", "a.txt: no such file"),
     ],
 )
