@@ -134,11 +134,16 @@ class _Cell:
             evaluation = evaluation_class(from_json(evaluation_class.Config, question.config))
             synthetic = self._set(ask)
             load_meter = LoadMeter(torch.get_num_threads() if self.device.type == "cpu" else 1)
-            started, progress = self.clock.read(), _Progress(question.evaluation)
+            started, shown = self.clock.read(), Progress(f"evaluating, {question.evaluation}", None)
+
+            def progress(done: int, total: int) -> None:
+                shown.total = total
+                shown(done)
+
             try:
                 values = evaluation.run([synthetic], self.benchmark, job.distillation.seed, progress, count(written))
             finally:
-                progress.close()
+                shown.close()
                 written["busy"] = "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None
             seconds, before = self.clock.read() - started, written["values"]
             missing = None if question.wanted is None else question.wanted - count(written)
@@ -222,23 +227,6 @@ class _Cell:
             shown = "; ".join(f"{name} {numbers}" for name, numbers in values.items())
             lost = f"; measured were {shown}" if shown else ""
             raise UserError(f"{path} cannot be written: {error.strerror}{lost}") from error
-
-
-class _Progress:
-    """Shows how far an evaluation is, once it has said how long it is."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._shown: Progress | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._shown is None:
-            self._shown = Progress(f"evaluating, {self._name}", total)
-        self._shown(done)
-
-    def close(self) -> None:
-        if self._shown is not None:
-            self._shown.close()
 
 
 def _checked(

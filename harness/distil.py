@@ -79,7 +79,9 @@ def distil_by_turns(
         each.prepare_and_count()
     prepared = {each.job.distillation.method: each.method() for each in distilling}
     seconds = sum(each.job.distillation.seconds or 0.0 for each in distilling)
-    with distilling[0].beside("distilling"):
+    with contextlib.ExitStack() as stack:
+        for each in distilling:
+            stack.enter_context(each.beside("distilling"))
         samples = interleaved(prepared, clock, seconds)
     for record, own in zip(records, samples.values(), strict=True):
         record["cost"]["step_seconds"] = own
@@ -128,7 +130,6 @@ class _Distilling:
             return self._checked_set(method.synthetic(), "after prepare()")
         cycle, step_seconds = self.prepare_and_count()
         steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
-        self.record["steps"] = steps
         say(f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}")
         self.meter.idle()
         with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
@@ -243,9 +244,9 @@ class _Distilling:
                     losses = method.step()
                 elapsed = clock.read() - started
                 total += elapsed
+                self.record["steps"], cost["distill_seconds"] = end, total
                 if (end - begin) % cycle == 0:
                     cost["step_seconds"].append(elapsed / (end - begin))
-                cost["distill_seconds"] = total
                 check_losses(losses, name, method.task.device)
                 values = {loss: float(value) for loss, value in losses.items()}
                 if any(begin < step <= end for step in logged):

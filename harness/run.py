@@ -220,7 +220,7 @@ class _Run:
         except OSError as error:  # such as a full disk, or no room for another process
             place = "" if error.filename is None else f"{error.filename}: "
             self.stopped = f"stopped, as {printable(place)}{error.strerror or error}"
-        shutil.rmtree(self.output / AGAIN, ignore_errors=True)
+        _finish_exchange(self.output)
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
@@ -313,7 +313,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _finish_exchange(output: Path) -> None:
-    """End what a run that was killed had begun: a result that was put aside has one that takes its place."""
+    """End what was begun before a kill or an interrupt: a result that was put aside has one that takes its place."""
     for aside in output.glob(".*.earlier"):
         folder = aside.with_name(aside.name.removeprefix(".").removesuffix(".earlier"))
         again = output / AGAIN / folder.name

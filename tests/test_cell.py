@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks import preprocess
 from benchmarks.datasets import load_raw
@@ -238,6 +239,7 @@ def test_failures_are_one_line_in_the_record(
     made = job(tmp_path, config={"fail": fail})
     distilled = run(made)
     said = str(distilled.record["message"])
+    assert distilled.record["steps"] == (4 if status == "diverged" else None), "those that were taken"
     assert distilled.record["status"] == status and message in said and "\n" not in said
     assert not distilled.set_path.exists() and distilled.record["artifact"] is None and distilled.evaluations == ()
     log = made.path / LOG
@@ -546,6 +548,36 @@ def test_a_cost_cell_times_whole_cycles_and_evaluates_nothing(tmp_path: Path, du
     assert written["status"] == "ok" and written["steps"] == 40 and written["cost"]["step_seconds"] == [0.5] * 20
     assert distilled.evaluations == () and written["cost"]["memory"]["meter"] == "host_rss"
     assert made.questions == () and written["artifact"] is None and not distilled.set_path.exists()
+
+
+def test_a_forecast_that_fails_costs_no_measurement(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(method: Dummy, sound: Callable[[Dummy], Any] = Dummy.step) -> Any:
+        if isinstance(method.images, FakeTensor):
+            raise TypeError("no fakes, please")
+        return sound(method)
+
+    monkeypatch.setattr(Dummy, "step", step)
+    written = run(job(tmp_path, request=COST, steps=4, seconds=None)).record
+    assert written["status"] == "ok" and written["cost"]["forecast_bytes"] is None and written["cost"]["step_seconds"]
+
+
+def test_work_beside_methods_that_take_turns_is_in_all_their_records(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = type("Meter", (), {"__init__": lambda self, threads: None, "stop": lambda self: "the cores were busy"})
+    monkeypatch.setattr(distil, "LoadMeter", meter)
+    asked = Request(
+        **{"methods": ("dummy", "dm"), "datasets": ("digits",), "budget": "cost", "interleave": True},  # type: ignore[arg-type]
+        **{"seconds": 0.1, "widths": (4,), "device": "cpu", "output": tmp_path},  # type: ignore[arg-type]
+    )
+    (made,) = plan(asked)
+    cell.run(made)
+    for each in (made, *made.beside):
+        written = record.read(each.path).record
+        assert written["status"] == "ok" and len(written["cost"]["step_seconds"]) >= 3
+        assert "while distilling the cores were busy" in str(written["cost"]["memory"]["busy"])
 
 
 def test_a_cost_cell_says_that_less_was_prepared(

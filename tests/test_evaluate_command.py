@@ -87,9 +87,9 @@ def test_more_networks_train_those_that_are_missing(results: Path, monkeypatch: 
     trained: list[int] = []
     original = training.trained_networks
 
-    def spy(spec: Any, synthetic: Any, benchmark: Any, protocol: Any, seed: Any, indices: Any, **more: Any) -> Any:
+    def spy(config: Any, synthetic: Any, benchmark: Any, seed: Any, indices: Any, progress: Any) -> Any:
         trained.extend(indices)
-        return original(spec, synthetic, benchmark, protocol, seed, indices, **more)
+        return original(config, synthetic, benchmark, seed, indices, progress)
 
     monkeypatch.setattr(training, "trained_networks", spy)
     first = {each.folder: each.evaluations[0]["values"]["accuracy"] for each in all_in(results)}

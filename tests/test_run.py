@@ -32,7 +32,7 @@ from harness.plan.experiments import requests
 from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question
 from harness.plan.options import parse, split
 from harness.plan.pending import asks, existing, reason_to_distil
-from harness.plan.planning import plan, resolve
+from harness.plan.planning import merged, plan, resolve
 from harness.plan.request import Request
 from harness.records import record
 from harness.records.files import only_runner
@@ -493,6 +493,23 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
     monkeypatch.undo()
 
 
+def test_an_interrupt_between_two_results_leaves_the_new_one(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command(tmp_path, "", ALONE), launcher=Pretending()) == 0
+    replace = os.replace
+
+    def replaced(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(target).name.endswith(".earlier"):
+            interrupt()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replaced)
+        assert main(command(tmp_path, "--force", ALONE), launcher=Pretending(accuracy=0.75)) == 130
+    assert [values(distilled) for distilled in all_in(tmp_path)] == [[0.75]]
+
+
 def test_a_second_interrupt_ends_without_a_traceback(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -900,6 +917,12 @@ def test_figure3_is_a_sweep_of_costs_and_accuracies_at_one_width(tmp_path: Path)
     assert {(job.distillation.width, job.distillation.network) for job in others} == {(32, "convnet_doubling")}
     assert {(job.distillation.seconds, job.curve_points) for job in others} == {(60.0, 6)}
     assert {(job.asked["budget"], job.questions[0].config["protocol"]) for job in others} == {("quick", "common")}
+
+
+def test_parts_of_an_experiment_that_share_a_set_ask_all_their_questions(tmp_path: Path, dummy: type[Dummy]) -> None:
+    asked = [request(output=tmp_path, curve_points=points, evaluate_steps=steps) for points, steps in ((0, 3), (4, 5))]
+    (job,) = merged(job for wanted in asked for job in plan(wanted))
+    assert job.curve_points == 4 and [question.config["steps"] for question in job.questions] == [3, 5]
 
 
 def test_flags_override_an_experiment_each_part_taking_its_own(tmp_path: Path) -> None:

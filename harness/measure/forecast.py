@@ -57,13 +57,16 @@ def forecast(job: Job) -> Counters:
 
 
 def forecast_bytes(job: Job) -> int | None:
-    """Peak of live tensors in the cell of ``job``; None where memory is not asked for, or unknown."""
+    """Peak of live tensors in the cell of ``job``; None where memory is not asked for, or unknown.
+
+    Raises nothing: what was measured must not be lost for lack of a forecast.
+    """
     distillation = job.distillation
     if distillation.memory_limit_bytes is None and not distillation.cost_only:
         return None
     try:
         return forecast(job).peak_live_bytes
-    except UserError:
+    except Exception:
         return None
 
 

@@ -105,7 +105,8 @@ def merged(jobs: Iterable[Job]) -> list[Job]:
     for job in jobs:
         earlier = by_folder.get(job.folder, job)
         asked = (*earlier.questions, *(q for q in job.questions if q not in earlier.questions))
-        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked)
+        points = max(earlier.curve_points, job.curve_points)
+        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked, curve_points=points)
     return list(by_folder.values())
 
 
