@@ -1,4 +1,4 @@
-"""What the commands share: one line for an error, the nearest flag for one that does not exist, the exit status."""
+"""Parts that all commands share: an error in one line, the nearest flag where there is none, the exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.errors import UserError, nearest, printable
 from harness.startup import INTERRUPTED, interruptible
 
 CLOSED_PIPE = 141
-"""Exit status where nobody reads our output any more (``… | head -1``): that of a program ended by SIGPIPE."""
+"""Exit status where the reader of our output is gone (``… | head -1``): as of a program that SIGPIPE ended."""
 
 NEGATIVE = re.compile(r"-(\.?\d|inf\b|nan\b)", re.IGNORECASE)
 """Begins a value, and not a flag, although it has a dash."""

@@ -151,9 +151,7 @@ class _Distilling:
             raise UserError(
                 f"{distillation.method}.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
             )
-        check_set(
-            method.synthetic(), f"{distillation.method}.synthetic() before the first step", self.job, task, initial=True
-        )
+        self._check(method.synthetic(), "before the first step", initial=True)
 
         def timed(steps: int) -> float:
             begin = clock.read()
@@ -211,7 +209,7 @@ class _Distilling:
         return method
 
     def _steps_for(self, seconds: float | None, cycle: int, step_seconds: float) -> int:
-        """As many whole cycles as fit into ``seconds``, and at least ``LEAST_CYCLES``."""
+        """Steps of as many whole cycles as fit into ``seconds``, and at least ``LEAST_CYCLES``."""
         assert seconds is not None
         if self.job.distillation.seconds_include_prepare:
             seconds -= self.record["cost"]["prepare_seconds"] or 0.0
@@ -276,21 +274,20 @@ class _Distilling:
     def _keep(self, synthetic: Synthetic, step: int, seconds: float) -> None:
         """Write a snapshot; a set that is not finite is left out."""
         with contextlib.suppress(NotFinite):
-            check_set(
-                synthetic,
-                f"{self.job.distillation.method}.synthetic() after step {step}",
-                self.job,
-                self.benchmark.task,
-            )
+            self._check(synthetic, f"after step {step}")
             name = f"{SNAPSHOTS}/step-{step}.safetensors"
             (self.job.path / SNAPSHOTS).mkdir(exist_ok=True)
             digest = artifact.save_snapshot(self.job.path / name, synthetic)
             self.record["snapshots"].append({"name": name, "sha256": digest, "step": step, "seconds": seconds})
 
+    def _check(self, synthetic: Synthetic, when: str, *, initial: bool = False) -> None:
+        where = f"{self.job.distillation.method}.synthetic() {when}"
+        check_set(synthetic, where, self.job, self.benchmark.task, initial=initial)
+
     def _checked_set(self, synthetic: Synthetic, when: str) -> Synthetic:
         """``synthetic``. Raises Diverged where it is not finite and more than its cost is asked for."""
         try:
-            check_set(synthetic, f"{self.job.distillation.method}.synthetic() {when}", self.job, self.benchmark.task)
+            self._check(synthetic, when)
         except NotFinite as error:
             self._diverged(str(error))
         return synthetic
@@ -351,7 +348,7 @@ class _Estimate:
 
 
 def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each but for the last."""
+    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each, the last perhaps fewer."""
     for begin in range(0, steps, size):
         yield begin, min(begin + size, steps)
 

@@ -153,7 +153,7 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
     """
     written, before = distilled.record, distilled.record["asked"]
     asked_before = {"budget": before["budget"] if before["budget"] in BUDGETS.keys() - {COST} else "quick"}
-    if before["protocol"] in EvaluateRequest.PROTOCOLS:
+    if before["protocol"] in EvaluateRequest.known_protocols:
         asked_before["protocol"] = before["protocol"]
     request = EvaluateRequest(**{**asked_before, **fields})
     assert request.budget is not None

@@ -159,7 +159,7 @@ def _watch_resident(limit: int) -> Iterator[None]:
 
 
 def available_bytes(device: str) -> int | None:
-    """Memory that is free: of the machine for ``cpu``, else of the GPU; None where there is none, or nobody says."""
+    """Memory that is free: of the machine for ``cpu``, else of the GPU; None where it is not known."""
     return _memory(device)[0]
 
 

@@ -3,7 +3,7 @@
 A request spans a grid of distillations, each with questions asked of its set. What has a result is skipped; the rest
 runs in a process for each distillation, and a table of all ends the run. Exit status: 0 everything has a result (out of
 memory, a time limit and divergence are results), 1 something failed, 2 the request is wrong (nothing was run), 130
-interrupted, 141 nobody reads the output any more.
+interrupted, 141 the reader of the output is gone.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class _Run:
             self.stopped = BY_USER
         except UserError as error:
             self.stopped = f"stopped, as {error}"
-        except BrokenPipeError:  # nobody reads what we say
+        except BrokenPipeError:  # the reader of our lines is gone
             raise
         except OSError as error:  # such as a full disk, or no room for another process
             place = "" if error.filename is None else f"{error.filename}: "
@@ -340,7 +340,7 @@ def _where(before: Record) -> str:
 
 
 def _outcome(job: Job, after: Record) -> str:
-    """What came of ``job``: a failure, the values that were asked for, or else the seconds of an iteration."""
+    """The result of ``job`` in words: a failure, the values that were asked for, or the seconds of an iteration."""
     if after["status"] != "ok":
         return f"{after['status']}: {after['message']}"
     if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.asked["step"] is None]:
@@ -364,7 +364,7 @@ def _answer(answer: EvaluationRecord) -> str:
 
 
 def _announcement(request: Request, jobs: Sequence[Job]) -> list[str]:
-    """What will run, and on what."""
+    """The cells that will run, and their device, for the user."""
     import torch
 
     known = sum((job.path / RECORD).exists() for job in jobs)

@@ -804,15 +804,9 @@ def test_windows_are_whole_and_samples_few(tmp_path: Path, dummy: type[Dummy], m
     assert cost["steps_per_sample"] == 6 and cost["step_seconds"] == [1 / 6, 1 / 6, 1 / 4]
 
 
-@pytest.mark.parametrize(
-    ("points", "steps", "expected"),
-    [(0, 100, []), (1, 100, [100]), (3, 100, [1, 10, 100]), (5, 3, [1, 2, 3]), (4, 1, [1])],
-)
-def test_curve_steps(points: int, steps: int, expected: list[int]) -> None:
-    assert curve_steps(points, steps) == expected
-
-
-def test_about_a_hundred_steps_are_logged_the_first_and_the_last_among_them() -> None:
+def test_steps_of_a_curve_and_of_events_hold_the_first_and_the_last() -> None:
+    curves = {(0, 100): [], (1, 100): [100], (3, 100): [1, 10, 100], (5, 3): [1, 2, 3], (4, 1): [1]}
+    assert {asked: curve_steps(*asked) for asked in curves} == curves
     assert log_steps(3) == [1, 2, 3] and log_steps(1) == [1]
     assert len(log_steps(12_345)) == 100 and log_steps(12_345)[::99] == [1, 12_345]
 

@@ -43,6 +43,14 @@ def answer_in(folder: Path) -> Path:
     return path
 
 
+def is_damaged(path: Path, load: Callable[[Path], object], place: str, value: Any, problem: str) -> None:
+    """The file ``path`` cannot be loaded with ``value`` at ``place``."""
+    change(path, place, value)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"damaged record {path}: ") and problem in str(caught.value)
+
+
 # Folders
 
 
@@ -140,11 +148,7 @@ def test_damage_is_one_line_with_the_file(
     ids=str,
 )
 def test_what_no_distillation_can_be_is_damage(tmp_path: Path, place: str, value: Any, problem: str) -> None:
-    path = write(example(), tmp_path) / RECORD
-    change(path, place, value)
-    with pytest.raises(UserError) as caught:
-        record.load(path)
-    assert str(caught.value).startswith(f"damaged record {path}: ") and problem in str(caught.value)
+    is_damaged(write(example(), tmp_path) / RECORD, record.load, place, value, problem)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +174,7 @@ def test_what_no_distillation_can_be_is_damage(tmp_path: Path, place: str, value
     ids=str,
 )
 def test_what_no_evaluation_can_be_is_damage(tmp_path: Path, place: str, value: Any, problem: str) -> None:
-    path = answer_in(write(example(), tmp_path))
-    change(path, place, value)
-    with pytest.raises(UserError) as caught:
-        record.load_evaluation(path)
-    assert str(caught.value).startswith(f"damaged record {path}: ") and problem in str(caught.value)
+    is_damaged(answer_in(write(example(), tmp_path)), record.load_evaluation, place, value, problem)
 
 
 @pytest.mark.parametrize("depth", [200, 900])

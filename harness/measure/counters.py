@@ -41,7 +41,7 @@ class Counters:
     """Most bytes of tensors on the task's device alive at once in a step, above those alive before the method was
     constructed. What its constructor and ``prepare`` leave alive is part of it; an ``Uncounted`` store is not."""
     parameters: int
-    """Of the network that the task builds."""
+    """Parameters of the network that the task builds."""
 
 
 def count(make: Callable[[], Method], device: torch.device) -> Counters:
@@ -82,7 +82,7 @@ def count(make: Callable[[], Method], device: torch.device) -> Counters:
 
 
 class Uncounted(UserDict[str, Mapping[str, Tensor]]):
-    """A store in which nothing is counted: what lies on a disk is in nobody's memory."""
+    """A store in which nothing is counted: what lies on a disk is in no memory."""
 
     def __init__(self, store: Store) -> None:
         self.data = store  # type: ignore[assignment]  # a mapping is enough
@@ -115,7 +115,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Of the base class: True would import the compiler, for seconds."""
+        """Overrides the base class: True would import the compiler, for seconds."""
         return False
 
     def begin_step(self) -> None:
@@ -207,7 +207,7 @@ def tensors_in(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _key(tensor: Tensor) -> int:
-    """Of its storage, unique among those that are alive."""
+    """Key of the storage, unique among those that are alive."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -1,7 +1,7 @@
 """The counters of a cell with nothing computed, in seconds: ``python -m harness.run … --forecast``.
 
 The method itself runs, on fake tensors, which have a shape, a type and a device but neither memory nor values. Integers
-on the CPU and single numbers are real: methods branch on the ones (indices, random draws) and optimisers on the others.
+on the CPU and single numbers are real: methods branch on integers (indices, random draws), and optimisers on numbers.
 The data of published sets are not needed, only their shape.
 
 On a CPU it agrees with the counters of the cell: operations exactly, bytes as far as a library lays out maps as is
@@ -47,7 +47,7 @@ TOTAL_STEPS = 1000
 
 
 def forecast(job: Job) -> Counters:
-    """What ``harness.measure.counters.count`` would count in the cell of ``job``.
+    """The numbers that ``harness.measure.counters.count`` would count in the cell of ``job``.
 
     Every seed has the same. Raises UserError where the method has no steps, and where it asks for a value that it would
     have to compute.
@@ -71,14 +71,14 @@ def forecast_bytes(job: Job) -> int | None:
 
 
 def data_bytes(job: Job) -> int:
-    """What the images and labels, training and test, take on the device."""
+    """Bytes of the images and labels, training and test, on the device."""
     raw = _read(job.source, job.data_root, job.cache, job.distillation.image_size)
     pixels = (raw.train_images.numel() + raw.test_images.numel()) * getattr(torch, job.distillation.dtype).itemsize
     return int(pixels + raw.train_labels.nbytes + raw.test_labels.nbytes)
 
 
 def table(jobs: Sequence[Job], limit: int | None) -> str:
-    """What each cell of ``jobs`` will take and whether it fits into ``limit`` bytes, or else into the device."""
+    """The needs of each cell of ``jobs``, and whether it fits into ``limit`` bytes, or else into the device."""
     from tabulate import tabulate
 
     room = available_bytes(jobs[0].device) if limit is None else limit
@@ -195,7 +195,7 @@ class _Store(UserDict[str, Any]):
 
 @contextlib.contextmanager
 def _fakes(device: torch.device) -> Iterator[FakeTensorMode]:
-    """In here tensors are fake, but for integers on the CPU and single numbers."""
+    """Make tensors fake, except integers on the CPU and single numbers."""
     fake = FakeTensorMode()
     # It remembers what it made in weak references, and a module cannot exchange parameters that have some.
     fake.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]
@@ -219,7 +219,7 @@ class _Fakes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Of the base class: True would import the compiler, for seconds."""
+        """Overrides the base class: True would import the compiler, for seconds."""
         return False
 
     def __torch_dispatch__(

@@ -1,4 +1,4 @@
-"""What of a job is left to do, by the files in the folder of its distillation."""
+"""Work of a job that is left to do, by the files in the folder of its distillation."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Ask:
     asked: AskedSet
     identity: str
     path: Path
-    """Where the answer goes."""
+    """The file of the answer."""
     answer: EvaluationRecord | None
-    """What is there already, whatever its status and however many values it has."""
+    """The answer that is there already, whatever its status and however many values it has."""
 
     @property
     def earlier(self) -> EvaluationRecord | None:

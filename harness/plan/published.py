@@ -79,14 +79,7 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
         depth=benchmark.spec.blocks,
         norm=benchmark.spec.norm,
         seed=request.seed,
-        steps=None,
-        seconds=None,
-        seconds_include_prepare=False,
-        cost_only=False,
         device_kind="cpu",
-        dtype="float32",
-        tf32=False,
-        memory_limit_bytes=None,
     )
     config: dict[str, Any] = {
         "sha256": [digest for _, digest in imported.files],
@@ -135,7 +128,7 @@ def _filled_in(request: EvaluateRequest, own: Artifact, path: Path) -> EvaluateR
     if request.dataset is None and str(dataset).startswith("folder:"):
         raise UserError(f"--dataset is missing: say where the images of {dataset} lie, as folder:PATH")
     for name, kind in (("dataset", str), ("seed", int), ("image_size", int)):
-        value = own.distillation.get(name)  # a set that somebody saved by hand need not know all of it
+        value = own.distillation.get(name)  # a set that was saved by hand need not know all of it
         if getattr(request, name) is None and value is not None:
             if type(value) is not kind:
                 raise UserError(f"{path} is damaged: its {name} is {value!r}")
@@ -146,7 +139,7 @@ def _filled_in(request: EvaluateRequest, own: Artifact, path: Path) -> EvaluateR
 
 
 def _complete(request: EvaluateRequest) -> EvaluateRequest:
-    """``request`` with its defaults. Raises UserError for what a foreign file does not say, and nobody else did."""
+    """``request`` with its defaults. Raises UserError for what neither the file nor the user says."""
     if request.preprocess is None:
         listed = "; ".join(f"{name}: {papers}" for name, papers in importers.USED_BY.items())
         raise UserError(
@@ -200,7 +193,7 @@ def _write(job: Job, synthetic: Synthetic, benchmark: Benchmark, about: dict[str
 
 
 def _notes(job: Job, imported: Imported, synthetic: Synthetic, order: ClassOrder, doubts: Sequence[str]) -> list[str]:
-    """What was understood, and what one might not expect."""
+    """Lines that say how the set was understood, and what may surprise."""
     asked, count = job.distillation, len(synthetic.images)
     which = f", experiment {imported.experiment} of {imported.experiments}, counted from 0"
     lines = [

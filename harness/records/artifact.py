@@ -128,7 +128,7 @@ class Artifact:
 
     @property
     def transform(self) -> Transform:
-        """What every real image must go through before a network trained on this set sees it."""
+        """Preprocessing of real images for a network that was trained on this set."""
         channels, height, width = self.images.shape[1:]
         return Transform(self.preprocess, channels, (height, width))
 

@@ -61,12 +61,12 @@ _ALLOWED = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
-"""What torch may build besides tensors: DC, DSA and DM save their accuracies as numpy scalars."""
+"""Types that torch may build besides tensors: DC, DSA and DM save their accuracies as numpy scalars."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What the files of one set say; whether it fits a data set is for `fitted` to find out."""
+    """The content of the files of one set; whether it fits a data set is for `fitted` to find out."""
 
     source: str
     """Code that writes this format: one of ``harness.records.class_orders.SOURCES``, or ``own``."""

@@ -1,4 +1,4 @@
-"""What a number was measured with: code, versions, machine, environment."""
+"""Circumstances of a measurement: code, versions, machine, environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENVIRONMENT = (
 def provenance(
     command: str, device: str, fingerprint: str, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """What is measured with in this process, or in one that has the ``environment`` and else is like this one."""
+    """The circumstances of this process, or of one that differs from it in the ``environment`` alone."""
     import torch
 
     on_gpu = device.startswith("cuda")
@@ -86,7 +86,7 @@ def _commit() -> dict[str, Any]:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here:
-            return {"commit": None, "dirty": None}  # installed inside somebody else's repository
+            return {"commit": None, "dirty": None}  # installed inside another repository
         changed = git("status", "--porcelain", "--untracked-files=all", "--", "benchmarks", "methods", "harness")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):

@@ -57,7 +57,7 @@ class Memory(TypedDict):
     idle_bytes: int | None
     """The idle level itself, as the meter reads it."""
     context_bytes: int | None
-    """What the GPU context and the libraries took before any data."""
+    """Taken by the GPU context and the libraries before any data."""
     allocated_bytes: int | None
     reserved_bytes: int | None
     device_bytes: int | None
@@ -81,7 +81,7 @@ class Cost(TypedDict):
     """How many entries came from the cache of an earlier cell."""
     warmup_seconds: float | None
     compile_seconds: float | None
-    """What the first cycle of the warm-up took beyond a later one: compilation, autotuning, filling of caches."""
+    """Time of the first cycle of the warm-up beyond that of a later one: compilation, autotuning, filling of caches."""
     step_seconds: list[float]
     """Seconds per step, one sample per window of whole cycles."""
     steps_per_sample: int | None
@@ -396,7 +396,7 @@ OPTIONAL: dict[str, Any] = {
 
 
 def _record_problem(content: Any) -> str | None:
-    """What is wrong with ``content`` as the record of a distillation; None if nothing is."""
+    """Why ``content`` is no record of a distillation; None: it is."""
     return (
         _outline_problem(content, Record)
         or _fields_problem(content["distillation"], DISTILLATION, "distillation.")
@@ -405,7 +405,7 @@ def _record_problem(content: Any) -> str | None:
 
 
 def evaluation_problem(content: Any) -> str | None:
-    """What is wrong with ``content`` as the record of an evaluation; None if nothing is."""
+    """Why ``content`` is no record of an evaluation; None: it is."""
     if problem := _outline_problem(content, EvaluationRecord):
         return problem
     for name, values in content["values"].items():
@@ -419,7 +419,7 @@ def evaluation_problem(content: Any) -> str | None:
 
 
 def _outline_problem(content: Any, kind: type[Any]) -> str | None:
-    """What is wrong with ``content`` by the types of ``kind``, a TypedDict."""
+    """Why ``content`` does not have the types of ``kind``, a TypedDict; None: it has."""
     if not isinstance(content, dict):
         return "not a JSON object"
     if content.get("schema") != SCHEMA:
