@@ -142,7 +142,8 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
-        say(f"{run.stopped}; {len(run.done)} of {len(jobs)} cells are done and kept in {output}; the same command{on}")
+        cells = sum(1 + len(job.beside) for job in jobs)
+        say(f"{run.stopped}; {len(run.done)} of {cells} cells are done and kept in {output}; the same command{on}")
         return 130 if run.stopped == BY_USER else 1
     return 0 if written and not run.failed else 1
 

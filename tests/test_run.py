@@ -77,7 +77,8 @@ class Pretending:
         for job in self.order(jobs):
             self.after.get(len(self.jobs), lambda: None)()
             self.jobs.append(job)
-            self._run(job)
+            for each in (job, *job.beside):
+                self._run(each)
             yield job
 
     def _run(self, job: Job) -> None:
@@ -531,6 +532,16 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
     assert main(command(tmp_path), launcher=again) == 0
     ran = [(job.distillation.seed, job.distillation.method) for job in again.jobs]
     assert ran == [(1, "dummy"), (1, "random_real")]
+
+
+def test_methods_that_take_turns_are_a_cell_each(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "--methods dummy,dm --dataset digits --budget cost --interleave --width 4,8 --device cpu"
+    assert main(command(tmp_path, "", base), launcher=Pretending(after={1: interrupt})) == 130
+    assert "stopped; 2 of 4 cells are done" in capsys.readouterr().err and len(folders(tmp_path)) == 2
+    assert main(command(tmp_path, "", base), launcher=(again := Pretending())) == 0
+    assert [job.distillation.width for job in again.jobs] == [8] and len(folders(tmp_path)) == 4
 
 
 def test_a_cell_without_a_record_stops_the_run_and_its_launcher(
