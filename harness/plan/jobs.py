@@ -38,7 +38,7 @@ def from_json(kind: type[Any], fields: Mapping[str, Any]) -> Any:
     return kind(**{name: tuples(value) for name, value in fields.items()})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Distillation:
     """Everything that determines a distilled set, the configuration of the method apart."""
 
@@ -57,17 +57,17 @@ class Distillation:
     norm: str
     """Norm of the network that distils; an evaluation's protocol says what the evaluated network has."""
     seed: int
-    steps: int | None = None
+    steps: int | None
     """Outer steps; None where the method has none, or where ``seconds`` decide."""
-    seconds: float | None = None
+    seconds: float | None
     """Time budget from which the cell derives its steps."""
-    seconds_include_prepare: bool = False
-    cost_only: bool = False
+    seconds_include_prepare: bool
+    cost_only: bool
     """Whether only the cost of a step is asked for: numbers that are not finite do not end the distillation."""
     device_kind: str
-    dtype: str = "float32"
-    tf32: bool = False
-    memory_limit_bytes: int | None = None
+    dtype: str
+    tf32: bool
+    memory_limit_bytes: int | None
     interleaved: str | None = None
     """The methods whose steps are taken by turns in one process, this one among them; None: it has one of its own."""
 

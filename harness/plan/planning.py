@@ -313,6 +313,7 @@ def _distillation(
         seconds_include_prepare=request.seconds_include_prepare and method.iterative,
         cost_only=request.budget == COST,
         device_kind=device.partition(":")[0],
+        dtype="float32",
         tf32=request.tf32,
         memory_limit_bytes=request.memory_limit,
     )

@@ -79,7 +79,14 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
         depth=benchmark.spec.blocks,
         norm=benchmark.spec.norm,
         seed=request.seed,
+        steps=None,
+        seconds=None,
+        seconds_include_prepare=False,
+        cost_only=False,
         device_kind="cpu",
+        dtype="float32",
+        tf32=False,
+        memory_limit_bytes=None,
     )
     config: dict[str, Any] = {
         "sha256": [digest for _, digest in imported.files],
