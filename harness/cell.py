@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -32,23 +33,12 @@ from harness.measure.clock import Clock
 from harness.measure.forecast import forecast_bytes
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
-from harness.measure.nvml import driver_version
-from harness.plan.jobs import WHOLE_DATA, Job
+from harness.plan.jobs import WHOLE_DATA, Job, from_json
 from harness.plan.pending import Ask, asks, begun, count, existing, reason_to_distil
-from harness.plan.planning import tuples
 from harness.progress import Progress
 from harness.records import artifact, record
-from harness.records.provenance import device_name, provenance
-from harness.records.record import (
-    EVENTS,
-    LOG,
-    PICTURE,
-    RECORD,
-    SET,
-    SNAPSHOTS,
-    EvaluationRecord,
-    Record,
-)
+from harness.records.provenance import provenance
+from harness.records.record import EVENTS, LOG, PICTURE, RECORD, SET, SNAPSHOTS, EvaluationRecord, Record
 from methods.base import Synthetic
 from methods.checks import NotFinite
 
@@ -70,12 +60,11 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter) -> None:
         return
     distilled = existing(job)
     cell = _Cell(job, now)
-    with contextlib.suppress(_LimitPassed):
-        if reason_to_distil(job, distilled) is not None:
-            distilled = cell.distil()
-        assert distilled is not None
-        for ask in list(asks(job, distilled)):
-            cell.answer(ask)
+    if distilled is None or reason_to_distil(job, distilled) is not None:
+        distilled = cell.distil()
+    for ask in list(asks(job, distilled)):
+        if cell.answer(ask)["status"] == "timeout":  # one limit holds for all together
+            break
 
 
 def _run_by_turns(cells: Sequence[_Cell]) -> None:
@@ -88,13 +77,9 @@ def _run_by_turns(cells: Sequence[_Cell]) -> None:
         failure = error
     for cell, record_ in zip(cells, written, strict=True):
         cell.job.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(_LimitPassed), cell.outcome(record_, cell.job.path / RECORD):
+        with cell.outcome(record_, cell.job.path / RECORD):
             if failure is not None:
                 raise failure
-
-
-class _LimitPassed(Exception):
-    """The time limit has struck, and the record of what it struck says so."""
 
 
 class _Cell:
@@ -107,15 +92,12 @@ class _Cell:
         self.clock, self.meter = Clock(self.device, now), MemoryMeter(self.device)
         self.meter.context()
         _load_libraries(self.device)
-        self._benchmark: Benchmark | None = None
         self._begin = time.monotonic()
 
-    @property
+    @functools.cached_property
     def benchmark(self) -> Benchmark:
         """The data, loaded when it is first asked for. Raises UserError as `benchmarks.datasets.load` does."""
-        if self._benchmark is None:
-            self._benchmark = _benchmark(self.job)
-        return self._benchmark
+        return _benchmark(self.job)
 
     def new(self) -> Record:
         """The record of the distillation, with nothing measured yet."""
@@ -149,18 +131,23 @@ class _Cell:
         written = begun(job, ask, self._provenance())
         with self.outcome(written, ask.path, stays=ask.earlier is not None):
             evaluation_class = evaluations.get(question.evaluation)
-            config = evaluation_class.Config(**{name: tuples(value) for name, value in question.config.items()})
-            evaluation = evaluation_class(config)
+            evaluation = evaluation_class(from_json(evaluation_class.Config, question.config))
             synthetic = self._set(ask)
             load_meter = LoadMeter(torch.get_num_threads() if self.device.type == "cpu" else 1)
-            started, progress = self.clock.read(), _Progress(question.evaluation)
+            started, shown = self.clock.read(), Progress(f"evaluating, {question.evaluation}", None)
+
+            def progress(done: int, total: int) -> None:
+                shown.total = total
+                shown(done)
+
             try:
                 values = evaluation.run([synthetic], self.benchmark, job.distillation.seed, progress, count(written))
             finally:
-                progress.close()
-                written["busy"] = load_meter.stop()
+                shown.close()
+                written["busy"] = "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None
             seconds, before = self.clock.read() - started, written["values"]
-            numbers = _checked(values, evaluation_class, written)
+            missing = None if question.wanted is None else question.wanted - count(written)
+            numbers = _checked(values, evaluation_class, written, missing)
             written["cost"] = {"seconds": seconds + (written["cost"]["seconds"] or 0.0), **evaluation.cost}
             written["values"] = {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers}
         return written
@@ -188,9 +175,7 @@ class _Cell:
         return synthetic
 
     def _provenance(self) -> dict[str, Any]:
-        job = self.job
-        known = provenance(job.command, device=device_name(job.device), fingerprint=job.distillation.data_fingerprint)
-        return {**known, **_versions(job.device)}
+        return provenance(self.job.command, self.job.device, self.job.distillation.data_fingerprint)
 
     @contextlib.contextmanager
     def outcome(self, written: Record | EvaluationRecord, path: Path, *, stays: bool = False) -> Iterator[None]:
@@ -198,9 +183,9 @@ class _Cell:
 
         ``stays``: ``path`` has values already, which nothing without values replaces.
 
-        Raises UserError where that fails, and _LimitPassed after the time limit has struck.
+        Raises UserError where that fails.
         """
-        limit, struck = self.job.time_limit_seconds, False
+        limit = self.job.time_limit_seconds
         # One limit holds for all parts together, and nothing interrupts what is written below.
         left = None if limit is None else max(limit - (time.monotonic() - self._begin), 1e-3)
         try:
@@ -208,7 +193,7 @@ class _Cell:
                 yield
             written["status"] = "ok"
         except TimeIsUp:
-            written["status"], struck = "timeout", True
+            written["status"] = "timeout"
             written["message"] = f"the time limit of {show_seconds(limit or 0.0)} has passed"
             written["time_limit_seconds"] = limit
         except MemoryIsFull as error:
@@ -242,35 +227,27 @@ class _Cell:
             shown = "; ".join(f"{name} {numbers}" for name, numbers in values.items())
             lost = f"; measured were {shown}" if shown else ""
             raise UserError(f"{path} cannot be written: {error.strerror}{lost}") from error
-        if struck:
-            raise _LimitPassed
-
-
-class _Progress:
-    """Shows how far an evaluation is, once it has said how long it is."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._shown: Progress | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._shown is None:
-            self._shown = Progress(f"evaluating, {self._name}", total)
-        self._shown(done)
-
-    def close(self) -> None:
-        if self._shown is not None:
-            self._shown.close()
 
 
 def _checked(
-    values: Mapping[str, Sequence[float]], evaluation: type[Evaluation], written: EvaluationRecord
+    values: Mapping[str, Sequence[float]],
+    evaluation: type[Evaluation],
+    written: EvaluationRecord,
+    missing: int | None,
 ) -> dict[str, list[float]]:
-    """``values``, which ``evaluation`` returned. Raises UserError for those that a record or a table cannot hold."""
+    """``values``, which ``evaluation`` returned. Raises UserError for those that a record or a table cannot hold.
+
+    ``missing``: how many of each were asked for; None: any number.
+    """
     numbers = {name: list(map(float, series)) for name, series in values.items()}
     if unknown := sorted(numbers.keys() - evaluation.quantities.keys()):
         known = ", ".join(evaluation.quantities)
         raise UserError(f"{written['evaluation']} returned {', '.join(unknown)}; its quantities are {known}")
+    for name, series in numbers.items():
+        if series and missing is not None and len(series) != missing:
+            raise UserError(
+                f"{written['evaluation']} returned {len(series)} values of {name}; asked for were {missing}"
+            )
     if problem := record.evaluation_problem({**written, "status": "ok", "values": numbers}):
         raise UserError(f"{written['evaluation']} returned what no record holds: {problem}")
     return numbers
@@ -338,13 +315,6 @@ def _remove(*paths: Path) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _versions(device: str) -> dict[str, Any]:
-    versions: dict[str, Any] = {"threads": torch.get_num_threads()}
-    if device.startswith("cuda"):
-        versions |= {"cuda": torch.version.cuda, "driver": driver_version()}
-    return versions
 
 
 def _end_with_input() -> None:

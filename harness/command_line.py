@@ -1,4 +1,4 @@
-"""What the commands share: one line for an error, the nearest flag for one that does not exist, the exit status."""
+"""Parts that all commands share: an error in one line, the nearest flag where there is none, the exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.errors import UserError, nearest, printable
 from harness.startup import INTERRUPTED, interruptible
 
 CLOSED_PIPE = 141
-"""Exit status where nobody reads our output any more (``… | head -1``): that of a program ended by SIGPIPE."""
+"""Exit status where the reader of our output is gone (``… | head -1``): as of a program that SIGPIPE ended."""
 
 NEGATIVE = re.compile(r"-(\.?\d|inf\b|nan\b)", re.IGNORECASE)
 """Begins a value, and not a flag, although it has a dash."""
@@ -54,6 +54,21 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{flag} is given twice: leave one of them out")
             if other != flag:
                 raise UserError(f"{other} and {flag} mean the same: leave one of them out")
+
+
+def long_parser(program: str, usage: str, description: str, epilog: str) -> Parser:
+    """A parser whose help has tables, and is no command of its own: what stands beside ``--help`` counts."""
+    parser = Parser(
+        prog=program,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    return parser
 
 
 def whole(text: str) -> int:

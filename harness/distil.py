@@ -29,8 +29,7 @@ from harness.measure.energy import EnergyMeter
 from harness.measure.interleave import interleaved
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
-from harness.plan.jobs import Distillation, Job
-from harness.plan.planning import tuples
+from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact
 from harness.records.record import EVENTS, SNAPSHOTS, Record
@@ -78,10 +77,12 @@ def distil_by_turns(
     distilling = [_Distilling(*each, clock, meter) for each in zip(jobs, records, benchmarks, strict=True)]
     for each in distilling:
         each.prepare_and_count()
-    methods = {each.job.distillation.method: each.method() for each in distilling}
+    prepared = {each.job.distillation.method: each.method() for each in distilling}
     seconds = sum(each.job.distillation.seconds or 0.0 for each in distilling)
-    with distilling[0].beside("distilling"):
-        samples = interleaved(methods, clock, seconds)
+    with contextlib.ExitStack() as stack:
+        for each in distilling:
+            stack.enter_context(each.beside("distilling"))
+        samples = interleaved(prepared, clock, seconds)
     for record, own in zip(records, samples.values(), strict=True):
         record["cost"]["step_seconds"] = own
 
@@ -97,7 +98,7 @@ class _Distilling:
     def __post_init__(self) -> None:
         distillation = self.job.distillation
         self.method_class = methods.get(distillation.method)
-        self.config = self.method_class.Config(**{name: tuples(value) for name, value in self.job.config.items()})
+        self.config = from_json(self.method_class.Config, self.job.config)
         # The seconds that an entry took count as this cell's own, so they must be those of this machine.
         machine = [self.record["provenance"][name] for name in ("device", "threads", "environment", "torch")]
         key = _store_key(self.benchmark, distillation)
@@ -124,12 +125,11 @@ class _Distilling:
     def run(self) -> Synthetic:
         distillation, device = self.job.distillation, self.benchmark.task.device
         if not self.method_class.iterative:
-            with self.beside("preparing"):
+            with memory_limit(distillation.memory_limit_bytes, device), self.beside("preparing"):
                 method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
             return self._checked_set(method.synthetic(), "after prepare()")
         cycle, step_seconds = self.prepare_and_count()
         steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
-        self.record["steps"] = steps
         say(f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}")
         self.meter.idle()
         with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
@@ -151,9 +151,7 @@ class _Distilling:
             raise UserError(
                 f"{distillation.method}.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
             )
-        check_set(
-            method.synthetic(), f"{distillation.method}.synthetic() before the first step", self.job, task, initial=True
-        )
+        self._check(method.synthetic(), "before the first step", initial=True)
 
         def timed(steps: int) -> float:
             begin = clock.read()
@@ -203,7 +201,7 @@ class _Distilling:
         begin = self.clock.read()
         method = make()
         # What follows from the task is resolved by now.
-        self.record["resolved"] = json.loads(json.dumps(dataclasses.asdict(method.config)))
+        self.record["resolved"] = as_json(method.config)
         method.prepare(self.store)
         cost["prepare_seconds"] = self.clock.read() - begin + sum(self.store.cached.values())
         cost["prepare_cached"] = len(self.store.cached)
@@ -211,7 +209,7 @@ class _Distilling:
         return method
 
     def _steps_for(self, seconds: float | None, cycle: int, step_seconds: float) -> int:
-        """As many whole cycles as fit into ``seconds``, and at least ``LEAST_CYCLES``."""
+        """Steps of as many whole cycles as fit into ``seconds``, and at least ``LEAST_CYCLES``."""
         assert seconds is not None
         if self.job.distillation.seconds_include_prepare:
             seconds -= self.record["cost"]["prepare_seconds"] or 0.0
@@ -244,9 +242,9 @@ class _Distilling:
                     losses = method.step()
                 elapsed = clock.read() - started
                 total += elapsed
+                self.record["steps"], cost["distill_seconds"] = end, total
                 if (end - begin) % cycle == 0:
                     cost["step_seconds"].append(elapsed / (end - begin))
-                cost["distill_seconds"] = total
                 check_losses(losses, name, method.task.device)
                 values = {loss: float(value) for loss, value in losses.items()}
                 if any(begin < step <= end for step in logged):
@@ -276,21 +274,20 @@ class _Distilling:
     def _keep(self, synthetic: Synthetic, step: int, seconds: float) -> None:
         """Write a snapshot; a set that is not finite is left out."""
         with contextlib.suppress(NotFinite):
-            check_set(
-                synthetic,
-                f"{self.job.distillation.method}.synthetic() after step {step}",
-                self.job,
-                self.benchmark.task,
-            )
+            self._check(synthetic, f"after step {step}")
             name = f"{SNAPSHOTS}/step-{step}.safetensors"
             (self.job.path / SNAPSHOTS).mkdir(exist_ok=True)
             digest = artifact.save_snapshot(self.job.path / name, synthetic)
             self.record["snapshots"].append({"name": name, "sha256": digest, "step": step, "seconds": seconds})
 
+    def _check(self, synthetic: Synthetic, when: str, *, initial: bool = False) -> None:
+        where = f"{self.job.distillation.method}.synthetic() {when}"
+        check_set(synthetic, where, self.job, self.benchmark.task, initial=initial)
+
     def _checked_set(self, synthetic: Synthetic, when: str) -> Synthetic:
         """``synthetic``. Raises Diverged where it is not finite and more than its cost is asked for."""
         try:
-            check_set(synthetic, f"{self.job.distillation.method}.synthetic() {when}", self.job, self.benchmark.task)
+            self._check(synthetic, when)
         except NotFinite as error:
             self._diverged(str(error))
         return synthetic
@@ -351,7 +348,7 @@ class _Estimate:
 
 
 def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each but for the last."""
+    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each, the last perhaps fewer."""
     for begin in range(0, steps, size):
         yield begin, min(begin + size, steps)
 

@@ -7,7 +7,6 @@ as of ``harness.run``.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import shlex
@@ -21,7 +20,7 @@ from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status, file_path
+from harness.command_line import Parser, end, exit_status, file_path, long_parser
 from harness.launch.local import Launcher, launch
 from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
@@ -38,23 +37,19 @@ PROGRAM = "python -m harness.evaluate"
 
 
 def _parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage=f"{program} FOLDER [options]\n"
+    parser = long_parser(
+        program,
+        f"{program} FOLDER [options]\n"
         f"       {program} FILE [FILE …] --dataset NAME --preprocess NAME --name NAME [options]",
-        description="Ask questions of distilled sets that are there already. FOLDER: results of this suite. FILE: a\n"
+        "Ask questions of distilled sets that are there already. FOLDER: results of this suite. FILE: a\n"
         "set of DC, DSA or DM (.pt), of MTT (images_best.pt labels_best.pt), of FRePo or KIP (.npz),\n"
         "or of this suite (.safetensors).",
-        epilog=f"data sets       {', '.join(DATASETS)},\n                folder:PATH\n"
+        f"data sets       {', '.join(DATASETS)},\n                folder:PATH\n"
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
         f"protocols       {', '.join(('native', *PROTOCOLS))}\nnetworks        {', '.join(NETWORKS)}\n\n"
         "--evaluations NAMES --help shows the options of these evaluations, as --EVALUATION.OPTION.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
-        add_help=False,
-        allow_abbrev=False,
     )
-    parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("paths", type=file_path, nargs="*", metavar="PATH", help="a folder, or the files of one set")
     add_flags(parser, EvaluateRequest)
     return parser
@@ -158,7 +153,7 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
     """
     written, before = distilled.record, distilled.record["asked"]
     asked_before = {"budget": before["budget"] if before["budget"] in BUDGETS.keys() - {COST} else "quick"}
-    if before["protocol"] in EvaluateRequest.PROTOCOLS:
+    if before["protocol"] in EvaluateRequest.known_protocols:
         asked_before["protocol"] = before["protocol"]
     request = EvaluateRequest(**{**asked_before, **fields})
     assert request.budget is not None

@@ -41,10 +41,11 @@ def parse_seconds(text: str) -> float:
 
 
 def _parse(text: str, units: dict[str, float], example: str) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].lower() not in units or not float(found[1]) * units[found[2].lower()] > 0:
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    size = float(parts[1]) * units.get(parts[2].lower(), 0.0) if parts else 0.0
+    if size <= 0:
         raise ValueError(f"expected something like {example}, not {text!r}")
-    return float(found[1]) * units[found[2].lower()]
+    return size
 
 
 def show_bytes(count: float) -> str:
@@ -158,7 +159,7 @@ def _watch_resident(limit: int) -> Iterator[None]:
 
 
 def available_bytes(device: str) -> int | None:
-    """Memory that is free: of the machine for ``cpu``, else of the GPU; None where there is none, or nobody says."""
+    """Memory that is free: of the machine for ``cpu``, else of the GPU; None where it is not known."""
     return _memory(device)[0]
 
 

@@ -15,7 +15,7 @@ class Progress:
     """Counts up to ``total`` (None: nobody knows); what it shows goes to standard error and is gone when done."""
 
     def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._total = what, total
+        self._what, self.total = what, total
         self._shown, self._shown_done = time.monotonic(), 0
         self._bar = tqdm(total=total, desc=f"  {what}", leave=False, disable=not sys.stderr.isatty())
 
@@ -24,16 +24,17 @@ class Progress:
         if not self._bar.disable:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
+            self._bar.total = self.total
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._shown < PERIOD or done == self._total:
+        if now - self._shown < PERIOD or done == self.total:
             return
         left = ""
-        if self._total is not None:
+        if self.total is not None:
             # By the pace since the last line: what came before may have been slower.
             pace = (now - self._shown) / max(1, done - self._shown_done)
-            left = f" of {self._total}, about {pace * (self._total - done):.0f} s left"
+            left = f" of {self.total}, about {pace * (self.total - done):.0f} s left"
         self._shown, self._shown_done = now, done
         print(f"  {self._what}: {done}{left}", file=sys.stderr, flush=True)
 

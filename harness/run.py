@@ -3,7 +3,7 @@
 A request spans a grid of distillations, each with questions asked of its set. What has a result is skipped; the rest
 runs in a process for each distillation, and a table of all ends the run. Exit status: 0 everything has a result (out of
 memory, a time limit and divergence are results), 1 something failed, 2 the request is wrong (nothing was run), 130
-interrupted, 141 nobody reads the output any more.
+interrupted, 141 the reader of the output is gone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import shlex
 import shutil
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,14 @@ from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status
+from harness.command_line import Parser, end, exit_status, long_parser
 from harness.launch.local import Launcher, started
 from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
 from harness.plan.options import describe, split
 from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
-from harness.plan.planning import merged, plan, resolve, unpublished
+from harness.plan.planning import check_writable, merged, plan, resolve, unpublished
 from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
 from harness.records.files import only_runner
@@ -47,31 +46,24 @@ BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
 AGAIN = ".again"
 """The folder inside the output where a set is distilled that is there already."""
-ROOM_BYTES = 2**16
-"""A record is smaller."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
 def _parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage=f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
+    parser = long_parser(
+        program,
+        f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
         f"       {program} --experiment NAME --dataset NAMES [options]",
-        description="Distil data sets, measure what it costs, test what it gives. "
-        "A plural takes a comma list; lists make a grid.",
-        epilog=f"methods     {', '.join(methods.names())}\n"
+        "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
+        f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
         f"networks    {', '.join(NETWORKS)}\n"
         f"evaluations {', '.join(evaluations.names())}\n"
         f"experiments {', '.join(EXPERIMENTS)}\n\n"
         "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER;\n"
         "--evaluations NAMES --help those of evaluations.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
-        add_help=False,
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-h", "--help", action="store_true", help="this text")
     add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
     add("--experiment", metavar="NAME", help="a named request, with figures at the end; any other flag overrides")
     add_flags(parser, Request)
@@ -137,7 +129,11 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     Returns the exit status. Raises UserError, and runs nothing, while another run works in ``output``, and where a
     record there is of a newer version of the suite.
     """
-    with only_runner(output, jobs[0].command if jobs else PROGRAM):
+    with contextlib.ExitStack() as stack:
+        # A folder below ``output`` may be that of another run.
+        parents = {folder.resolve(): folder for folder in (*(job.path.parent for job in jobs), output)}
+        for folder in parents.values():
+            stack.enter_context(only_runner(folder, jobs[0].command if jobs else PROGRAM))
         record.refuse_newer(output)
         _finish_exchange(output)
         run = _Run(jobs, output, force=force)
@@ -146,7 +142,8 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
-        say(f"{run.stopped}: {len(run.done)} of {len(jobs)} cells are done and kept in {output}; the same command{on}")
+        cells = sum(1 + len(job.beside) for job in jobs)
+        say(f"{run.stopped}; {len(run.done)} of {cells} cells are done and kept in {output}; the same command{on}")
         return 130 if run.stopped == BY_USER else 1
     return 0 if written and not run.failed else 1
 
@@ -219,7 +216,12 @@ class _Run:
             self.stopped = BY_USER
         except UserError as error:
             self.stopped = f"stopped, as {error}"
-        shutil.rmtree(self.output / AGAIN, ignore_errors=True)
+        except BrokenPipeError:  # the reader of our lines is gone
+            raise
+        except OSError as error:  # such as a full disk, or no room for another process
+            place = "" if error.filename is None else f"{error.filename}: "
+            self.stopped = f"stopped, as {printable(place)}{error.strerror or error}"
+        _finish_exchange(self.output)
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
@@ -231,7 +233,7 @@ class _Run:
             place = f"[{number}/{len(self.jobs)}] {job}"
             before = existing(job)
             reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
-            distils = any(reason is not None for reason in reasons)
+            distils = before is None or any(reason is not None for reason in reasons)
             if before is not None and not distils:
                 left = list(asks(job, before))
                 if not left:
@@ -244,9 +246,7 @@ class _Run:
                 say(place)
                 for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
-            if problem := _unwritable(self.output):
-                self.stopped = f"stopped, as {self.output} cannot be written ({problem})"
-                return
+            check_writable(self.output, "the folder")
             if distils:
                 first, *others = map(self._apart, (job, *job.beside))
                 job = dataclasses.replace(first, beside=tuple(others))
@@ -314,7 +314,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _finish_exchange(output: Path) -> None:
-    """End what a run that was killed had begun: a result that was put aside has one that takes its place."""
+    """End what was begun before a kill or an interrupt: a result that was put aside has one that takes its place."""
     for aside in output.glob(".*.earlier"):
         folder = aside.with_name(aside.name.removeprefix(".").removesuffix(".earlier"))
         again = output / AGAIN / folder.name
@@ -331,18 +331,6 @@ def _stays(before: Record, after: Record) -> bool:
     return before["status"] == "ok" or (before["status"] in FINAL and after["status"] not in FINAL)
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be written into ``folder``, such as a full disk; None: it can."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return error.strerror
-    return None
-
-
 def _where(before: Record) -> str:
     """Device and, of a processor, threads: neither is in the name of a record, so another's is not measured again."""
     measured = before["provenance"]
@@ -353,7 +341,7 @@ def _where(before: Record) -> str:
 
 
 def _outcome(job: Job, after: Record) -> str:
-    """What came of ``job``: a failure, the values that were asked for, or else the seconds of an iteration."""
+    """The result of ``job`` in words: a failure, the values that were asked for, or the seconds of an iteration."""
     if after["status"] != "ok":
         return f"{after['status']}: {after['message']}"
     if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.asked["step"] is None]:
@@ -370,14 +358,14 @@ def _answer(answer: EvaluationRecord) -> str:
     for name, values in answer["values"].items():
         quantity = quantities[name]
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
-        mean, std = record.summarise(values) if quantity.against is None else (values[-1], None)
-        spread = "" if std is None else f" ± {scale * std:.2f}"
-        parts.append(f"{title} {scale * (mean or 0.0):.2f}{spread}{unit}")
+        mean, std = record.summarise(values if quantity.against is None else values[-1:])
+        if mean is not None:
+            parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
     return f"{', '.join(parts)}, n = {count(answer)}"
 
 
 def _announcement(request: Request, jobs: Sequence[Job]) -> list[str]:
-    """What will run, and on what."""
+    """The cells that will run, and their device, for the user."""
     import torch
 
     known = sum((job.path / RECORD).exists() for job in jobs)
@@ -411,19 +399,18 @@ def _hyperparameters(parsed: argparse.Namespace) -> str:
 
 def _listing() -> str:
     """Methods with citation and native protocol, data sets, networks, evaluations, protocols."""
-    cited = {}
-    for name in methods.names():
-        try:
-            method = methods.get(name)
-            cited[name] = f"{_citation(method)} [protocol {method.PROTOCOL}]"
-        except UserError as error:  # one package that is broken does not hide the others
-            cited[name] = printable(str(error))
-    asked = {}
-    for name in evaluations.names():
-        try:
-            asked[name] = " ".join((evaluations.get(name).__doc__ or "").split())
-        except UserError as error:
-            asked[name] = printable(str(error))
+
+    def described(registry: Any, words: Callable[[Any], str]) -> dict[str, str]:
+        texts = {}
+        for name in registry.names():
+            try:
+                texts[name] = words(registry.get(name))
+            except UserError as error:  # one package that is broken does not hide the others
+                texts[name] = printable(str(error))
+        return texts
+
+    cited = described(methods, lambda method: f"{_citation(method)} [protocol {method.PROTOCOL}]")
+    asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
     lines = ["methods", *_columns(cited)]
     lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
     lines += ["networks", *(f"  {name}" for name in NETWORKS)]

@@ -56,7 +56,7 @@ def quit_at_once(*_: object) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """In here Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was started can be stopped.
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was started can be stopped.
 
     But they end the process at once while something is imported: initialisers of libraries swallow the exception or
     turn it into another. Changes nothing in a process without `begin`, such as a notebook.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from harness import evaluations
-from harness.evaluations.base import Evaluation, Quantity
+from benchmarks.datasets import Benchmark
+from harness import cell, evaluations
+from harness.evaluations.base import Evaluation, Progress, Quantity
+from harness.measure import memory
+from harness.plan.jobs import Job
 from harness.records import record
 from harness.records.record import Distilled
+from methods.base import Synthetic
 
 MIB = 2**20
 DISTILLATION = {
@@ -192,6 +196,62 @@ def turned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``turned`` an evaluation that the registry knows."""
     get = evaluations.get
     monkeypatch.setattr(evaluations, "get", lambda name: Turned if name == "turned" else get(name))
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What the probe answers."""
+
+    rate: float = 0.5
+    """A factor."""
+    name: str = "rate"
+
+
+class Probe(Evaluation):
+    """Remember the set and the data, and answer what was asked for."""
+
+    Config = ProbeConfig
+    quantities: ClassVar[Mapping[str, Quantity]] = {
+        "rate": Quantity("rate", percent=False),
+        "accuracy_of_it": Quantity("accuracy of it (%)"),
+    }
+    seen: ClassVar[list[tuple[Synthetic, Benchmark]]] = []
+
+    def run(
+        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+    ) -> Mapping[str, list[float]]:
+        self.seen.append((sets[0], benchmark))
+        return {self.config.name: [self.config.rate]}
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Synthetic, Benchmark]]:
+    """Makes ``probe`` an evaluation that the registry knows; it fills this list."""
+    names, get = evaluations.names(), evaluations.get
+    monkeypatch.setattr(evaluations, "names", lambda: [*names, "probe"])
+    monkeypatch.setattr(evaluations, "get", lambda name: Probe if name == "probe" else get(name))
+    monkeypatch.setattr(Probe, "seen", [])
+    return Probe.seen
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells in this process need not give memory back, which takes half a second for each."""
+    monkeypatch.setattr(memory, "release", lambda: None)
+
+
+def in_process(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+    """A launcher that runs the jobs in this process."""
+    for job in jobs:
+        cell.run(job)
+        yield job
+
+
+def all_in(root: Path) -> list[Distilled]:
+    """The distillations in ``root``, where nothing is damaged."""
+    distilled, damaged = record.read_all(root)
+    assert damaged == []
+    return distilled
 
 
 TURNED = {"protocol": "frepo", "quarter_turns": 2, "networks": 2}

@@ -20,7 +20,8 @@ from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.measure.counters import Counters, Uncounted, count
 from harness.plan.jobs import Job
-from harness.plan.planning import plan, tuples
+from harness.plan.jobs import from_json
+from harness.plan.planning import plan
 from harness.plan.request import Request
 from methods.base import Method
 
@@ -69,7 +70,7 @@ def count_real(job: Job, raw: RawData) -> Counters:
     )
     method_class, store = methods.get(asked.method), Uncounted({})
     values: Mapping[str, Any] = {**job.config, **method_class.BUDGETS.get("forecast", {})}
-    config = method_class.Config(**{key: tuples(value) for key, value in values.items()})
+    config = from_json(method_class.Config, values)
 
     def make() -> Method:
         method = method_class(task, config, asked.steps or 1)

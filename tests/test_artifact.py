@@ -359,8 +359,8 @@ def test_a_snapshot_is_the_tensors_alone(tmp_path: Path) -> None:
         assert loaded.label_space == "centred" and loaded.lr == lr
     path.write_bytes(path.read_bytes()[:100])
     assert artifact.lost(path, digest) == "its set step-3.safetensors is not as it was written"
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"step-3\.safetensors is damaged or missing"):
+    for words in (r"step-3\.safetensors is damaged", r"no such file: .*step-3\.safetensors"):
+        with pytest.raises(UserError, match=words):
             artifact.load_snapshot(path)
         path.unlink(missing_ok=True)
     assert artifact.lost(path, digest) == "its set step-3.safetensors is missing"

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks import preprocess
 from benchmarks.datasets import load_raw
@@ -37,15 +38,11 @@ from harness.plan.request import Request
 from harness.records import artifact, provenance, record
 from harness.records.record import EVENTS, LOG, RECORD, SET, Distilled, EvaluationRecord
 from methods.base import Synthetic
+from tests.builders import quick
 from tests.dummies import Dummy, dummy
 
-__all__ = ["dummy"]  # a fixture
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collecting the garbage of the whole test session for every cell takes longer than the cell."""
-    monkeypatch.setattr(memory, "release", lambda: None)
+__all__ = ["dummy", "quick"]  # fixtures
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def job(
@@ -201,6 +198,16 @@ def test_values_are_the_same_in_the_cell_that_distilled_and_later_from_disk(tmp_
     assert later["values"] == together["values"] and later["identity"] == together["identity"]
 
 
+def test_work_beside_any_part_of_an_answer_is_told(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for networks, words in ((2, "busy first"), (3, "then"), (4, None)):
+        meter = type("Meter", (), {"__init__": lambda self, threads: None, "stop": lambda self, words=words: words})
+        monkeypatch.setattr(cell, "LoadMeter", meter)
+        answer = accuracy(run(job(tmp_path, request={"networks_evaluated": networks})))
+    assert answer["busy"] == "busy first; then"
+
+
 def test_values_of_another_machine_are_not_continued(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,32 +215,9 @@ def test_values_of_another_machine_are_not_continued(
     answer = accuracy(run(made))
     (path,) = (made.path / "evaluations").iterdir()
     record.write({**answer, "values": {"accuracy": [0.0, 0.0]}}, path)
-    monkeypatch.setattr(cell, "device_name", lambda device: "another processor")
+    monkeypatch.setattr(provenance, "device_name", lambda device: "another processor")
     more = accuracy(run(job(tmp_path, request={"networks_evaluated": 3})))
     assert more["values"]["accuracy"][:2] == answer["values"]["accuracy"]
-
-
-def test_a_set_that_was_altered_is_distilled_again_and_asked_again(tmp_path: Path, counted: list[int]) -> None:
-    made = job(tmp_path)
-    first, steps = run(made), len(counted)
-    (made.path / SET).write_bytes(b"altered")
-    assert accuracy(run(made))["values"] == accuracy(first)["values"] and len(counted) > steps
-    (made.path / "evaluations").joinpath(next((made.path / "evaluations").iterdir())).write_text("damaged")
-    steps = len(counted)
-    assert accuracy(run(made))["values"] == accuracy(first)["values"] and len(counted) == steps
-
-
-def test_all_real_images_are_asked_about_without_a_set(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"budget": "smoke", "widths": (4,), "device": "cpu", "output": tmp_path, "ceiling": True}
-    jobs = plan(Request(methods=("random_real", "dm"), datasets=("digits",), evaluate_steps=30, **fields))
-    (ceiling,) = (made for made in jobs if made.distillation.method == "whole_data")
-    distilled = run(ceiling)
-    answer = accuracy(distilled)
-    assert distilled.record["artifact"] is None and distilled.record["cost"]["step_seconds"] == []
-    assert answer["sets"] == [{"distillation": ceiling.identity, "step": None, "sha256": None}]
-    floor = accuracy(run(jobs[0]))
-    assert answer["values"]["accuracy"][0] > floor["values"]["accuracy"][0]
-    assert run(ceiling) == distilled
 
 
 # --- what goes wrong
@@ -255,6 +239,7 @@ def test_failures_are_one_line_in_the_record(
     made = job(tmp_path, config={"fail": fail})
     distilled = run(made)
     said = str(distilled.record["message"])
+    assert distilled.record["steps"] == (4 if status == "diverged" else None), "those that were taken"
     assert distilled.record["status"] == status and message in said and "\n" not in said
     assert not distilled.set_path.exists() and distilled.record["artifact"] is None and distilled.evaluations == ()
     log = made.path / LOG
@@ -312,8 +297,6 @@ WRONG_SETS = {
         "images are float32 (500, 1, 8, 8) on cpu; expected detached float32 (10, 1, 8, 8) on cpu, for 10 classes at "
         "ipc 1",
     ),
-    "few": (replaced(images=lambda t: t[:3], labels=lambda t: t[:3]), "images are float32 (3, 1, 8, 8) on cpu; exp"),
-    "shape": (replaced(images=lambda t: t[:, :, 1:]), "images are float32 (10, 1, 7, 8) on cpu; expected"),
     "dtype": (replaced(images=lambda t: t.double()), "images are float64 (10, 1, 8, 8) on cpu; expected"),
     "device": (replaced(images=lambda t: t.to("meta")), "images are float32 (10, 1, 8, 8) on meta; expected"),
     "array": (replaced(images=lambda t: t.numpy()), "images are of type ndarray; expected"),
@@ -321,11 +304,7 @@ WRONG_SETS = {
         replaced(images=lambda t: t.requires_grad_()),
         "(10, 1, 8, 8) on cpu, part of a graph; expected detached",
     ),
-    "indices": (
-        replaced(labels=lambda t: t.argmax(1)),
-        "labels are int64 (10,) on cpu; expected detached float32 (10,",
-    ),
-    "labels": (replaced(labels=lambda t: t[:-1]), "labels are float32 (9, 10) on cpu; expected"),
+    "labels": (replaced(labels=lambda t: t.argmax(1)), "labels are int64 (10,) on cpu; expected detached float32 (10,"),
     "space": (replaced(label_space=lambda s: "logits"), "label_space is 'logits'; expected probability or centred"),
     "logits": (
         replaced(labels=lambda t: 3 * t - 1),
@@ -345,20 +324,19 @@ WRONG_SETS = {
 }
 
 
-@pytest.mark.parametrize("at", ["before the first step", "after step 4"])
 @pytest.mark.parametrize("fault", WRONG_SETS)
 def test_a_set_that_is_not_what_was_asked_for_is_one_line(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, fault: str, at: str
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
+    """Before the first step already, except for labels that are to be learned."""
     change, words = WRONG_SETS[fault]
-    first = at == "before the first step"
-    if first and fault == "flat":
-        pytest.skip("labels that are to be learned may begin so")
+    first = fault != "flat"
     returns(monkeypatch, "synthetic", (lambda synthetic, _: change(synthetic)) if first else late(change))
     distilled = run(made := job(tmp_path, steps=4))
     assert distilled.record["status"] == "error" and not (made.path / LOG).exists() and not distilled.set_path.exists()
     message = str(distilled.record["message"])
-    assert message.startswith(f"dummy.synthetic() {at}: ") and words in message
+    assert message.startswith(f"dummy.synthetic() {'before the first step' if first else 'after step 4'}: ")
+    assert words in message
 
 
 def test_a_set_is_checked_after_a_cost_cell_and_on_the_way_of_a_curve(
@@ -384,19 +362,17 @@ def test_learned_labels_may_move_and_a_set_that_is_not_finite_from_the_start_is_
     assert written["status"] == "error" and "before the first step: a value of the im" in str(written["message"])
 
 
-@pytest.mark.parametrize("at", [1, 6], ids=["first", "late"])
 @pytest.mark.parametrize(
-    ("losses", "words"),
+    ("losses", "words", "at"),
     [
-        (None, "nothing; expected a dictionary of losses"),
-        ({}, "of type dict; expected a dictionary of losses"),
-        (torch.ones(()), "float32 () on cpu; expected a dictionary of losses"),
-        ({"loss": 1.0}, "'loss' is of type float; expected names of detached 0-d floating point tensors on cpu"),
-        ({"loss": torch.ones(2)}, "'loss' is float32 (2,) on cpu; expected"),
-        ({"loss": torch.ones((), dtype=torch.int64)}, "'loss' is int64 () on cpu; expected"),
-        ({"loss": torch.ones((), requires_grad=True)}, "'loss' is float32 () on cpu, part of a graph; expected"),
-        ({"loss": torch.ones((), device="meta")}, "'loss' is float32 () on meta; expected"),
-        ({3: torch.ones(())}, "3 is float32 () on cpu; expected names"),
+        (None, "nothing; expected a dictionary of losses", 1),
+        (torch.ones(()), "float32 () on cpu; expected a dictionary of losses", 6),
+        ({}, "of type dict; expected a dictionary of losses", 6),
+        ({"loss": 1.0}, "'loss' is of type float; expected names of detached 0-d floating point tensors on cpu", 1),
+        ({"loss": torch.ones(2)}, "'loss' is float32 (2,) on cpu; expected", 6),
+        ({"loss": torch.ones((), dtype=torch.int64)}, "'loss' is int64 () on cpu; expected", 1),
+        ({"loss": torch.ones((), requires_grad=True)}, "'loss' is float32 () on cpu, part of a graph; expected", 1),
+        ({3: torch.ones(())}, "3 is float32 () on cpu; expected names", 1),
     ],
 )
 def test_losses_that_are_none_are_one_line(
@@ -416,36 +392,6 @@ def test_a_cycle_that_is_no_number_of_steps_is_one_line(
     monkeypatch.setattr(Dummy, "steps_per_cycle", cycle)
     message = run(job(tmp_path)).record["message"]
     assert message == f"dummy.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (UserError("a\nb\x1b[31m"), r"a\nb\x1b[31m"),
-        (RuntimeError("red \x1b[31m\rtext\nmore"), r"RuntimeError: red \x1b[31m (traceback in "),
-    ],
-    ids=["user", "other"],
-)
-def test_messages_are_printable(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
-) -> None:
-    def fail(method: Dummy) -> None:
-        raise error
-
-    monkeypatch.setattr(Dummy, "step", fail)
-    said = str(run(job(tmp_path)).record["message"])
-    assert said.startswith(message) and said.isprintable()
-
-
-def test_what_a_cell_says_is_printable(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def uncounted(*_: object) -> None:
-        raise RuntimeError("\x1b[31mno\ncounters")
-
-    monkeypatch.setattr(distil, "count", uncounted)
-    assert run(job(tmp_path)).record["status"] == "ok"
-    assert r"are not counted: RuntimeError: \x1b[31mno\ncounters" in capsys.readouterr().err
 
 
 def learn_step_size(patch: pytest.MonkeyPatch, rates: dict[int, float]) -> None:
@@ -480,24 +426,26 @@ def test_a_learned_step_size_that_is_not_finite_is_divergence(
 
 
 @pytest.mark.parametrize(
-    ("error", "memory"),
+    ("error", "status", "said"),
     [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"), True),
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), True),  # torch.AcceleratorError
-        (RuntimeError("shapes do not match"), False),
-        (ValueError("can't allocate memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), "oom", "OutOfMemoryError: CUDA out of memory. Tried …"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"), "oom", "RuntimeError"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), "oom", "RuntimeError: CUDA error"),
+        (ValueError("can't allocate memory"), "error", "ValueError: can't"),
+        (UserError("a\nb\x1b[31m"), "error", r"a\nb\x1b[31m"),
+        (RuntimeError("red \x1b[31m\rtext\nmore"), "error", r"RuntimeError: red \x1b[31m (traceback in "),
     ],
 )
-def test_what_counts_as_out_of_memory(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, error: Exception, memory: bool
+def test_out_of_memory_is_told_from_other_errors_and_messages_are_printable(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, error: Exception, status: str, said: str
 ) -> None:
     def fail(method: Dummy) -> None:
         raise error
 
     monkeypatch.setattr(Dummy, "step", fail)
-    assert run(job(tmp_path)).record["status"] == ("oom" if memory else "error")
+    written = run(job(tmp_path)).record
+    message = str(written["message"])
+    assert written["status"] == status and message.startswith(said) and message.isprintable()
 
 
 def test_a_set_never_stands_beside_a_record_that_is_not_of_it(
@@ -602,6 +550,36 @@ def test_a_cost_cell_times_whole_cycles_and_evaluates_nothing(tmp_path: Path, du
     assert made.questions == () and written["artifact"] is None and not distilled.set_path.exists()
 
 
+def test_a_forecast_that_fails_costs_no_measurement(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(method: Dummy, sound: Callable[[Dummy], Any] = Dummy.step) -> Any:
+        if isinstance(method.images, FakeTensor):
+            raise TypeError("no fakes, please")
+        return sound(method)
+
+    monkeypatch.setattr(Dummy, "step", step)
+    written = run(job(tmp_path, request=COST, steps=4, seconds=None)).record
+    assert written["status"] == "ok" and written["cost"]["forecast_bytes"] is None and written["cost"]["step_seconds"]
+
+
+def test_work_beside_methods_that_take_turns_is_in_all_their_records(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = type("Meter", (), {"__init__": lambda self, threads: None, "stop": lambda self: "the cores were busy"})
+    monkeypatch.setattr(distil, "LoadMeter", meter)
+    asked = Request(
+        **{"methods": ("dummy", "dm"), "datasets": ("digits",), "budget": "cost", "interleave": True},  # type: ignore[arg-type]
+        **{"seconds": 0.1, "widths": (4,), "device": "cpu", "output": tmp_path},  # type: ignore[arg-type]
+    )
+    (made,) = plan(asked)
+    cell.run(made)
+    for each in (made, *made.beside):
+        written = record.read(each.path).record
+        assert written["status"] == "ok" and len(written["cost"]["step_seconds"]) >= 3
+        assert "while distilling the cores were busy" in str(written["cost"]["memory"]["busy"])
+
+
 def test_a_cost_cell_says_that_less_was_prepared(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -631,17 +609,6 @@ def test_a_number_that_is_not_finite_does_not_end_a_cost_cell(
     assert run(made) == distilled, "it is done"
 
 
-def test_a_slow_method_is_warmed_up_for_two_cycles(
-    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[Dummy] = []
-    step = dummy.step
-    monkeypatch.setattr(dummy, "step", lambda method: taken.append(method) or step(method))  # type: ignore[func-returns-value]
-    ticks = Ticks()
-    cell.run(job(tmp_path, steps=4), lambda: 10 * ticks())
-    assert sum(method is taken[0] for method in taken) == 2 * dummy.steps_per_cycle
-
-
 def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: type[Dummy]) -> None:
     first, second = (run(job(tmp_path / name, config={"entry": True}), Ticks()).record["cost"] for name in ("a", "b"))
     assert (first["prepare_cached"], second["prepare_cached"]) == (0, 1)
@@ -650,12 +617,12 @@ def test_prepare_on_a_cache_hit_reports_the_true_cost(tmp_path: Path, dummy: typ
     assert second["prepare_seconds"] == 2.0
 
 
-@pytest.mark.parametrize(("where", "what"), [(cell, "device_name"), (provenance, "_version")])
+@pytest.mark.parametrize("what", ["device_name", "_version"])
 def test_another_machine_lends_neither_its_entries_nor_its_seconds(
-    where: Any, what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+    what: str, tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
-        monkeypatch.setattr(where, what, lambda _, name=name: f"processor or version {name}")
+        monkeypatch.setattr(provenance, what, lambda _, name=name: f"processor or version {name}")
         written = run(job(tmp_path / name, config={"entry": True}), Ticks()).record
         assert written["status"] == "ok" and written["cost"]["prepare_cached"] == 0
 
@@ -673,11 +640,24 @@ def test_the_same_pixels_under_another_name_have_their_own_entries(
         assert written["status"] == "ok" and written["cost"]["prepare_cached"] == 0
 
 
-def test_the_warm_up_changes_nothing(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_warm_up_nor_counters_that_fail_change_a_set(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def uncounted(*_: object) -> None:
+        raise RuntimeError("\x1b[31mno\ncounters")
+
     cell.run(made := job(tmp_path / "a"))
     monkeypatch.setattr(distil, "WARMUP_STEPS", 11)
+    monkeypatch.setattr(distil, "count", uncounted)
     cell.run(more := job(tmp_path / "b"))
     assert (made.path / SET).read_bytes() == (more.path / SET).read_bytes()
+    assert r"are not counted: RuntimeError: \x1b[31mno\ncounters" in capsys.readouterr().err
+
+
+def test_a_slow_method_is_warmed_up_for_two_cycles(tmp_path: Path, counted: list[int]) -> None:
+    ticks = Ticks()
+    distilled = run(job(tmp_path, steps=4), lambda: 10 * ticks())
+    assert distilled.record["cost"]["warmup_seconds"] == 50.0 and distilled.record["cost"]["compile_seconds"] == 0.0
 
 
 @pytest.mark.parametrize(("first", "compiling"), [(9.0, 8.0), (1.0, 0.0), (0.5, 0.0)])
@@ -824,15 +804,9 @@ def test_windows_are_whole_and_samples_few(tmp_path: Path, dummy: type[Dummy], m
     assert cost["steps_per_sample"] == 6 and cost["step_seconds"] == [1 / 6, 1 / 6, 1 / 4]
 
 
-@pytest.mark.parametrize(
-    ("points", "steps", "expected"),
-    [(0, 100, []), (1, 100, [100]), (3, 100, [1, 10, 100]), (5, 3, [1, 2, 3]), (4, 1, [1])],
-)
-def test_curve_steps(points: int, steps: int, expected: list[int]) -> None:
-    assert curve_steps(points, steps) == expected
-
-
-def test_about_a_hundred_steps_are_logged_the_first_and_the_last_among_them() -> None:
+def test_steps_of_a_curve_and_of_events_hold_the_first_and_the_last() -> None:
+    curves = {(0, 100): [], (1, 100): [100], (3, 100): [1, 10, 100], (5, 3): [1, 2, 3], (4, 1): [1]}
+    assert {asked: curve_steps(*asked) for asked in curves} == curves
     assert log_steps(3) == [1, 2, 3] and log_steps(1) == [1]
     assert len(log_steps(12_345)) == 100 and log_steps(12_345)[::99] == [1, 12_345]
 
@@ -898,6 +872,17 @@ def test_a_process_that_dies_has_a_record(
     written = launched(made).record
     assert written["status"] == "error" and written["message"] == message and written["identity"] == made.identity
     assert run(made).record["status"] == "ok", "an error is no result"
+
+
+def test_all_methods_of_a_process_that_dies_have_a_record(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, KILLED)
+    made, other = (job(tmp_path, request=COST, seed=seed) for seed in (0, 1))
+    together = dataclasses.replace(made, beside=(other,))
+    launched(together)
+    messages = {record.read(each.path).record["message"] for each in (made, other)}
+    assert messages == {"the process was ended by SIGKILL"}
 
 
 def test_a_process_that_dies_in_an_evaluation_leaves_the_distillation_as_it_is(

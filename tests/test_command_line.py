@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import pytest
 
-import methods
 from benchmarks import folders
 from benchmarks.errors import UserError, nearest, printable
 from benchmarks.networks import NetworkSpec
@@ -31,7 +29,6 @@ from harness.plan.planning import plan, unpublished
 from harness.plan.request import Request
 from harness.records import record
 from tests.dummies import Dummy, dummy
-from tests.test_importers import dc
 
 __all__ = ["dummy"]  # a fixture
 ROOT = Path(__file__).parents[1]
@@ -300,14 +297,6 @@ def test_what_is_larger_than_the_machine_is_refused_before_it_is_allocated(
         plan(Request(**{**asked, **changes}))
 
 
-def test_images_larger_than_the_machine_are_refused_for_an_evaluation_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = f"{dc(tmp_path / 'set.pt')} --dataset digits --preprocess standardise --name a --image-size 1000000"
-    assert status("harness.evaluate", *asked.split(), "--output", str(tmp_path / "out")) == 2
-    assert "--image-size 1000000: the images alone would take" in capsys.readouterr().err
-
-
 def test_a_network_that_only_might_not_fit_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory is a result."""
     request = Request(methods=("dm",), datasets=("digits",), widths=(8,), device="cpu", output=tmp_path)
@@ -362,30 +351,6 @@ def test_a_forecast_leaves_out_what_was_not_published(
 
 
 # What is said
-
-
-@pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
-def test_threads_are_counted_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: int, words: str
-) -> None:
-    import torch
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    asked = f"--methods random_real --dataset digits --device cpu --output {tmp_path}"
-    run.main(asked.split(), launcher=lambda jobs: (job for job in list[Job]()))
-    assert capsys.readouterr().err.splitlines()[0].endswith(f", {words}")
-
-
-def test_the_columns_of_the_list_are_as_wide_as_its_names(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    long = "a_method_with_a_very_long_name"
-    monkeypatch.setattr(methods, "names", lambda: ["dm", long])
-    monkeypatch.setattr(methods, "get", lambda name: Dummy)
-    assert run.main(["--list"]) == 0
-    short, longer = [line for line in capsys.readouterr().out.splitlines() if "[protocol" in line]
-    assert longer.startswith(f"  {long}  ")
-    assert short.index(short.split(maxsplit=1)[1]) == longer.index(longer.split(maxsplit=1)[1])
 
 
 def test_the_name_of_a_folder_is_printable_wherever_it_goes(tmp_path: Path) -> None:
@@ -585,12 +550,6 @@ def test_the_environment_of_a_cell(monkeypatch: pytest.MonkeyPatch, root: str) -
 
 
 # All commands under one name
-
-
-def test_frepo_bench_is_the_console_script() -> None:
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    assert scripts == {"frepo-bench": "harness.__main__:console"}
-    assert callable(__main__.console)
 
 
 @pytest.mark.parametrize("name", __main__.COMMANDS)

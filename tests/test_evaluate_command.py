@@ -6,10 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,37 +17,26 @@ import torch
 from PIL import Image
 
 from benchmarks import PREPROCESSINGS
-from benchmarks.datasets import Benchmark, load_raw
+from benchmarks.datasets import load_raw
 from benchmarks.preprocess import fit
-from harness import cell, evaluate, evaluations, run
+from harness import evaluate, run
 from harness.evaluations import training
-from harness.evaluations.base import Evaluation, Progress, Quantity
-from harness.measure import memory
-from harness.plan.jobs import Job
 from harness.records import artifact, record
-from harness.records.record import RECORD, SET, Distilled
+from harness.records.files import only_runner
+from harness.records.record import RECORD, SET
 from methods.base import Synthetic
+from tests.builders import all_in, in_process, probe, quick
 from tests.test_artifact import digits, some_set
 from tests.test_importers import CENTRED, CLASSES, IPC, NAMES, SHAPE, dc, mtt
 
+__all__ = ["probe", "quick"]  # fixtures
+pytestmark = pytest.mark.usefixtures("quick")
 FAST = ["--budget", "smoke", "--evaluate-steps", "2", "--networks-evaluated", "1", "--device", "cpu"]
 DISTIL = ["--methods", "random_real", "--width", "4", *FAST]
 
 
-def here(jobs: Iterable[Job]) -> Iterator[Job]:
-    """A launcher that runs the jobs in this process."""
-    for job in jobs:
-        cell.run(job)
-        yield job
-
-
 def main(*words: object) -> int:
-    return evaluate.main([str(word) for word in words], launcher=here)
-
-
-@pytest.fixture(autouse=True)
-def _keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "release", lambda: None)  # it takes half a second for each job in one process
+    return evaluate.main([str(word) for word in words], launcher=in_process)
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +45,13 @@ def distilled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("results")
     common = ["--protocol", "common", "--seeds", "0,1"]
     for output, more in ((root / "common", common), (root / "deep/er/native", [])):
-        assert run.main([*DISTIL, "--dataset", "digits", *more, "--output", str(output)], launcher=here) == 0
+        assert run.main([*DISTIL, "--dataset", "digits", *more, "--output", str(output)], launcher=in_process) == 0
     return root
 
 
 @pytest.fixture
 def results(distilled_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(distilled_once, tmp_path / "results"))
-
-
-def all_in(root: Path) -> list[Distilled]:
-    distilled, damaged = record.read_all(root)
-    assert not damaged
-    return distilled
 
 
 def contents(root: Path, pattern: str) -> dict[Path, bytes]:
@@ -104,9 +87,9 @@ def test_more_networks_train_those_that_are_missing(results: Path, monkeypatch: 
     trained: list[int] = []
     original = training.trained_networks
 
-    def spy(spec: Any, synthetic: Any, benchmark: Any, protocol: Any, seed: Any, indices: Any, **more: Any) -> Any:
+    def spy(config: Any, synthetic: Any, benchmark: Any, seed: Any, indices: Any, progress: Any) -> Any:
         trained.extend(indices)
-        return original(spec, synthetic, benchmark, protocol, seed, indices, **more)
+        return original(config, synthetic, benchmark, seed, indices, progress)
 
     monkeypatch.setattr(training, "trained_networks", spy)
     first = {each.folder: each.evaluations[0]["values"]["accuracy"] for each in all_in(results)}
@@ -166,6 +149,21 @@ def test_sets_that_cannot_be_asked_are_named(results: Path, capsys: pytest.Captu
     assert "no set in" in capsys.readouterr().err
 
 
+def test_an_answer_of_a_newer_version_is_refused_and_stays(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((results / "common").rglob("accuracy-*.json"))
+    newer = json.dumps({**json.loads(path.read_text()), "schema": 99})
+    path.write_text(newer)
+    assert main(results, "--evaluate-steps", 2) == 2
+    assert f"{path} was written by a newer version" in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_text() == newer and not list(results.rglob("*.damaged*"))
+
+
+def test_a_run_in_a_folder_below_keeps_others_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_runner(results / "common", "a run"):
+        assert main(results, "--evaluate-steps", 3) == 2
+    assert f"error: {results / 'common'} is in use by process" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["", SET])
 def test_one_distillation_alone(name: str, results: Path) -> None:
     first, second = sorted((results / "common").glob("*/"))
@@ -196,7 +194,7 @@ def images(folder: Path, colour: int) -> str:
 
 def test_an_image_folder_may_have_moved_but_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = images(tmp_path / "here/pets", 50), tmp_path / "out"
-    assert run.main([*DISTIL, "--dataset", source, "--output", str(output)], launcher=here) == 0
+    assert run.main([*DISTIL, "--dataset", source, "--output", str(output)], launcher=in_process) == 0
     (tmp_path / "here").rename(tmp_path / "there")
     ask = (output, "--evaluate-steps", 3)
     assert main(*ask) == 2
@@ -235,39 +233,6 @@ def test_a_bad_request_about_a_folder(
     assert all(": left out, " in line for line in left_out) and contents(results, "*.json") == before
 
 
-@dataclass(frozen=True)
-class ProbeConfig:
-    rate: float = 0.5
-    name: str = "rate"
-
-
-class Probe(Evaluation):
-    """Remember the set and the test images."""
-
-    Config = ProbeConfig
-    quantities: ClassVar[Mapping[str, Quantity]] = {
-        "rate": Quantity("rate", percent=False),
-        "accuracy_of_it": Quantity("accuracy of it (%)"),
-    }
-    seen: ClassVar[list[tuple[Synthetic, Benchmark]]] = []
-
-    def run(
-        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
-    ) -> Mapping[str, list[float]]:
-        self.seen.append((sets[0], benchmark))
-        return {self.config.name: [self.config.rate]}
-
-
-@pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Synthetic, Benchmark]]:
-    """Makes ``probe`` an evaluation that the registry knows; it fills this list."""
-    names, get = evaluations.names(), evaluations.get
-    monkeypatch.setattr(evaluations, "names", lambda: [*names, "probe"])
-    monkeypatch.setattr(evaluations, "get", lambda name: Probe if name == "probe" else get(name))
-    monkeypatch.setattr(Probe, "seen", [])
-    return Probe.seen
-
-
 def test_a_question_without_a_protocol_is_asked_of_every_set(
     results: Path, probe: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,7 +251,7 @@ def test_a_question_without_a_protocol_is_asked_of_every_set(
     [
         ("--probe.name other", "probe returned other; its quantities are rate, accuracy_of_it"),
         ("--probe.name accuracy_of_it --probe.rate 75", "values.accuracy_of_it is out of range"),
-        ("--probe.rate 1e301", "values.rate is not a list of numbers"),
+        ("--probe.rate 1e301", "values.rate.0 is not a number"),
     ],
 )
 def test_values_that_cannot_be_shown_are_an_error(
@@ -441,7 +406,7 @@ def test_the_file_of_a_set_of_this_suite_gives_the_accuracy_of_its_record(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = f"--methods {method} --no-random --dataset digits --ipc 2 --seed 3 --width 4 --output {tmp_path / 'made'}"
-    assert run.main([*made.split(), *FAST], launcher=here) == 0
+    assert run.main([*made.split(), *FAST], launcher=in_process) == 0
     (distilled,) = all_in(tmp_path / "made")
     path = Path(shutil.copy(distilled.set_path, tmp_path / "copy.safetensors"))
     protocol = distilled.evaluations[0]["config"]["protocol"]
@@ -558,6 +523,7 @@ def test_a_set_of_this_suite_that_is_not_whole_is_refused(
         ("SET --preprocess standardise --dataset digits --name a --accuracy.width 0", "--accuracy.width is 0"),
         ("SET --preprocess standardise --dataset digits --name a --experiment 7", "--experiment 7 is not in"),
         ("SET --preprocess standardise --dataset cifar10 --name a", "cifar10 is not in"),
+        ("SET --preprocess standardise --dataset digits --name a --image-size 1000000", "the images alone would take"),
         ("SET --preprocess standardise --dataset digits --name a --class-order a.txt", "a.txt: no such file"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import Network, NetworkSpec
-from benchmarks.protocols import PROTOCOLS, Protocol
+from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
@@ -83,37 +83,24 @@ class NetworkEvaluation(Evaluation):
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
         (synthetic,) = sets
-        protocol = PROTOCOLS[self.config.protocol]
-        if protocol.recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
+        config, learned_lr = self.config, PROTOCOLS[self.config.protocol].recipe.learned_lr
+        if learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
             raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
-        values: dict[str, list[float]] = {}
-        for network in self._trained(synthetic, benchmark, protocol, seed, progress, begin):
-            for name, value in self.test(network.eval(), synthetic, benchmark).items():
-                values.setdefault(name, []).append(value)
-        return values
-
-    def _trained(
-        self,
-        synthetic: Synthetic,
-        benchmark: Benchmark,
-        protocol: Protocol,
-        seed: int,
-        progress: Progress,
-        begin: int,
-    ) -> Iterator[Network]:
-        config, spec = self.config, network_spec(benchmark, self.config)
         count = config.networks - begin
-
-        def train(seed: int | str, indices: Iterable[int], steps: int | None, shown: Progress | None) -> list[Network]:
-            return trained_networks(
-                spec, synthetic, benchmark, protocol, seed, indices, max_steps=steps, progress=shown
-            )
-
-        at_once = config.networks_at_once or _networks_at_once(train, synthetic, protocol, count, config.steps)
-        self.cost |= {"networks_at_once": at_once, "parameters": spec.parameters()}
+        at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
+        self.cost |= {"networks_at_once": at_once, "parameters": network_spec(benchmark, config).parameters()}
+        values: dict[str, list[float]] = {}
         for first in range(0, count, at_once):
-            done = range(first, min(first + at_once, count))
-            yield from train(seed, [begin + index for index in done], config.steps, _shifted(progress, done, count))
+            own = range(first, min(first + at_once, count))
+
+            def shown(done: int, steps: int, own: range = own) -> None:
+                progress(own.start * steps + len(own) * done, count * steps)
+
+            indices = [begin + index for index in own]
+            for network in trained_networks(config, synthetic, benchmark, seed, indices, shown):
+                for name, value in self.test(network.eval(), synthetic, benchmark).items():
+                    values.setdefault(name, []).append(value)
+        return values
 
 
 def resolved(config: Training, distillation: Mapping[str, Any], native: str) -> Training:
@@ -151,22 +138,19 @@ def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
 
 
 def trained_networks(
-    spec: NetworkSpec,
+    config: Training,
     synthetic: Synthetic,
     benchmark: Benchmark,
-    protocol: Protocol,
     seed: int | str,
     indices: Iterable[int],
-    *,
-    max_steps: int | None = None,
     progress: Progress | None = None,
 ) -> list[Network]:
-    """The networks ``indices`` of ``seed``, trained together on the synthetic set by the recipe of ``protocol``.
+    """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``max_steps`` shortens the recipe. ``progress(done, total)`` counts the training steps of one network.
+    ``progress(done, total)`` counts the training steps of one network.
     """
-    device, dtype = synthetic.images.device, synthetic.images.dtype
-    indices = list(indices)
+    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, PROTOCOLS[config.protocol].recipe
+    spec, indices = network_spec(benchmark, config), list(indices)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]
@@ -175,34 +159,29 @@ def trained_networks(
         synthetic.images,
         synthetic.labels,
         synthetic.label_space,
-        protocol.recipe,
-        flip=protocol.recipe.flip(benchmark.flip, benchmark.name),
+        recipe,
+        flip=recipe.flip(benchmark.flip, benchmark.name),
         generators=[generator_for("evaluation", seed, index) for index in indices],
         lr=synthetic.lr,
-        max_steps=max_steps,
+        max_steps=config.steps,
         progress=progress,
     )
     return networks
 
 
-def _networks_at_once(
-    train: Callable[[int | str, Iterable[int], int | None, Progress | None], list[Network]],
-    synthetic: Synthetic,
-    protocol: Protocol,
-    networks: int,
-    max_steps: int | None,
-) -> int:
+def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchmark, networks: int) -> int:
     """How many of ``networks`` are best trained at a time: 1 or all, whichever takes less time on this device.
 
     On a GPU both ways are tried, with networks and generators that are thrown away. Nothing is tried on a CPU, which
     would lose the same bits from run to run for little, nor where there is little to gain: for one network, or few
     steps.
     """
-    steps = protocol.recipe.steps(len(synthetic.images))
-    few = networks <= 1 or min(steps, max_steps or steps) < TRIED_FROM
+    steps = PROTOCOLS[config.protocol].recipe.steps(len(synthetic.images))
+    few = networks <= 1 or min(steps, config.steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1
     clock = Clock(synthetic.images.device)
+    short = dataclasses.replace(config, steps=TRIAL_WARMUP + TRIAL_STEPS)
 
     def seconds(count: int) -> float:
         """Seconds of the timed steps with ``count`` networks at a time."""
@@ -212,15 +191,10 @@ def _networks_at_once(
             if done in (TRIAL_WARMUP, steps):
                 readings.append(clock.read())
 
-        train("trial", range(count), TRIAL_WARMUP + TRIAL_STEPS, progress)
+        trained_networks(short, synthetic, benchmark, "trial", range(count), progress)
         return readings[1] - readings[0]
 
     try:
         return networks if seconds(networks) < networks * seconds(1) else 1
     except torch.OutOfMemoryError:  # of all together: a single one is what every evaluation needs
         return 1
-
-
-def _shifted(progress: Progress, indices: range, networks: int) -> Progress:
-    """``progress`` of the networks ``indices`` as progress over all of them."""
-    return lambda done, steps: progress(indices.start * steps + len(indices) * done, networks * steps)

@@ -15,7 +15,7 @@ from harness.limits import show_seconds
 from harness.plan.jobs import Job
 from harness.plan.pending import asks, begun, existing, reason_to_distil
 from harness.records import record
-from harness.records.provenance import device_name, provenance
+from harness.records.provenance import provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
 
 COMMAND = (sys.executable, "-P", "-m", "harness.cell")
@@ -63,16 +63,20 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
         code = None
     finally:
         _stop(process)
+    failed: tuple[Status, str]
     if code is None:
-        _fail(job, "timeout", f"the time limit of {show_seconds(limit or 0)} has passed")
+        failed = "timeout", f"the time limit of {show_seconds(limit or 0)} has passed"
     elif code == -signal.SIGKILL and _out_of_memory_kills() > kills:
-        _fail(job, "oom", "the kernel killed the process for want of memory")
+        failed = "oom", "the kernel killed the process for want of memory"
     elif code < 0:
-        _fail(job, "error", f"the process was ended by {signal.Signals(-code).name}")
+        failed = "error", f"the process was ended by {signal.Signals(-code).name}"
     elif code > 0:
-        _fail(job, "error", f"the process ended with status {code}; its messages are above")
-    elif existing(job) is None:
-        _fail(job, "error", "the process ended without a record")
+        failed = "error", f"the process ended with status {code}; its messages are above"
+    else:
+        failed = "error", "the process ended without a record"
+    for each in (job, *job.beside):
+        if code != 0 or existing(each) is None:
+            _fail(each, *failed)
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -92,18 +96,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _fail(job: Job, status: Status, message: str) -> None:
     """Write what became of ``job`` where its process could not: into the first record that it still had to make."""
-    import torch
-
     from harness.measure.forecast import forecast_bytes
 
-    known = provenance(
-        job.command,
-        device=device_name(job.device),
-        fingerprint=job.distillation.data_fingerprint,
-        environment=environment(),
-    )
-    # The process had as many as we have: without them the record would be taken for that of another machine.
-    known["threads"] = torch.get_num_threads()
+    known = provenance(job.command, job.device, job.distillation.data_fingerprint, environment())
     failed: Record | EvaluationRecord
     distilled = existing(job)
     if distilled is None or reason_to_distil(job, distilled) is not None:

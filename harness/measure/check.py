@@ -74,7 +74,7 @@ def _on_gpu(device: torch.device) -> Callable[[], float]:
 
 def rows(expected_seconds: float, seconds: float, memory: Memory) -> list[tuple[str, float, float]]:
     """(What, expected, measured) of everything that was measured."""
-    found = [("duration (s)", expected_seconds, seconds)]
+    duration = [("duration (s)", expected_seconds, seconds)]
     peaks = {
         "peak GPU memory, NVML (MiB)": memory["device_bytes"],
         "peak GPU memory, allocated by torch (MiB)": memory["allocated_bytes"],
@@ -82,7 +82,7 @@ def rows(expected_seconds: float, seconds: float, memory: Memory) -> list[tuple[
     }
     if memory["meter"] == "host_rss":
         peaks = {"peak host RSS above baseline (MiB)": memory["host_rss_bytes"]}
-    return found + [(what, (KEPT + PASSING) / MIB, peak / MIB) for what, peak in peaks.items() if peak is not None]
+    return duration + [(what, (KEPT + PASSING) / MIB, peak / MIB) for what, peak in peaks.items() if peak is not None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,9 +101,9 @@ def _main(arguments: Sequence[str]) -> int:
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(f"{'':42}{'expected':>10}{'measured':>10}{'error':>9}")
     worst = 0.0
-    for what, wanted, found in rows(expected, seconds, memory):
-        print(f"{what:42}{wanted:10.3f}{found:10.3f}{100 * (found / wanted - 1):+8.2f}%")
-        worst = max(worst, abs(found / wanted - 1))
+    for what, wanted, measured in rows(expected, seconds, memory):
+        print(f"{what:42}{wanted:10.3f}{measured:10.3f}{100 * (measured / wanted - 1):+8.2f}%")
+        worst = max(worst, abs(measured / wanted - 1))
     for line in (memory["missing"], memory["busy"]):
         if line:
             print(line)

@@ -11,7 +11,8 @@ import functools
 import gc
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class Counters:
     """Most bytes of tensors on the task's device alive at once in a step, above those alive before the method was
     constructed. What its constructor and ``prepare`` leave alive is part of it; an ``Uncounted`` store is not."""
     parameters: int
-    """Of the network that the task builds."""
+    """Parameters of the network that the task builds."""
 
 
 def count(make: Callable[[], Method], device: torch.device) -> Counters:
@@ -80,31 +81,19 @@ def count(make: Callable[[], Method], device: torch.device) -> Counters:
     )
 
 
-class Uncounted(MutableMapping[str, Mapping[str, Tensor]]):
-    """A store in which nothing is counted: what lies on a disk is in nobody's memory."""
+class Uncounted(UserDict[str, Mapping[str, Tensor]]):
+    """A store in which nothing is counted: what lies on a disk is in no memory."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.data = store  # type: ignore[assignment]  # a mapping is enough
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         with _disable_current_modes():
-            return self._store[name]
+            return self.data[name]
 
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         with _disable_current_modes():
-            self._store[name] = tensors
-
-    def __delitem__(self, name: str) -> None:
-        del self._store[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._store
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._store)
-
-    def __len__(self) -> int:
-        return len(self._store)
+            self.data[name] = tensors
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -126,7 +115,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Of the base class: True would import the compiler, for seconds."""
+        """Overrides the base class: True would import the compiler, for seconds."""
         return False
 
     def begin_step(self) -> None:
@@ -150,10 +139,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def save(self, tensor: Tensor) -> Tensor:
         """To be called with everything that is saved for a backward pass."""
         key = _key(tensor)
-        found = self._live.get(key)
-        if found is not None and found.step == self.steps and key not in self._saved:
+        live = self._live.get(key)
+        if live is not None and live.step == self.steps and key not in self._saved:
             self._saved.add(key)
-            self.saved_bytes += found.bytes
+            self.saved_bytes += live.bytes
         return tensor.detach()  # the output of a node, kept by that node, would keep itself alive
 
     def __torch_dispatch__(
@@ -180,17 +169,17 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _see(self, tensor: Tensor, func: Any, args: Sequence[Any]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        found = self._live.get(key)
-        if found is None:
+        live = self._live.get(key)
+        if live is None:
             # Memory that was there before us is not ours, however it is looked at.
             if func is not aten.lift_fresh.default and any(_key(arg) == key for arg in tensors_in(args)):
                 return
             reference = weakref.ref(storage, functools.partial(self._free, key))
             self._live[key] = _Live(size, self.steps, reference)
             self._bytes += size
-        elif found.bytes != size:  # it was resized
-            self._bytes += size - found.bytes
-            found.bytes = size
+        elif live.bytes != size:  # it was resized
+            self._bytes += size - live.bytes
+            live.bytes = size
         self.peak = max(self.peak, self._bytes)
 
     def _free(self, key: int, _: object) -> None:
@@ -218,7 +207,7 @@ def tensors_in(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _key(tensor: Tensor) -> int:
-    """Of its storage, unique among those that are alive."""
+    """Key of the storage, unique among those that are alive."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -19,7 +19,7 @@ class EnergyMeter:
         self._begin = self._gpu.joules() if self._gpu else None
 
     def per_step(self, steps: int, seconds: float) -> float | None:
-        """Joules since ``start`` for each of ``steps``, which took ``seconds``; None where nobody can tell."""
+        """Joules since ``start`` for each of ``steps``, which took ``seconds``; None where it is not known."""
         end = self._gpu.joules() if self._gpu else None
         if self._begin is None or end is None or end < self._begin or seconds < SECONDS:
             return None  # a driver loaded anew counts from nothing

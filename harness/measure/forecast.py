@@ -1,7 +1,7 @@
 """The counters of a cell with nothing computed, in seconds: ``python -m harness.run … --forecast``.
 
 The method itself runs, on fake tensors, which have a shape, a type and a device but neither memory nor values. Integers
-on the CPU and single numbers are real: methods branch on the ones (indices, random draws) and optimisers on the others.
+on the CPU and single numbers are real: methods branch on integers (indices, random draws), and optimisers on numbers.
 The data of published sets are not needed, only their shape.
 
 On a CPU it agrees with the counters of the cell: operations exactly, bytes as far as a library lays out maps as is
@@ -16,7 +16,8 @@ import functools
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,8 +35,7 @@ from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
-from harness.plan.jobs import Distillation, Job
-from harness.plan.planning import tuples
+from harness.plan.jobs import Distillation, Job, from_json
 from harness.progress import Progress
 from methods.base import Method
 
@@ -47,7 +47,7 @@ TOTAL_STEPS = 1000
 
 
 def forecast(job: Job) -> Counters:
-    """What ``harness.measure.counters.count`` would count in the cell of ``job``.
+    """The numbers that ``harness.measure.counters.count`` would count in the cell of ``job``.
 
     Every seed has the same. Raises UserError where the method has no steps, and where it asks for a value that it would
     have to compute.
@@ -57,25 +57,28 @@ def forecast(job: Job) -> Counters:
 
 
 def forecast_bytes(job: Job) -> int | None:
-    """Peak of live tensors in the cell of ``job``; None where memory is not asked for, or unknown."""
+    """Peak of live tensors in the cell of ``job``; None where memory is not asked for, or unknown.
+
+    Raises nothing: what was measured must not be lost for lack of a forecast.
+    """
     distillation = job.distillation
     if distillation.memory_limit_bytes is None and not distillation.cost_only:
         return None
     try:
         return forecast(job).peak_live_bytes
-    except UserError:
+    except Exception:
         return None
 
 
 def data_bytes(job: Job) -> int:
-    """What the images and labels, training and test, take on the device."""
-    raw = _raw(job)
+    """Bytes of the images and labels, training and test, on the device."""
+    raw = _read(job.source, job.data_root, job.cache, job.distillation.image_size)
     pixels = (raw.train_images.numel() + raw.test_images.numel()) * getattr(torch, job.distillation.dtype).itemsize
     return int(pixels + raw.train_labels.nbytes + raw.test_labels.nbytes)
 
 
 def table(jobs: Sequence[Job], limit: int | None) -> str:
-    """What each cell of ``jobs`` will take and whether it fits into ``limit`` bytes, or else into the device."""
+    """The needs of each cell of ``jobs``, and whether it fits into ``limit`` bytes, or else into the device."""
     from tabulate import tabulate
 
     room = available_bytes(jobs[0].device) if limit is None else limit
@@ -106,16 +109,12 @@ def _row(job: Job, room: int | None) -> list[str]:
     ]
     data = data_bytes(job)
     try:
-        found = forecast(job)
+        counted = forecast(job)
     except UserError as error:
         return [*row, *["–"] * 4, show_bytes(data), str(error)]
-    fits = "?" if room is None else "yes" if found.peak_live_bytes + data <= room else "no"
-    costs = f"{found.flops / 1e9:.3g}", show_bytes(found.saved_bytes), show_bytes(found.peak_live_bytes)
-    return [*row, f"{found.parameters:,}", *costs, show_bytes(data), fits]
-
-
-def _raw(job: Job) -> RawData:
-    return _read(job.source, job.data_root, job.cache, job.distillation.image_size)
+    fits = "?" if room is None else "yes" if counted.peak_live_bytes + data <= room else "no"
+    costs = f"{counted.flops / 1e9:.3g}", show_bytes(counted.saved_bytes), show_bytes(counted.peak_live_bytes)
+    return [*row, f"{counted.parameters:,}", *costs, show_bytes(data), fits]
 
 
 @functools.cache
@@ -136,7 +135,7 @@ def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawD
     if not method_class.iterative:
         raise UserError(f"{distillation.method} has no steps to forecast")
     shorter = method_class.BUDGETS.get("forecast", method_class.BUDGETS.get("cost", {}))
-    resolved = method_class.Config(**{name: tuples(value) for name, value in {**config, **shorter}.items()})
+    resolved = from_json(method_class.Config, {**config, **shorter})
     with _fakes(device) as fake:
         task = _task(distillation, raw, device)
 
@@ -154,14 +153,9 @@ def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawD
 
 def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Task:
     channels, height, width = raw.train_images.shape[1:]
-    name, norm, dtype = (
-        cast(Any, distillation.network),
-        cast(Any, distillation.norm),
-        getattr(torch, distillation.dtype),
-    )
-    spec = NetworkSpec(
-        name, channels, (height, width), len(raw.class_names), distillation.width, distillation.depth, norm
-    )
+    name, norm = cast(Any, distillation.network), cast(Any, distillation.norm)
+    size, classes, dtype = (height, width), len(raw.class_names), getattr(torch, distillation.dtype)
+    spec = NetworkSpec(name, channels, size, classes, distillation.width, distillation.depth, norm)
     return _Task(
         images=torch.empty(raw.train_images.shape, dtype=dtype, device=device),
         labels=raw.train_labels.to(device),
@@ -184,33 +178,24 @@ class _Task(Task):
         return list(torch.split(self.classes.argsort(stable=True), counts))
 
 
-class _Store(MutableMapping[str, Mapping[str, Tensor]]):
+class _Store(UserDict[str, Any]):
     """Keeps shapes, and makes fake tensors of them."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
         self._fake = fake
-        self._entries: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {}
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         with self._fake:
-            return {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in self._entries[name].items()}
+            return {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in self.data[name].items()}
 
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self._entries[name] = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
-
-    def __delitem__(self, name: str) -> None:
-        del self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        self.data[name] = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
 
 
 @contextlib.contextmanager
 def _fakes(device: torch.device) -> Iterator[FakeTensorMode]:
-    """In here tensors are fake, but for integers on the CPU and single numbers."""
+    """Make tensors fake, except integers on the CPU and single numbers."""
     fake = FakeTensorMode()
     # It remembers what it made in weak references, and a module cannot exchange parameters that have some.
     fake.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]
@@ -234,18 +219,20 @@ class _Fakes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Of the base class: True would import the compiler, for seconds."""
+        """Overrides the base class: True would import the compiler, for seconds."""
         return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(tensors_in((*args, *kwargs.values())))
+        arguments = list(tensors_in((*args, *kwargs.values())))
         device = kwargs.get("device")
-        if not all(_is_real(tensor) for tensor in given) or (device is not None and torch.device(device).type != "cpu"):
+        if not all(_is_real(tensor) for tensor in arguments) or (
+            device is not None and torch.device(device).type != "cpu"
+        ):
             return self._fake(func, args, kwargs)
-        if not given:
+        if not arguments:
             made = func(*args, **kwargs)  # its shape and type; no random number is drawn
             if not (isinstance(made, Tensor) and _stays_real(made)):
                 return made

@@ -6,9 +6,7 @@ warm up. Samples of one round were taken next to each other, so their ratio is t
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from harness.measure.clock import Clock
 from methods.base import Method
@@ -19,15 +17,6 @@ ROUNDS = 3
 """At least so many rounds are kept, however few seconds there are."""
 WINDOW_SECONDS = 0.05
 """No window is planned to be shorter: a GPU is kept waiting at the end of each."""
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median and quartiles of the ratios of paired samples."""
-
-    lower: float
-    median: float
-    upper: float
 
 
 def interleaved(methods: Mapping[str, Method], clock: Clock, seconds: float) -> dict[str, list[float]]:
@@ -61,14 +50,6 @@ def interleaved(methods: Mapping[str, Method], clock: Clock, seconds: float) -> 
         for name in order:
             samples[name].append(time(name, cycles[name]))
     return samples
-
-
-def paired_ratio(samples: Sequence[float], others: Sequence[float]) -> Ratio:
-    """Median and quartiles of samples[i] / others[i]. Raises ValueError unless there are as many of both, and some."""
-    ratios = [own / other for own, other in zip(samples, others, strict=True)]
-    if len(ratios) == 1:
-        ratios *= 2  # `quantiles` asks for two
-    return Ratio(*statistics.quantiles(ratios, n=4, method="inclusive"))
 
 
 def _orders(names: Sequence[str]) -> Iterator[list[str]]:

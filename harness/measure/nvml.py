@@ -1,4 +1,4 @@
-"""What the driver says of one NVIDIA GPU: memory in use, energy, and whether it is ours alone.
+"""Readings of one NVIDIA GPU from its driver: memory in use, energy, and whether it is ours alone.
 
 NVML through the module ``pynvml`` (package nvidia-ml-py). What is read is of the device and not of a process: process
 ids are the host's, and we may be in a container. The device is found by the UUID that CUDA has for it, and so
@@ -20,7 +20,7 @@ class Device:
 
     handle: Any
     uuid: str
-    """As NVML writes it: ``GPU-…``, ``MIG-…``, in old drivers ``MIG-GPU-…/1/0``."""
+    """The UUID as NVML writes it: ``GPU-…``, ``MIG-…``, in old drivers ``MIG-GPU-…/1/0``."""
     parent: str | None
     """The UUID of the GPU of which this is an instance."""
     tells_reserved: bool
@@ -46,16 +46,16 @@ class Gpu:
 
     def find(self, uuid: str) -> None:
         """Take the device that CUDA calls ``uuid``, with or without the prefix that NVML gives it."""
-        found = [device for device in self._devices if _bare(device.uuid) == _bare(uuid)]
-        if instances := [device for device in self._devices if found and device.parent == found[0].uuid]:
+        fitting = [device for device in self._devices if _bare(device.uuid) == _bare(uuid)]
+        if instances := [device for device in self._devices if fitting and device.parent == fitting[0].uuid]:
             # An older CUDA names the whole GPU where the process has one instance of it, whose memory alone is ours.
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
             chosen = [device for device in instances if visible.startswith("MIG-") and device.uuid.startswith(visible)]
-            found = chosen or instances
-        if len(found) == 1:
-            self.device = found[0]
+            fitting = chosen or instances
+        if len(fitting) == 1:
+            self.device = fitting[0]
         elif not self.missing:
-            self.missing = f"NVML: {len(found) or 'no'} devices fit the UUID {uuid}"
+            self.missing = f"NVML: {len(fitting) or 'no'} devices fit the UUID {uuid}"
 
     def used(self) -> int | None:
         """Bytes in use on the device, by whomever, without those that the driver keeps for itself if it tells them."""
@@ -68,7 +68,7 @@ class Gpu:
             return None
 
     def joules(self) -> float | None:
-        """What the GPU has taken since the driver was loaded; None for an instance, whose GPU has other users."""
+        """Energy of the GPU since the driver was loaded; None for an instance, whose GPU has other users."""
         if self.device is None or self.device.parent is not None:
             return None
         millijoules = _ask(self._nvml, "nvmlDeviceGetTotalEnergyConsumption", self.device.handle)
@@ -80,7 +80,7 @@ class Gpu:
 
 
 def driver_version() -> str | None:
-    """Of the NVIDIA driver; None without one."""
+    """Version of the NVIDIA driver; None without one."""
     try:
         return str(_bindings().nvmlSystemGetDriverVersion())
     except Exception:
@@ -134,12 +134,12 @@ def _used(nvml: Any, handle: Any, *, tells_reserved: bool) -> int:
 
 
 def _processes(nvml: Any, handle: Any) -> int | None:
-    found = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
-    return None if found is None else len(found)
+    processes = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    return None if processes is None else len(processes)
 
 
 def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
-    """What the function ``name`` of the bindings answers; None where the bindings, driver or device have no answer."""
+    """The answer of the function ``name`` of the bindings; None where the bindings, driver or device have no answer."""
     return _tried(lambda: getattr(nvml, name)(*arguments))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """What a budget fixes for every method; a method's own ``BUDGETS`` and ``PAPER`` add steps and hyper-parameters."""
+    """Settings of a budget for every method; a method's ``BUDGETS`` and ``PAPER`` add steps and hyper-parameters."""
 
     meaning: str
     seeds: tuple[int, ...]

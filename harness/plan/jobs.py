@@ -23,6 +23,21 @@ IMMATERIAL = ("networks_at_once",)
 """Fields of an evaluation that move its values by rounding alone, so they are no part of its identity."""
 
 
+def as_json(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them: lists for tuples."""
+    fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return fields
+
+
+def from_json(kind: type[Any], fields: Mapping[str, Any]) -> Any:
+    """The dataclass ``kind`` with ``fields`` as JSON has them; frozen configurations have no lists."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return kind(**{name: tuples(value) for name, value in fields.items()})
+
+
 @dataclass(frozen=True)
 class Distillation:
     """Everything that determines a distilled set, the configuration of the method apart."""

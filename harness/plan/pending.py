@@ -1,10 +1,10 @@
-"""What of a job is left to do, by the files in the folder of its distillation."""
+"""Work of a job that is left to do, by the files in the folder of its distillation."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from benchmarks.errors import UserError, printable
 from harness.plan.jobs import WHOLE_DATA, Job, Question
 from harness.records import record
-from harness.records.record import EVALUATIONS, FINAL, RECORD, SET, AskedSet, EvaluationRecord, Record
+from harness.records.record import EVALUATIONS, FINAL, RECORD, AskedSet, EvaluationRecord, Record
 
 R = TypeVar("R", Record, EvaluationRecord)
 CURVE_EVALUATION = "accuracy"
@@ -29,9 +29,9 @@ class Ask:
     asked: AskedSet
     identity: str
     path: Path
-    """Where the answer goes."""
+    """The file of the answer."""
     answer: EvaluationRecord | None
-    """What is there already, whatever its status and however many values it has."""
+    """The answer that is there already, whatever its status and however many values it has."""
 
     @property
     def earlier(self) -> EvaluationRecord | None:
@@ -57,12 +57,12 @@ def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -
         return None
     if job.curve_points and earlier["curve_points"] != job.curve_points:
         return f"the sets of a curve with {job.curve_points} points were not kept"
-    artifact = earlier["artifact"]
-    if artifact is not None:
-        from harness.records.artifact import lost
+    if earlier["artifact"] is None:
+        return "it has no set" if job.questions else None
+    from harness.records.artifact import lost
 
-        return lost(job.path / SET, artifact["sha256"])
-    return "it has no set" if job.questions else None
+    files = [earlier["artifact"], *(earlier["snapshots"] if job.curve_points else ())]
+    return next(filter(None, (lost(job.path / file["name"], file["sha256"]) for file in files)), None)
 
 
 def asks(job: Job, distilled: Record) -> Iterator[Ask]:
@@ -86,7 +86,7 @@ def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
         for asked in [*sets, *curve]:
             key = question.identity([asked], seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
             path = job.path / EVALUATIONS / f"{question.evaluation}-{key}.json"
-            answer = existing_evaluation(path)
+            answer = _existing(path, record.load_evaluation)
             if answer is not None and answer["sets"] != [asked]:
                 answer = None  # of a set that is not there any more
             yield Ask(question, asked, key, path, answer)
@@ -106,24 +106,24 @@ def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord
     )
     earlier = None if job.force else ask.earlier
     if earlier and all(earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
-        written["values"], written["cost"] = earlier["values"], earlier["cost"]
+        for name in ("values", "cost", "busy"):
+            written[name] = earlier[name]
     return written
 
 
 def existing(job: Job) -> Record | None:
-    """The record of ``job``, if there is one. A damaged one is put aside, never used and never lost."""
-    path = job.path / RECORD
-    try:
-        return record.load(path) if path.exists() else None
-    except UserError as error:
-        _put_aside(path, error)
-        return None
+    """The record of ``job``, if there is one. A damaged one is put aside, never used and never lost.
+
+    Raises NewerVersion for a record that a later version of the suite wrote.
+    """
+    return _existing(job.path / RECORD, record.load)
 
 
-def existing_evaluation(path: Path) -> EvaluationRecord | None:
-    """As `existing`, of the answer to a question."""
+def _existing(path: Path, load: Callable[[Path], R]) -> R | None:
     try:
-        return record.load_evaluation(path) if path.exists() else None
+        return load(path) if path.exists() else None
+    except record.NewerVersion:
+        raise
     except UserError as error:
         _put_aside(path, error)
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +20,12 @@ from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
-from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question
+from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json
 from harness.plan.options import parse
 from harness.plan.request import Evaluating, Request
 
 if TYPE_CHECKING:
     from benchmarks.datasets import RawData
-    from benchmarks.protocols import Protocol
     from methods.base import Method
 
 
@@ -38,6 +37,7 @@ def plan(request: Request) -> list[Job]:
     budget without published settings, and a device that is not there.
     """
     import methods
+    from benchmarks.datasets import PUBLISHED, stand_in
     from benchmarks.folders import default_cache, default_root
 
     device = device_of(request, there=not request.forecast)
@@ -60,7 +60,10 @@ def plan(request: Request) -> list[Job]:
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
     jobs: list[Job] = []
     for source in request.datasets:
-        raw = _load(source, root, cache, request)
+        if request.forecast and source in PUBLISHED:
+            raw = stand_in(source, request.image_size)
+        else:
+            raw = load_data(source, root, cache, request)
         own = []
         for ipc, width, seed, name in itertools.product(
             request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
@@ -69,7 +72,7 @@ def plan(request: Request) -> list[Job]:
                 continue
             config, steps = resolved[source, ipc][name]
             distillation = _distillation(request, classes[name], name, raw, ipc, width, seed, steps, device)
-            config = json.loads(json.dumps(dataclasses.asdict(config)))
+            config = as_json(config)
             own.append(
                 Job(
                     distillation=distillation,
@@ -102,7 +105,8 @@ def merged(jobs: Iterable[Job]) -> list[Job]:
     for job in jobs:
         earlier = by_folder.get(job.folder, job)
         asked = (*earlier.questions, *(q for q in job.questions if q not in earlier.questions))
-        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked)
+        points = max(earlier.curve_points, job.curve_points)
+        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked, curve_points=points)
     return list(by_folder.values())
 
 
@@ -123,29 +127,23 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
     defaults = {}
     for name in names:
         config = evaluations.get(name).Config
-        shared = (
-            {key: value for key, value in told.items() if value is not None} if issubclass(config, Training) else {}
-        )
-        defaults[name] = config(**shared)
+        shared = told if issubclass(config, Training) else {}
+        defaults[name] = config(**{key: value for key, value in shared.items() if value is not None})
     return parse(defaults, request.options)
 
 
-def questions(
-    asked: Mapping[str, Any], distillation: Distillation | Mapping[str, Any], native: str
-) -> tuple[Question, ...]:
+def questions(asked: Mapping[str, Any], distillation: Distillation, native: str) -> tuple[Question, ...]:
     """The evaluations ``asked`` for, as they are asked of a set of ``distillation``.
 
     ``native``: the protocol of the method's paper. Raises UserError for a protocol or network that does not exist.
     """
     from harness.evaluations.training import Training, resolved
 
-    settings = distillation.to_dict() if isinstance(distillation, Distillation) else distillation
     made = []
     for name, config in asked.items():
         if isinstance(config, Training):
-            config = resolved(config, settings, native)
-        values = json.loads(json.dumps(dataclasses.asdict(config)))
-        made.append(Question(name, values, evaluations.get(name).grows))
+            config = resolved(config, distillation.to_dict(), native)
+        made.append(Question(name, as_json(config), evaluations.get(name).grows))
     return tuple(made)
 
 
@@ -239,9 +237,8 @@ def unpublished(request: Request) -> list[tuple[str, str, int]]:
 def _is_reduced(method: type[Method], distillation: Distillation, config: Mapping[str, Any]) -> bool:
     """Whether a cost cell prepares less than the method does: what its ``BUDGETS`` change for it is in force."""
     published = method.PAPER.get((distillation.dataset, distillation.ipc), {})
-    full = json.loads(json.dumps({**dataclasses.asdict(method.Config()), **published}))
-    changed = method.BUDGETS.get(COST, {}).keys() - {"steps"}
-    return any(config[name] != full[name] for name in changed)
+    full = as_json(dataclasses.replace(method.Config(), **{k: v for k, v in published.items() if k != "steps"}))
+    return any(config[name] != full[name] for name in method.BUDGETS.get(COST, {}) if name != "steps")
 
 
 def find_device(wanted: str | None, *, there: bool = True) -> str:
@@ -266,13 +263,6 @@ def device_of(request: Evaluating, *, there: bool = True) -> str:
     return device
 
 
-def protocol_of(request: Request, method: type[Method]) -> Protocol:
-    """The protocol that says on which network, with which norm and preprocessing ``method`` distils."""
-    from benchmarks.protocols import PROTOCOLS
-
-    return PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
-
-
 def _distillation(
     request: Request,
     method: type[Method],
@@ -285,8 +275,9 @@ def _distillation(
     device: str,
 ) -> Distillation:
     from benchmarks.networks import NetworkSpec
+    from benchmarks.protocols import PROTOCOLS
 
-    protocol = protocol_of(request, method)
+    protocol = PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
     seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
     channels, height, breadth = raw.train_images.shape[1:]
     network = protocol.network if request.network in (None, "native") else request.network
@@ -301,7 +292,8 @@ def _distillation(
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
-    smallest, count = _smallest_class(raw)
+    counts = raw.train_labels.bincount(minlength=len(raw.class_names))
+    smallest, count = raw.class_names[int(counts.argmin())], int(counts.min())
     if ipc > count:
         raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
     return Distillation(
@@ -327,19 +319,14 @@ def _distillation(
     )
 
 
-def _load(source: str, root: Path, cache: Path, request: Request) -> RawData:
-    from benchmarks.datasets import PUBLISHED, stand_in
-
-    if request.forecast and source in PUBLISHED:
-        return stand_in(source, request.image_size)
-    return load_data(source, root, cache, request)
-
-
 def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawData:
     """The data set ``source``, with the name that records have. Raises UserError where it is missing or too large."""
-    from benchmarks.datasets import load_raw
+    from benchmarks.datasets import PUBLISHED, load_raw
 
-    check_image_size(source, request.image_size)
+    if (size := request.image_size) is not None:
+        shape = PUBLISHED.get(source)
+        pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
+        _fits(pixels, "cpu", f"--image-size {size}: the images alone")
     raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
     if source.startswith("folder:"):
         name = Path(source.removeprefix("folder:")).resolve().name
@@ -356,27 +343,6 @@ def _tell(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def check_image_size(source: str, size: int | None) -> None:
-    """Raises UserError where the images of ``source``, resized to ``size``, are larger than the machine's memory."""
-    from benchmarks.datasets import PUBLISHED
-
-    if size is not None:
-        shape = PUBLISHED.get(source)
-        pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
-        _fits(pixels, "cpu", f"--image-size {size}: the images alone")
-
-
-def tuples(value: Any) -> Any:
-    """JSON has no tuples; frozen configurations have no lists."""
-    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _smallest_class(raw: RawData) -> tuple[str, int]:
-    counts = raw.train_labels.bincount(minlength=len(raw.class_names))
-    index = int(counts.argmin())
-    return raw.class_names[index], int(counts[index])
-
-
 def _fits(needed: int, device: str, what: str) -> None:
     """Raises UserError where ``needed`` bytes are more than the machine has: that is a slip, and no measurement."""
     room = total_bytes(device)
@@ -385,10 +351,13 @@ def _fits(needed: int, device: str, what: str) -> None:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make ``folder`` and try to write into it. Raises UserError where that fails."""
+    """Make ``folder`` and write a file as large as a record into it. Raises UserError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"{what} {folder} cannot be written ({reason}): name another folder") from error

@@ -27,7 +27,7 @@ from harness.records import artifact, importers, record
 from harness.records.artifact import Artifact
 from harness.records.class_orders import ClassOrder, class_order, own_order
 from harness.records.importers import Imported
-from harness.records.provenance import device_name, provenance
+from harness.records.provenance import provenance
 from harness.records.record import RECORD, SET
 from methods.base import Synthetic
 from methods.checks import check_synthetic
@@ -135,7 +135,7 @@ def _filled_in(request: EvaluateRequest, own: Artifact, path: Path) -> EvaluateR
     if request.dataset is None and str(dataset).startswith("folder:"):
         raise UserError(f"--dataset is missing: say where the images of {dataset} lie, as folder:PATH")
     for name, kind in (("dataset", str), ("seed", int), ("image_size", int)):
-        value = own.distillation.get(name)  # a set that somebody saved by hand need not know all of it
+        value = own.distillation.get(name)  # a set that was saved by hand need not know all of it
         if getattr(request, name) is None and value is not None:
             if type(value) is not kind:
                 raise UserError(f"{path} is damaged: its {name} is {value!r}")
@@ -146,7 +146,7 @@ def _filled_in(request: EvaluateRequest, own: Artifact, path: Path) -> EvaluateR
 
 
 def _complete(request: EvaluateRequest) -> EvaluateRequest:
-    """``request`` with its defaults. Raises UserError for what a foreign file does not say, and nobody else did."""
+    """``request`` with its defaults. Raises UserError for what neither the file nor the user says."""
     if request.preprocess is None:
         listed = "; ".join(f"{name}: {papers}" for name, papers in importers.USED_BY.items())
         raise UserError(
@@ -190,8 +190,7 @@ def _fitted(
 def _write(job: Job, synthetic: Synthetic, benchmark: Benchmark, about: dict[str, Any]) -> None:
     """The folder of a set that was distilled elsewhere. ``about``: where it comes from, for the provenance."""
     job.path.mkdir(parents=True, exist_ok=True)
-    known = provenance(job.command, device=device_name("cpu"), fingerprint=job.distillation.data_fingerprint)
-    known |= {"threads": torch.get_num_threads(), **about}
+    known = provenance(job.command, "cpu", job.distillation.data_fingerprint) | about
     written = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, known)
     digest = artifact.save(
         job.path / SET, synthetic, benchmark, distillation=written["distillation"], config=job.config
@@ -201,7 +200,7 @@ def _write(job: Job, synthetic: Synthetic, benchmark: Benchmark, about: dict[str
 
 
 def _notes(job: Job, imported: Imported, synthetic: Synthetic, order: ClassOrder, doubts: Sequence[str]) -> list[str]:
-    """What was understood, and what one might not expect."""
+    """Lines that say how the set was understood, and what may surprise."""
     asked, count = job.distillation, len(synthetic.images)
     which = f", experiment {imported.experiment} of {imported.experiments}, counted from 0"
     lines = [

@@ -1,4 +1,4 @@
-"""What can be asked for on the command line. Every field of a request is a flag.
+"""Requests of the command line. Every field of a request is a flag.
 
 Nothing here imports torch: ``--help`` must not wait for it.
 """
@@ -106,9 +106,9 @@ _NARROW = ", ".join(f"{b.cpu_width} under {name}" for name, b in BUDGETS.items()
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating:
-    """What a run and an evaluation of sets that are there already have in common; None: the default."""
+    """Fields that a run and an evaluation of sets that are there already have in common; None: the default."""
 
-    PROTOCOLS: ClassVar[tuple[str, ...]] = ("native", *PROTOCOLS)
+    known_protocols: ClassVar[tuple[str, ...]] = ("native", *PROTOCOLS)
 
     protocol: str = flag("native: each paper's own evaluation; common: one for all (native)", "NAME", default="native")
     network: str | None = flag("the same network for all, with its usual norm (by protocol)", "NAME")
@@ -133,7 +133,7 @@ class Evaluating:
 
     def __post_init__(self) -> None:
         """Raises UserError for names that do not exist and numbers out of range, as far as that needs no data."""
-        choose("protocol", self.protocol, self.PROTOCOLS)
+        choose("protocol", self.protocol, self.known_protocols)
         if self.network is not None:
             choose("network", self.network, [*NETWORKS, "native"])
         for name in self.evaluations or ():
@@ -148,7 +148,7 @@ class Evaluating:
 class Request(Evaluating):
     """A run as asked for: the lists span a grid; None stands for the default of budget or protocol."""
 
-    PROTOCOLS: ClassVar[tuple[str, ...]] = ("native", "common")
+    known_protocols: ClassVar[tuple[str, ...]] = ("native", "common")
 
     methods: tuple[str, ...] = flag("what distils", "NAMES", names, default=(), aliases=("method",))
     datasets: tuple[str, ...] = flag("what is distilled", "NAMES", names, default=(), aliases=("dataset",))
@@ -194,6 +194,8 @@ class Request(Evaluating):
             raise UserError("--seconds-include-prepare means nothing without --seconds")
         if self.interleave and self.budget != COST:
             raise UserError("--interleave times steps alone: it needs --budget cost")
+        if self.interleave and self.steps is not None:
+            raise UserError("--interleave takes steps for a time: give --seconds instead of --steps")
         if self.budget == COST:
             for name in EVALUATION_FIELDS:
                 if getattr(self, name):

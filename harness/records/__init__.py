@@ -1,1 +1,1 @@
-"""What a run leaves behind: records, distilled sets, files, and sets that others publish."""
+"""Everything that a run leaves behind: records, distilled sets, files, and sets that others publish."""

@@ -128,7 +128,7 @@ class Artifact:
 
     @property
     def transform(self) -> Transform:
-        """What every real image must go through before a network trained on this set sees it."""
+        """Preprocessing of real images for a network that was trained on this set."""
         channels, height, width = self.images.shape[1:]
         return Transform(self.preprocess, channels, (height, width))
 
@@ -151,10 +151,7 @@ def save(
     Returns the SHA-256 of the ``.safetensors``.
     """
     preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
-    tensors = {"images": synthetic.images, "labels": synthetic.labels}
-    if synthetic.lr is not None:
-        tensors["lr"] = synthetic.lr
-    tensors |= {_PREPROCESS + name: tensor for name, tensor in preprocess.tensors().items()}
+    tensors = _tensors(synthetic) | {_PREPROCESS + name: t for name, t in preprocess.tensors().items()}
     header = {
         "schema": SCHEMA,
         "label_space": synthetic.label_space,
@@ -164,16 +161,11 @@ def save(
         "distillation": dict(distillation),
         "config": dict(config),
     }
-    content = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={_HEADER: json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)},
-    )
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    digest = _write(path, tensors, json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False))
     natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
     with replacing(path.with_suffix(".png")) as temporary:
         picture(natural, benchmark.class_names).save(temporary, format="PNG")
-    return hashlib.sha256(content).hexdigest()
+    return digest
 
 
 def load(path: str | Path) -> Artifact:
@@ -181,17 +173,7 @@ def load(path: str | Path) -> Artifact:
 
     Raises UserError, one line, for a file that is missing, damaged or not written by ``save``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged or no .safetensors file: {error}") from error
-    if header is None:
-        raise UserError(f"{path} is a .safetensors file, but not a distilled set of this suite")
+    header, tensors = _read(Path(path))
     try:
         settings = json.loads(header)
         if settings["schema"] > SCHEMA:
@@ -217,27 +199,42 @@ def lost(path: Path, sha256: str) -> str | None:
 
 def save_snapshot(path: Path, synthetic: Synthetic) -> str:
     """Write the tensors of ``synthetic`` alone. Returns the SHA-256 of the file."""
-    tensors = {"images": synthetic.images, "labels": synthetic.labels}
-    if synthetic.lr is not None:
-        tensors["lr"] = synthetic.lr
-    content = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={_HEADER: synthetic.label_space},
-    )
+    return _write(path, _tensors(synthetic), synthetic.label_space)
+
+
+def load_snapshot(path: Path) -> Synthetic:
+    """Read what `save_snapshot` wrote, on the CPU. Raises UserError where the file is missing or damaged."""
+    space, tensors = _read(path)
+    return Synthetic(tensors["images"], tensors["labels"], cast(LabelSpace, space), tensors.get("lr"))
+
+
+def _tensors(synthetic: Synthetic) -> dict[str, Tensor]:
+    step_size = {} if synthetic.lr is None else {"lr": synthetic.lr}
+    return {"images": synthetic.images, "labels": synthetic.labels, **step_size}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], entry: str) -> str:
+    """Write a file whose header has one ``entry``. Returns the SHA-256 of its bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(plain, metadata={_HEADER: entry})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
-def load_snapshot(path: Path) -> Synthetic:
-    """Read what `save_snapshot` wrote, on the CPU. Raises UserError where the file is missing or damaged."""
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The entry in the header, and the tensors. Raises UserError where `_write` did not write this."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            space = (file.metadata() or {})[_HEADER]
+            entry = (file.metadata() or {}).get(_HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        return Synthetic(tensors["images"], tensors["labels"], cast(LabelSpace, space), tensors.get("lr"))
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged or missing: {error}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged or no .safetensors file: {error}") from error
+    if entry is None:
+        raise UserError(f"{path} is a .safetensors file, but not a distilled set of this suite")
+    return entry, tensors
 
 
 def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:

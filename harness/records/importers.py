@@ -16,7 +16,6 @@ numpy's scalar numbers only, numpy no objects.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import pickle
 import re
@@ -62,12 +61,12 @@ _ALLOWED = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
-"""What torch may build besides tensors: DC, DSA and DM save their accuracies as numpy scalars."""
+"""Types that torch may build besides tensors: DC, DSA and DM save their accuracies as numpy scalars."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What the files of one set say; whether it fits a data set is for `fitted` to find out."""
+    """The content of the files of one set; whether it fits a data set is for `fitted` to find out."""
 
     source: str
     """Code that writes this format: one of ``harness.records.class_orders.SOURCES``, or ``own``."""
@@ -98,7 +97,7 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
     """
     files = tuple((path.name, _sha256(path)) for path in paths)
     parts: dict[str, Tensor] = {}
-    found: Imported | None = None
+    imported: Imported | None = None
     for path in paths:
         content = _content(path)
         if isinstance(content, Tensor):
@@ -109,24 +108,24 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
         elif len(paths) > 1:
             raise UserError(f"{path} is a whole set: give no other file with it")
         elif isinstance(content, Artifact):
-            found = Imported("own", content.images, content.labels, content.lr, files, own=content)
+            imported = Imported("own", content.images, content.labels, content.lr, files, own=content)
         elif "data" in content:
-            found = _of_experiments(path, content, experiment or 0, files)
+            imported = _of_experiments(path, content, experiment or 0, files)
         else:
-            found = _of_arrays(path, content, files)
-    if found is None:
+            imported = _of_arrays(path, content, files)
+    if imported is None:
         for part in ("images", "labels"):
             if part not in parts:
                 raise UserError(f"no {part} in {', '.join(map(str, paths))}: give images_best.pt and labels_best.pt")
         lr = parts["lr"].float().reshape(()) if "lr" in parts else None
-        found = Imported("mtt", parts["images"], parts["labels"], lr, files)
-    if experiment is not None and found.experiment is None:
+        imported = Imported("mtt", parts["images"], parts["labels"], lr, files)
+    if experiment is not None and imported.experiment is None:
         raise UserError(f"--experiment means nothing for {paths[0]}, which holds one set")
-    return found
+    return imported
 
 
 def fitted(
-    found: Imported,
+    imported: Imported,
     class_names: Sequence[str],
     shape: Sequence[int],
     label_space: str | None = None,
@@ -134,7 +133,7 @@ def fitted(
     order: Sequence[int] | None = None,
     most: int | None = None,
 ) -> Synthetic:
-    """``found`` as a set for a data set of these classes and (channels, height, width), on the CPU; float32.
+    """``imported`` as a set for a data set of these classes and (channels, height, width), on the CPU; float32.
 
     ``label_space`` says what labels (n, num_classes) are: ``probability``, ``centred``, or ``logits``, of which the
     softmax is taken; None: what the format or else the numbers say. ``order``: (num_classes,), label number → class of
@@ -148,18 +147,18 @@ def fitted(
     a class has more images than another, and where a number is not finite.
     """
     classes = len(class_names)
-    _check_shapes(found.images, found.labels, classes, shape, most)
-    images, labels = found.arrays() if found.arrays else (found.images, found.labels)
+    _check_shapes(imported.images, imported.labels, classes, shape, most)
+    images, labels = imported.arrays() if imported.arrays else (imported.images, imported.labels)
     rounding = torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0.0
-    if found.own is None:  # whatever integers or floats a file has
+    if imported.own is None:  # whatever integers or floats a file has
         images, labels = images.float(), labels.long() if labels.ndim == 1 else labels.float()
-    for name, tensor in (("images", images), ("labels", labels), ("step size", found.lr)):
+    for name, tensor in (("images", images), ("labels", labels), ("step size", imported.lr)):
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise UserError(f"a value of the {name} is not finite")
-    if found.lr is not None and not float(found.lr.mean()) > 0:
-        raise UserError(f"the learned step size is {float(found.lr.mean()):g}; it must be above 0")
-    if label_space is not None and (found.own is not None or labels.ndim == 1):
-        what = "this suite" if found.own is not None else "class indices"
+    if imported.lr is not None and not float(imported.lr.mean()) > 0:
+        raise UserError(f"the learned step size is {float(imported.lr.mean()):g}; it must be above 0")
+    if label_space is not None and (imported.own is not None or labels.ndim == 1):
+        what = "this suite" if imported.own is not None else "class indices"
         raise UserError(f"--label-space means nothing for a set of {what}: leave it out")
     if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(
@@ -167,18 +166,18 @@ def fitted(
         )
 
     to_class = torch.arange(classes) if order is None else torch.tensor(order)
-    if found.own is not None:
+    if imported.own is not None:
         rows = _in_our_order(len(labels), to_class)
         labels = labels[:, to_class.argsort()] if labels.ndim == 2 else labels
-        return Synthetic(images[rows], labels[rows], found.own.label_space, found.lr)
+        return Synthetic(images[rows], labels[rows], imported.own.label_space, imported.lr)
     space: LabelSpace = "probability"
     if labels.ndim == 1:
         labels = F.one_hot(to_class[labels], classes).float()
     else:
-        labels, space = _in_space(labels, label_space, found.source, max(TOLERANCE, rounding))
+        labels, space = _in_space(labels, label_space, imported.source, max(TOLERANCE, rounding))
         labels = labels[:, to_class.argsort()]
-    rows = _class_major(labels, to_class, class_names, hard=found.labels.ndim == 1)
-    return Synthetic(images[rows], labels[rows], space, found.lr)
+    rows = _class_major(labels, to_class, class_names, hard=imported.labels.ndim == 1)
+    return Synthetic(images[rows], labels[rows], space, imported.lr)
 
 
 def _check_shapes(images: Tensor, labels: Tensor, classes: int, shape: Sequence[int], most: int | None) -> None:
@@ -357,7 +356,7 @@ class _Array:
     """An array of an ``.npz``, of which only the header was read."""
 
     path: Path
-    member: str
+    name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -371,20 +370,16 @@ class _Array:
             raise UserError(f"{self.path}: the array {self.name} holds {holds}: save it as float32 or int64")
         return torch.from_numpy(np.empty(0, self.dtype.newbyteorder("="))).dtype
 
-    @property
-    def name(self) -> str:
-        return self.member.removesuffix(".npy")
-
     def outline(self) -> Tensor:
         """Shape and dtype as a tensor without numbers."""
         return torch.empty(self.shape, dtype=self.torch_dtype, device="meta")
 
     def read(self) -> Tensor:
-        with _damaged(self.path), zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+        with _damaged(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-        if self.torch_dtype == torch.bfloat16:
-            return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(np.ascontiguousarray(array, self.dtype.newbyteorder("=")))
+        bfloat16 = self.torch_dtype == torch.bfloat16
+        array = np.ascontiguousarray(array, None if bfloat16 else self.dtype.newbyteorder("="))
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if bfloat16 else torch.from_numpy(array)
 
 
 def _open_npz(path: Path) -> dict[str, _Array]:
@@ -393,13 +388,10 @@ def _open_npz(path: Path) -> dict[str, _Array]:
     with _damaged(path), zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read_header = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, _, dtype = read_header(file)
-            arrays[member.removesuffix(".npy")] = _Array(path, member, shape, dtype)
+                major, _ = np.lib.format.read_magic(file)
+                shape, _, dtype = getattr(np.lib.format, f"read_array_header_{major}_0")(file)
+            name = member.removesuffix(".npy")
+            arrays[name] = _Array(path, name, shape, dtype)
     return arrays
 
 
@@ -452,27 +444,27 @@ def _of_experiments(path: Path, content: Any, experiment: int, files: tuple[tupl
     return Imported("dc", images, labels, None, files, experiment, len(data))
 
 
-def _read_arrays(images: _Array, labels: _Array) -> tuple[Tensor, Tensor]:
-    return images.read().permute(0, 3, 1, 2).contiguous(), labels.read()
-
-
 def _of_arrays(path: Path, arrays: dict[str, _Array], files: tuple[tuple[str, str], ...]) -> Imported:
-    for source, (image_key, label_key) in KEYS.items():
-        if image_key in arrays and label_key in arrays:
-            image_array, label_array = arrays[image_key], arrays[label_key]
-            with _damaged(path, UserError):  # there is no tensor of any shape that a header may hold
-                images, labels = image_array.outline(), label_array.outline()
-            _expect(path, images, labels)
-            read_both = functools.partial(_read_arrays, image_array, label_array)
-            return Imported(source, images.permute(0, 3, 1, 2), labels, None, files, arrays=read_both)
-    known = ", ".join(f"{image_key} and {label_key}" for image_key, label_key in KEYS.values())
-    raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}, and images with labels are expected as {known}")
+    source = next((source for source, keys in KEYS.items() if arrays.keys() >= set(keys)), None)
+    if source is None:
+        known = ", ".join(" and ".join(keys) for keys in KEYS.values())
+        held = ", ".join(arrays) or "nothing"
+        raise UserError(f"{path} holds {held}, and images with labels are expected as {known}")
+    image_array, label_array = (arrays[key] for key in KEYS[source])
+
+    def read_both() -> tuple[Tensor, Tensor]:
+        return image_array.read().permute(0, 3, 1, 2).contiguous(), label_array.read()
+
+    with _damaged(path, UserError):  # there is no tensor of any shape that a header may hold
+        images, labels = image_array.outline(), label_array.outline()
+    _expect(path, images, labels)
+    return Imported(source, images.permute(0, 3, 1, 2), labels, None, files, arrays=read_both)
 
 
 def _expect(path: Path, images: Tensor, labels: Tensor) -> None:
-    for name, tensor, part in (("images", images, "images"), ("labels", labels, "labels")):
+    for part, tensor in (("images", images), ("labels", labels)):
         if _part(path, tensor) != part:
-            raise UserError(f"{path}: a tensor {_times(tensor.shape)} of {_name(tensor.dtype)} cannot be the {name}")
+            raise UserError(f"{path}: a tensor {_times(tensor.shape)} of {_name(tensor.dtype)} cannot be the {part}")
 
 
 @contextmanager

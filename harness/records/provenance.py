@@ -1,4 +1,4 @@
-"""What a number was measured with: code, versions, machine, environment."""
+"""Circumstances of a measurement: code, versions, machine, environment."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.measure.nvml import driver_version
+
 ENVIRONMENT = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "TORCH_", "PYTORCH_", "CUBLAS_", "CUDNN_"),
     *("NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
@@ -19,18 +21,21 @@ ENVIRONMENT = (
 
 
 def provenance(
-    command: str, *, device: str, fingerprint: str | None, environment: Mapping[str, str] = os.environ
+    command: str, device: str, fingerprint: str, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """What a number was measured with; ``driver``, ``cuda`` and threads are for the caller to fill in."""
+    """The circumstances of this process, or of one that differs from it in the ``environment`` alone."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
     return {
         **_commit(),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "threads": None,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
         "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
-        "driver": None,
-        "cuda": None,
+        "driver": driver_version() if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
         "torch": _version("torch"),
         "torchvision": _version("torchvision"),
         "frepo_bench": _version("frepo-bench"),
@@ -81,7 +86,7 @@ def _commit() -> dict[str, Any]:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here:
-            return {"commit": None, "dirty": None}  # installed inside somebody else's repository
+            return {"commit": None, "dirty": None}  # installed inside another repository
         changed = git("status", "--porcelain", "--untracked-files=all", "--", "benchmarks", "methods", "harness")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):

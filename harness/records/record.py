@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast, get_args
+from types import UnionType
+from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from benchmarks.errors import UserError
 from benchmarks.files import replacing
@@ -57,7 +57,7 @@ class Memory(TypedDict):
     idle_bytes: int | None
     """The idle level itself, as the meter reads it."""
     context_bytes: int | None
-    """What the GPU context and the libraries took before any data."""
+    """Taken by the GPU context and the libraries before any data."""
     allocated_bytes: int | None
     reserved_bytes: int | None
     device_bytes: int | None
@@ -81,7 +81,7 @@ class Cost(TypedDict):
     """How many entries came from the cache of an earlier cell."""
     warmup_seconds: float | None
     compile_seconds: float | None
-    """What the first cycle of the warm-up took beyond a later one: compilation, autotuning, filling of caches."""
+    """Time of the first cycle of the warm-up beyond that of a later one: compilation, autotuning, filling of caches."""
     step_seconds: list[float]
     """Seconds per step, one sample per window of whole cycles."""
     steps_per_sample: int | None
@@ -212,6 +212,7 @@ def new(
     provenance: Mapping[str, Any],
 ) -> Record:
     """A record with nothing measured yet; its status is ``error`` until the cell says otherwise."""
+    memory = cast(Memory, dict.fromkeys(Memory.__annotations__))
     return {
         "schema": SCHEMA,
         "protocol_version": PROTOCOL_VERSION,
@@ -224,34 +225,7 @@ def new(
         "message": None,
         "time_limit_seconds": None,
         "steps": None,
-        "cost": {
-            "prepare_seconds": None,
-            "prepare": None,
-            "prepare_cached": None,
-            "warmup_seconds": None,
-            "compile_seconds": None,
-            "step_seconds": [],
-            "steps_per_sample": None,
-            "distill_seconds": None,
-            "memory": {
-                "meter": None,
-                "idle_bytes": None,
-                "context_bytes": None,
-                "allocated_bytes": None,
-                "reserved_bytes": None,
-                "device_bytes": None,
-                "host_rss_bytes": None,
-                "period_seconds": None,
-                "busy": None,
-                "missing": None,
-            },
-            "joules_per_step": None,
-            "flops_per_step": None,
-            "saved_bytes_per_step": None,
-            "peak_live_bytes": None,
-            "forecast_bytes": None,
-            "parameters": None,
-        },
+        "cost": cast(Cost, {**dict.fromkeys(Cost.__annotations__), "step_seconds": [], "memory": memory}),
         "artifact": None,
         "curve_points": 0,
         "snapshots": [],
@@ -311,7 +285,7 @@ def load(path: Path) -> Record:
     Raises UserError naming the file: NewerVersion where its schema or protocol is one of a later version, else where it
     is not a whole record.
     """
-    return cast(Record, _load(path, _problem))
+    return cast(Record, _load(path, _record_problem))
 
 
 def load_evaluation(path: Path) -> EvaluationRecord:
@@ -401,149 +375,101 @@ def _newer(content: Any) -> str | None:
     return None
 
 
-# --- what a whole record is -------------------------------------------------------------------------------------------
+# --- a whole record has the types above, with numbers of at least 0 ------------------------------------------------
 
 LARGEST = 1e300
 """Numbers are smaller, so that sums of them are finite."""
 DEEPEST = 100
-"""Levels of nesting in a record."""
-TEXTS = ("method", "dataset", "network", "norm", "preprocess", "device_kind", "dtype", "data_fingerprint")
-WHOLE_NUMBERS = ("ipc", "seed", "width", "depth")
-"""Fields of a distillation that are texts, and that are whole numbers of at least 0."""
-WORDS = ("meter", "busy", "missing", "prepare")
-"""Fields of the cost that are texts, where they are not null."""
+"""Levels of nesting in a record: who walks through it comes to its end before Python's stack does."""
+DISTILLATION = {
+    **dict.fromkeys(
+        ("method", "dataset", "network", "norm", "preprocess", "device_kind", "dtype", "data_fingerprint"), str
+    ),
+    **dict.fromkeys(("ipc", "seed", "width", "depth"), int),
+}
+"""Fields of every distillation that tables and figures rely on."""
+OPTIONAL: dict[str, Any] = {
+    "distillation": {"steps": int | None, "image_size": int | None},
+    "provenance": {"threads": float | None, "device": str | None},
+}
+"""Fields of parts that may be missing."""
 
 
-def _problem(content: Any) -> str | None:
-    """What is wrong with ``content`` as the record of a distillation; None if nothing is."""
-    template = new("", {}, {}, {}, {})
-    if problem := _outline_problem(content, template):
-        return problem
-    distillation, cost = content["distillation"], content["cost"]
-    for key in (*TEXTS, *WHOLE_NUMBERS):
-        if key not in distillation:
-            return f"distillation.{key} is missing"
-    for key in TEXTS:
-        if not isinstance(distillation[key], str):
-            return f"distillation.{key} is not a text"
-    for key in (*WHOLE_NUMBERS, "steps", "image_size"):
-        value = distillation.get(key)
-        if not _is_count(value) and (key in WHOLE_NUMBERS or value is not None):
-            return f"distillation.{key} is not a whole number"
-    for key in ("budget", "protocol"):
-        if not isinstance(content["asked"].get(key), str):
-            return f"asked.{key} is not a text"
-    if not isinstance(cost.get("memory"), dict):
-        return "cost.memory is not an object"
-    parts = (("cost", cost, template["cost"]), ("cost.memory", cost["memory"], template["cost"]["memory"]))
-    for name, part, expected in cast(Any, parts):
-        for key, default in expected.items():
-            if key not in part:
-                return f"{name}.{key} is missing"
-            value = part[key]
-            if default is None and value is not None:
-                if key in WORDS and not isinstance(value, str):
-                    return f"{name}.{key} is not a text"
-                if key not in WORDS and not _is_number(value):
-                    return f"{name}.{key} is not a number"
-            if _is_number(value) and value < 0:
-                return f"{name}.{key} is out of range"
-    if cost["memory"]["meter"] not in (None, *get_args(Meter)):
-        return f"unknown meter {cost['memory']['meter']!r}"
-    if not _are_numbers(cost["step_seconds"], math.inf):
-        return "cost.step_seconds is not a list of numbers of at least 0"
-    if content["artifact"] is not None and not _is_artifact(content["artifact"]):
-        return "'artifact' has no name and sha256"
-    for snapshot in content["snapshots"]:
-        if not (_is_artifact(snapshot) and _is_count(snapshot.get("step")) and _is_number(snapshot.get("seconds"))):
-            return "a snapshot has no name, sha256, step and seconds"
-    if not _is_count(content["curve_points"]):
-        return "curve_points is not a whole number"
-    if content["steps"] is not None and not _is_count(content["steps"]):
-        return "steps is not a whole number"
-    return None
+def _record_problem(content: Any) -> str | None:
+    """Why ``content`` is no record of a distillation; None: it is."""
+    return (
+        _outline_problem(content, Record)
+        or _fields_problem(content["distillation"], DISTILLATION, "distillation.")
+        or _fields_problem(content["asked"], {"budget": str, "protocol": str}, "asked.")
+    )
 
 
 def evaluation_problem(content: Any) -> str | None:
-    """What is wrong with ``content`` as the record of an evaluation; None if nothing is."""
-    template = new_evaluation("", "", [], {}, {}, seed=0, device_kind="", tf32=False)
-    if problem := _outline_problem(content, template):
+    """Why ``content`` is no record of an evaluation; None: it is."""
+    if problem := _outline_problem(content, EvaluationRecord):
         return problem
-    if not _is_count(content["seed"]):
-        return "seed is not a whole number"
-    for asked in content["sets"]:
-        if not isinstance(asked, dict) or not isinstance(asked.get("distillation"), str):
-            return "a set has no distillation"
-        if not (asked.get("step") is None or _is_count(asked["step"])):
-            return "the step of a set is not a whole number"
-        if not isinstance(asked.get("sha256"), str | None):
-            return "the sha256 of a set is not a text"
+    for name, values in content["values"].items():
+        if "accuracy" in name and not all(0 <= value <= 1 for value in values):
+            return f"values.{name} is out of range"
     if not content["sets"]:
         return "sets are missing"
-    for name, values in content["values"].items():
-        if not (isinstance(values, list) and all(map(_is_number, values))):
-            return f"values.{name} is not a list of numbers"
-        if "accuracy" in name and not _are_numbers(values, 1.0):
-            return f"values.{name} is out of range"
-    if not isinstance(content["busy"], str | None):
-        return "busy is not a text"
-    for name, value in content["cost"].items():
-        if value is not None and not (_is_number(value) and value >= 0):
-            return f"cost.{name} is not a number of at least 0"
     if content["status"] == "ok" and not any(content["values"].values()):
         return "status ok without values"
     return None
 
 
-def _outline_problem(content: Any, template: Mapping[str, Any]) -> str | None:
-    """What both kinds of record share: the fields of ``template``, of its types, and a status."""
+def _outline_problem(content: Any, kind: type[Any]) -> str | None:
+    """Why ``content`` does not have the types of ``kind``, a TypedDict; None: it has."""
     if not isinstance(content, dict):
         return "not a JSON object"
     if content.get("schema") != SCHEMA:
         return f"schema {content.get('schema')!r}, and this version reads {SCHEMA}"
-    if not _is_shallow(content):
+    level: list[Any] = [content]
+    for _ in range(DEEPEST):
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+        level = [part for part in level if isinstance(part, (dict, list))]
+    if level:
         return f"nested more than {DEEPEST} levels deep"
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    for key, expected in template.items():
-        if key not in content:
-            return f"{key!r} is missing"
-        if type(expected) in kinds and not isinstance(content[key], type(expected)):
-            return f"{key!r} is not {kinds[type(expected)]}"
-    if content["status"] not in get_args(Status):
-        return f"unknown status {content['status']!r}"
-    if not isinstance(content["message"], str | None):
-        return "message is not a text"
-    limit, threads = content["time_limit_seconds"], content["provenance"].get("threads")
-    if not (limit is None or _is_number(limit)) or not (threads is None or _is_number(threads)):
-        return "time_limit_seconds or provenance.threads is not a number"
-    if not isinstance(content["provenance"].get("device") or "", str):
-        return "provenance.device is not a text"
+    if problem := _fields_problem(content, get_type_hints(kind), ""):
+        return problem
+    for part, fields in OPTIONAL.items():
+        own = {**dict.fromkeys(fields), **content.get(part, {})}
+        if problem := _fields_problem(own, fields, f"{part}."):
+            return problem
     return None
 
 
-def _is_artifact(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "sha256"))
+def _fields_problem(value: Mapping[str, Any], kinds: Mapping[str, Any], place: str) -> str | None:
+    for name, kind in kinds.items():
+        if name not in value:
+            return f"{place}{name} is missing"
+        if problem := _value_problem(value[name], kind, place + name):
+            return problem
+    return None
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
-
-
-def _are_numbers(values: Any, largest: float) -> bool:
-    return isinstance(values, list) and all(_is_number(value) and 0 <= value <= largest for value in values)
-
-
-def _is_shallow(value: object) -> bool:
-    """Whether whoever walks through ``value`` comes to its end before Python's stack does."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [part for item in level if isinstance(item, (dict, list)) for part in _parts(item)]
-    return not level
-
-
-def _parts(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return item.values() if isinstance(item, dict) else item
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+def _value_problem(value: Any, kind: Any, place: str) -> str | None:
+    """Why ``value``, which stands at ``place``, is not of the type ``kind``; None: it is."""
+    if get_origin(kind) in (UnionType, Union):  # with None
+        return None if value is None else _value_problem(value, get_args(kind)[0], place)
+    if is_typeddict(kind):
+        if isinstance(value, dict):
+            return _fields_problem(value, get_type_hints(kind), f"{place}.")
+        return f"{place} is not an object"
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return None if value in arguments else f"{place} is {value!r}, which is none of {', '.join(arguments)}"
+    words = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    if origin in words:
+        if not isinstance(value, origin):
+            return f"{place} is not {words[origin]}"
+        parts = value.items() if origin is dict else enumerate(value) if origin is list else ()
+        if arguments and arguments[-1] is not Any:
+            return next(
+                filter(None, (_value_problem(part, arguments[-1], f"{place}.{at}") for at, part in parts)), None
+            )
+        return None
+    least = -LARGEST if place.startswith("values.") else 0
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not least <= value < LARGEST:
+        return f"{place} is not a {'whole number' if kind is int else 'number'}{'' if least else ' of at least 0'}"
+    return None
