@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
+import tabulate
 
 from benchmarks.errors import printable
 from harness.reports.groups import NONE
@@ -73,6 +73,7 @@ def listed(values: Iterable[Any]) -> str:
 
 # --- renderings -------------------------------------------------------------------------------------------------------
 
+tabulate.MIN_PADDING = 0
 _LEFT = {"method", "recipe", "setting", "data set", "network"}
 _COMMON = {"recipe", "data set", "ipc", "network", "width", "parameters", "steps"}
 """Columns that a terminal has no room for where all rows have the same there."""
@@ -115,7 +116,7 @@ def screen(table: Table) -> str:
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
     align = ["left" if column.replace("\n", " ") in _LEFT else "right" for column in columns]
-    return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
+    return tabulate.tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
 
 
 def _marked(rows: Sequence[Sequence[str]], bold: frozenset[tuple[int, int]]) -> list[list[str]]:

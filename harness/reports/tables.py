@@ -180,7 +180,7 @@ def _caption(groups: Sequence[Group], best: set[int]) -> list[str]:
         return [f"Accuracy: top-1 on the test set after the last step, {words}", bold + alike]
     return [
         "Seconds and memory of one update of the synthetic images; nothing was distilled to its end or evaluated",
-        f"÷ {_bases(groups)}: relative to it on the same data, network and width",
+        f"÷ {_bases(groups)}: relative to it on the same data, network and width, else {NONE}",
     ]
 
 
