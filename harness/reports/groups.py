@@ -413,7 +413,7 @@ def circumstances(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def variants(groups: Sequence[Group], shown: Sequence[str] = ()) -> list[str]:
     """The settings in which groups differ that would look the same, and the circumstances in which any two differ.
 
-    ``shown``: settings that have a column beside those of ``LOOK``.
+    What is null says nothing. ``shown``: settings that have a column beside those of ``LOOK``.
     """
     known = [group.conditions | group.settings for group in groups]
     looks = [[settings.get(name) for name in (*LOOK, *shown)] for settings in known]
@@ -426,8 +426,11 @@ def variants(groups: Sequence[Group], shown: Sequence[str] = ()) -> list[str]:
             f"{name.removeprefix('config.').removeprefix('environment.')}="
             f"{str(value)[:8] if name == 'data_fingerprint' else value}"
             for name, value in mine.items()
-            if any(twin.get(name) != value for twin in twins)
-            or (name in own and any(other.get(name) != value for other in measured))
+            if value is not None
+            and (
+                any(twin.get(name) != value for twin in twins)
+                or (name in own and any(other.get(name) != value for other in measured))
+            )
         ]
         texts.append(", ".join(parts) or NONE)
     return texts
