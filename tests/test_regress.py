@@ -499,9 +499,9 @@ def test_the_command_prints_what_is_worse_first(tmp_path: Path, capsys: pytest.C
     worse = made()
     slower(worse)
     before, after = saved(tmp_path / "a", made(), made(ipc=10)), saved(tmp_path / "b", worse, made(ipc=50))
-    assert main([before, after, "--output", str(tmp_path / "found.md")]) == 1
+    assert main([before, after, "--output", str(tmp_path / "changes.md")]) == 1
     printed = capsys.readouterr().out
-    assert (tmp_path / "found.md").read_text(encoding="utf-8") == printed
+    assert (tmp_path / "changes.md").read_text(encoding="utf-8") == printed
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split("|")[1].strip() for line in lines[:4]] == ["verdict", "**worse**", "**missing**", "new"]
     assert "1 worse, 1 missing, 0 improved, 1 new, 9 insignificant" in printed
