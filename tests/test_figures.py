@@ -203,6 +203,8 @@ def test_the_caption_of_accuracies_says_of_how_many_networks(values: tuple[float
         {"provenance": {"torch": "2.12.0"}},
         {"provenance": {"driver": "580"}},
         {"provenance": {"something": "new"}},
+        {"interleaved": "dm, frepo"},
+        {"memory_limit_bytes": ["odd"]},
     ],
     ids=str,
 )

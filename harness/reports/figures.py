@@ -65,7 +65,7 @@ _Value = Callable[[Group], tuple[float, float, float] | None]
 def _costs(groups: Sequence[Group]) -> Iterator[tuple[_Key, Drawing]]:
     """Figures of time and memory: of cost cells, and of others that were run at several widths."""
     attempted = [group for group in groups if _iterative(group) and (group.step_seconds or not group.ok)]
-    for key, network, same in _comparable(attempted, ("seconds",)):
+    for key, network, same in _comparable(attempted, ("seconds", "interleaved")):
         if same[0].evaluated and all(len(sweep) < 2 for sweep in sweeps(same)):
             continue
         meters: list[str | None] = [*sorted({meter for group in same for meter in group.meters})]
@@ -117,6 +117,8 @@ def _cost(network: str, shown: Sequence[tuple[Group, ...]], meter: str | None) -
     rows = tuple(row for row in rows if any(line.x or line.marks for line in row[0].series))
     footer = [_task(groups[0], network), *measured_on(groups)]
     footer.append("Seconds: median and quartiles of one update of the synthetic images")
+    if turns := groups[0].distillation.get("interleaved"):
+        footer.append(f"Steps taken by turns in one process: {turns}")
     if any(line.expected for line in rows[0][0].series):
         footer.append(f"Bars: the seconds of {OURS} times the ratio of the operations of an iteration")
     if statuses := sorted({group.records[0]["status"] for group in groups if not group.ok}):
@@ -279,7 +281,11 @@ def _comparable(
     """
     shared = ("dataset", "data_fingerprint", "depth", "image_size", "dtype", "tf32", "memory_limit_bytes", *names)
     keys = [
-        ((*group.table, *(group.distillation.get(name) for name in shared)), group.distillation["ipc"], recipe(group))
+        (
+            (*group.table, *(repr(group.distillation.get(name)) for name in shared)),
+            group.distillation["ipc"],
+            recipe(group),
+        )
         for group in groups
     ]
     asked = [key for group, key in zip(groups, keys, strict=True) if not group.ceiling and key[2] is not None]

@@ -29,7 +29,7 @@ class Table:
         object.__setattr__(self, "caption", printable(self.caption))
         object.__setattr__(self, "columns", tuple(map(printable, self.columns)))
         object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
-        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+        object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes if note))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

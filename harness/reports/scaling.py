@@ -164,5 +164,5 @@ def _table(pairs: Sequence[tuple[tuple[Group, ...], _Fits]]) -> Table:
         "Least squares in the logarithms. The intervals are of the scatter of the widths about the power law, not of "
         "repeated runs."
     )
-    notes = (method, f"{'. '.join(versions)}.") if versions else (method,)
+    notes = (method, " ".join(f"{sentence}." for sentence in versions))
     return Table(caption, tuple(filled), tuple(zip(*filled.values(), strict=True)), frozenset(), notes)

@@ -99,15 +99,10 @@ def _ratios(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
         "step_seconds_ratio": seconds and seconds[0],
         "step_seconds_ratio_lower_quartile": seconds and seconds[1],
         "step_seconds_ratio_upper_quartile": seconds and seconds[2],
-        **{
-            f"{name}_ratio": size_ratio(group, base, size)
-            for name, size in (
-                ("flops_per_step", "flops_per_step"),
-                ("peak_memory", "headline"),
-                ("peak_allocated", "allocated_bytes"),
-                ("peak_live_bytes", "peak_live_bytes"),
-            )
-        },
+        "flops_per_step_ratio": size_ratio(group, base, "flops_per_step"),
+        "peak_memory_ratio": size_ratio(group, base, "headline"),
+        "peak_allocated_ratio": size_ratio(group, base, "allocated_bytes"),
+        "peak_live_bytes_ratio": size_ratio(group, base, "peak_live_bytes"),
     }
 
 
@@ -164,7 +159,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
             *claims(groups),
             *_sources(groups, numbering),
             *dict.fromkeys(_notes(groups)),
-            f"{'. '.join(measured_with(groups))}.",
+            " ".join(f"{sentence}." for sentence in measured_with(groups)),
         ),
     )
 
@@ -390,9 +385,7 @@ def _bases(groups: Iterable[Group]) -> str:
 def _ratio_text(group: Group, base: Group | None) -> str:
     """The ratio of the seconds, with its quartiles where samples are paired."""
     median, lower, upper = seconds_ratio(group, base) or (None, None, None)
-    if median is None or lower is None or lower == upper:
-        return times(median)
-    return f"{median:.3g}× ({lower:.3g} to {upper:.3g})"
+    return times(median) if lower == upper else f"{median:.3g}× ({lower:.3g} to {upper:.3g})"
 
 
 def _prepare(group: Group) -> str:
