@@ -333,21 +333,22 @@ def test_seeds_and_commits_do_not_tell_cells_apart() -> None:
     assert any("seeds 0, 1 in BASELINE, 3, 4 in NEW" in note for note in comparison.notes)
 
 
-@pytest.mark.parametrize("changes", [{"width": 64}, {"data_fingerprint": "fedcba98"}, {"steps": 7}, {"seconds": 9.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"width": 64}, {"data_fingerprint": "fedcba98"}, {"steps": 7}, {"seconds": 9.0}, {"config": {"lr": 0.2}}),
+        *({"interleaved": "frepo, mtt"}, {"dataset": "a|b\x1b[31m\n<i>"}),
+    ],
+    ids=str,
+)
 def test_other_settings_are_other_cells(changes: dict[str, Any]) -> None:
     comparison = compare([made(), made(ipc=10)], [made(**changes), made(ipc=10)])
     assert len(comparison.of("missing")) == len(comparison.of("new")) == 1
     assert comparison.of("missing")[0].cell != comparison.of("new")[0].cell, "the two must have different names"
+    assert "dataset" not in changes or r"a\|b\\x1b[31m\\n\<i>" in markdown(comparison)
+    assert not compare([made()], [made(memory_limit_bytes=None)]).failed, "null is not set"
     with pytest.raises(UserError, match="no cell in common"):
         compare([made()], [made(**changes)])
-
-
-def test_other_hyper_parameters_are_other_cells_and_null_is_none() -> None:
-    after = made()
-    after.record["config"]["lr"] = 0.2
-    with pytest.raises(UserError, match="no cell in common"):
-        compare([made()], [after])
-    assert not compare([made()], [made(memory_limit_bytes=None)]).failed
 
 
 @pytest.mark.parametrize(
@@ -468,17 +469,6 @@ def test_accuracies_of_other_devices_are_not_compared() -> None:
     assert comparison.status == 3 and not comparison.failed
     (lost,) = {finding.quantity for finding in comparison.findings if finding.lost and "test" in finding.quantity}
     assert lost.startswith("test accuracy (on=A CPU (1 thread)")
-
-
-def test_steps_by_turns_are_other_cells() -> None:
-    with pytest.raises(UserError, match="no cell in common"):
-        compare([made()], [made(interleaved="frepo, mtt")])
-
-
-def test_names_reach_the_markdown_as_they_are() -> None:
-    name = "a|b\x1b[31m\n<i>"
-    shown = markdown(compare([made(dataset=name), made(ipc=10)], [made(ipc=10)]))
-    assert r"a\|b\\x1b[31m\\n\<i>" in shown and "\x1b" not in shown
 
 
 def test_other_work_on_the_device_is_said() -> None:

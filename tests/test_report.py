@@ -49,7 +49,10 @@ def column(text: str, title: str) -> list[str]:
 
 def test_seeds_are_aggregated_over_all_their_networks(tmp_path: Path) -> None:
     values = (0.90, 0.92, 0.95, 0.97)
-    text = written([made(values[:2], krr=(0.5, 0.7)), made(values[2:], krr=(0.6, 0.6), seed=1)], tmp_path)
+    records = [made(values[:2], krr=(0.5, 0.7)), made(values[2:], krr=(0.6, 0.6), seed=1)]
+    before = copy.deepcopy(records)
+    text = written(records, tmp_path)
+    assert records == before
     expected = f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
     assert column(text, "accuracy (%)") == [expected]
     assert column(text, "n") == ["2 × 2"]
@@ -334,17 +337,14 @@ def test_two_meters_and_two_devices_never_share_a_row(other: dict[str, Any], tmp
     assert list(table["seeds"]) == [0, 1]
 
 
-def test_another_setting_is_another_row_that_says_so(tmp_path: Path) -> None:
+def test_another_setting_is_another_row_that_says_so_and_steps_by_time_are_none(tmp_path: Path) -> None:
     records = [made(config={"pool_size": size, "ridge": 1e-6}) for size in (10, 20)]
     assert column(written(records, tmp_path), "setting") == ["pool_size=10", "pool_size=20"]
-    assert "setting" not in cells(written(records[:1], tmp_path))[0]
-
-
-def test_steps_that_a_time_budget_gave_do_not_part_the_seeds(tmp_path: Path) -> None:
     records = [made(seconds=60.0, steps=None, seed=seed) for seed in (0, 1)]
     for each, steps in zip(records, (812, 830), strict=True):
         each.record["steps"] = steps
-    assert column(written(records, tmp_path), "steps") == ["812–830"]
+    text = written(records, tmp_path)
+    assert column(text, "steps") == ["812–830"] and "setting" not in cells(text)[0]
 
 
 def test_meters_never_share_a_column(tmp_path: Path) -> None:
@@ -435,21 +435,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout.decode(errors="replace")[-2000:]
 
 
-def test_the_command_makes_the_tables_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved(tmp_path / "deep" / "deeper", made())
-    assert report.main([str(tmp_path)]) == 0
-    assert "frepo" in capsys.readouterr().out
-    before = (tmp_path / "table.md").read_bytes()
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "record.json").write_text("{")
-    assert report.main([str(tmp_path)]) == 1  # the good record is shown, the damaged one is named
-    shown = capsys.readouterr()
-    assert "b/record.json" in shown.err
-    assert "frepo" in shown.out
-    assert (tmp_path / "table.md").read_bytes() == before
-
-
-def test_folders_are_read_once_and_the_tables_are_in_the_first_or_where_asked(
+def test_the_command_makes_the_tables_again_and_reads_every_folder_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path / "a" / "deep", made())
@@ -460,6 +446,12 @@ def test_folders_are_read_once_and_the_tables_are_in_the_first_or_where_asked(
         assert report.main([*arguments, *options]) == 0
         assert list(pd.read_csv(tmp_path / output / "table.csv")["seeds"]) == ["0 1"]
     assert "2 × 2" in capsys.readouterr().out and not (tmp_path / "b" / "table.csv").exists()
+    before = (tmp_path / "a" / "table.md").read_bytes()
+    (tmp_path / "c" / "record.json").write_text("{")
+    assert report.main([*arguments, str(tmp_path / "c")]) == 1  # good records are shown, the damaged one is named
+    shown = capsys.readouterr()
+    assert "c/record.json" in shown.err and "frepo" in shown.out
+    assert (tmp_path / "a" / "table.md").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -478,13 +470,6 @@ def test_a_bad_command_is_a_line_and_status_2(
     assert report.main(arguments) == 2
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: {said}") and shown.count("\n") == 1
-
-
-def test_records_are_not_changed(tmp_path: Path) -> None:
-    records = [made(), made(seed=1, seconds=3.0)]
-    before = copy.deepcopy(records)
-    report.write(records, tmp_path)
-    assert records == before
 
 
 def test_reported_numbers_are_fractions_with_a_source() -> None:
@@ -580,6 +565,7 @@ def test_the_files_of_a_published_set_are_named_whatever_their_form(files: Any, 
 
 @pytest.mark.usefixtures("turned")
 def test_another_evaluation_has_columns_beside_the_accuracy(tmp_path: Path) -> None:
+    """With the settings that differ in their titles, and n where it is not that of the accuracy."""
     values = {"turned": [0.25, 0.75], "loss": [1.25, 1.75], "kept": [0.9, 0.5]}
     records = [
         evaluated(each, values, "turned", config={**TURNED, "networks": networks})
@@ -587,21 +573,14 @@ def test_another_evaluation_has_columns_beside_the_accuracy(tmp_path: Path) -> N
     ]
     text = written([*records, made(method="dm")], tmp_path)
     assert column(text, "accuracy on turned images (%)") == ["–", "50.0 ± 28.9"]
-    assert column(text, "loss") == ["–", "1.5 ± 0.29"]
-    assert column(text, "kept (%)") == ["–", "50.0 ± 0.0, n = 2"], "n is said where it is not that of the accuracy"
+    assert column(text, "loss") == ["–", "1.5 ± 0.29"] and column(text, "kept (%)") == ["–", "50.0 ± 0.0, n = 2"]
     row = pd.read_csv(tmp_path / "table.csv").query("method == 'frepo'").iloc[0]
     assert (row["turned.turned_mean"], row["turned.turned_n"], row["turned.kept_n"]) == (0.5, 4, 2)
-
-
-@pytest.mark.usefixtures("turned")
-def test_settings_of_an_evaluation_that_differ_are_in_the_title(tmp_path: Path) -> None:
-    each = made()
-    for turns in (1, 2):
-        each = evaluated(each, {"turned": [turns / 10]}, "turned", config={**TURNED, "quarter_turns": turns})
-    text = written([each], tmp_path)
+    again = evaluated(records[0], {"turned": [0.1]}, "turned", config={**TURNED, "quarter_turns": 1})
+    text = written([again], tmp_path)
     assert column(text, "accuracy on turned images (%), quarter_turns=1") == ["10.0"]
-    assert column(text, "accuracy on turned images (%), quarter_turns=2") == ["20.0"]
-    assert pd.read_csv(tmp_path / "table.csv")["turned[quarter_turns=2].turned_mean"][0] == 0.2
+    assert column(text, "accuracy on turned images (%), quarter_turns=2") == ["50.0 ± 35.4"]
+    assert pd.read_csv(tmp_path / "table.csv")["turned[quarter_turns=2].turned_mean"][0] == 0.5
 
 
 @pytest.mark.usefixtures("turned")
@@ -699,25 +678,19 @@ def test_the_ratio_of_operations_stands_beside_that_of_times(tmp_path: Path) -> 
     assert table.loc["mtt", "flops_per_step_ratio"] == pytest.approx(10)
 
 
-def test_other_work_on_the_gpu_and_its_versions_are_said(tmp_path: Path) -> None:
-    each = cost(meter="nvml")
-    each.record["cost"]["memory"]["missing"] = "the driver is too old"
-    each.record["cost"]["memory"]["busy"] = "2 other processes on the GPU"
-    each.record["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
-    text = written([each], tmp_path)
-    assert "Other work on the device: frepo on mnist, ipc 1, width 32, seed 0: 2 other processes on the GPU." in text
-    assert "No peak by NVML, or not of all the time: frepo on mnist, ipc 1, width 32, seed 0: the driver" in text
-    assert "With torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1." in text
-
-
-def test_what_torch_allocated_stands_beside_nvml_with_a_ratio_of_its_own(tmp_path: Path) -> None:
+def test_what_was_measured_on_a_gpu_is_said_with_a_ratio_of_what_torch_allocated(tmp_path: Path) -> None:
     records = [cost(meter="nvml", peak=500 * MIB), cost("mtt", 0.2, 1000 * MIB, meter="nvml")]
     for each, allocated in zip(records, (50, 400), strict=True):
-        each.record["cost"]["memory"]["allocated_bytes"] = allocated * MIB
+        memory = {"allocated_bytes": allocated * MIB, "missing": "the driver is too old", "busy": "another process"}
+        each.record["cost"]["memory"] |= memory  # type: ignore[typeddict-item]
+        each.record["provenance"] |= {"cuda": "13.0", "driver": "580.1"}
     text = written(records, tmp_path)
     assert column(text, "peak GPU memory, NVML (MiB)") == ["500", "1,000"]
     assert column(text, "peak GPU memory, allocated by torch (MiB)") == ["50", "400"]
     assert (column(text, "memory ÷ frepo")[1], column(text, "allocated ÷ frepo")[1]) == ("2.0×", "8.0×")
+    assert "Other work on the device: frepo on mnist, ipc 1, width 32, seed 0: another process." in text
+    assert "No peak by NVML, or not of all the time: mtt on mnist, ipc 1, width 32, seed 0: the driver" in text
+    assert "With torch 2.13.0, python 3.11.7, cuda 13.0, driver 580.1." in text
 
 
 def by_turns(words: str, samples: Mapping[str, Sequence[float]], **changes: Any) -> list[Distilled]:

@@ -303,11 +303,14 @@ class Group:
         """The largest of ``costs``; None where no record has the number."""
         return max(self.costs(name), default=None)
 
+    def peaks(self, number: str, meter: str | None = None) -> list[int]:
+        """A number of bytes of every distillation that has it and whose headline meter is ``meter``."""
+        memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in self.counted]
+        return [m[number] for m in memories if m[number] is not None and meter in (None, m["meter"])]
+
     def peak(self, number: str, meter: str | None = None) -> int | None:
-        """The largest of a number of bytes over the seeds, of those records whose headline meter is ``meter``."""
-        memories = [dict(r["cost"]["memory"]) for r in self.counted]
-        peaks: list[Any] = [memory[number] for memory in memories if meter in (None, memory["meter"])]
-        return max((peak for peak in peaks if peak is not None), default=None)
+        """The largest of ``peaks``."""
+        return max(self.peaks(number, meter), default=None)
 
     def headline(self, meter: str) -> int | None:
         """The largest peak in bytes by ``meter``, of those records whose headline meter it is."""

@@ -24,12 +24,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from tabulate import tabulate
+
 from benchmarks.errors import UserError
 from harness.records.record import Distilled, EvaluationRecord, Record
 from harness.records.record import new as new_record
 from harness.reports.groups import ACCURACY, IMMATERIAL, METERS, NONE, Group, Member, distinct, members, parted
+from harness.reports.render import listed, literal, mebibytes
 
-# scipy, and pandas with the renderings, are imported where they are used: --help must not wait for them.
+# scipy is imported where it is used: --help must not wait for it.
 
 Verdict = Literal["worse", "missing", "improved", "new", "insignificant", "not compared"]
 """``missing``: only in BASELINE; ``new``: only in NEW."""
@@ -245,8 +248,6 @@ def _apart(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
 
 def _circumstances(sides: Sequence[Sequence[Cell]]) -> list[str]:
     """What else differed between the two ``sides``, and other work on the device."""
-    from harness.reports.render import listed
-
     records = [[record for cell in side for record in cell.distilled.records] for side in sides]
     tested = [
         [e.record for cell in side for group in cell.tested.values() for m in group.members for e in m.results]
@@ -368,18 +369,11 @@ def blocks(run: Sequence[float], count: int = BLOCKS) -> list[float]:
 
 
 def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
-    from harness.reports.render import mebibytes
-
     quantity = "peak memory"
-    peaks: list[dict[str, float]] = []
-    for group in (before, after):
-        memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in group.counted]
-        by_meter = {
-            meter: [m[key] for m in memories if m["meter"] == meter and m[key] is not None]
-            for meter, (key, _) in METERS.items()
-        }
-        peaks.append({meter: statistics.median(values) for meter, values in by_meter.items() if values})
-    old, new = peaks
+    old, new = (
+        {meter: statistics.median(peaks) for meter, (size, _) in METERS.items() if (peaks := group.peaks(size, meter))}
+        for group in (before, after)
+    )
     if not old or not new:
         return _unmeasured(name, quantity, old, new)
     meter = next((meter for meter in old if meter in new), None)
@@ -469,8 +463,6 @@ def flag(name: str) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """What a reviewer must see first, then what changed, then what did not, folded."""
-    from harness.reports.render import literal
-
     counts = [f"{len(comparison.of(verdict))} {verdict}" for verdict in (*CHANGED, UNCHANGED)]
     if lost := sum(finding.lost for finding in comparison.findings):
         counts.append(f"{lost} not compared")
@@ -493,10 +485,6 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    from tabulate import tabulate
-
-    from harness.reports.render import literal
-
     rows = [
         [f"**{f.verdict}**" if f.verdict in DECISIVE else f.verdict]
         + [literal(text) for text in (f.cell, f.quantity, f.before, f.after, f.change)]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import tabulate
 
 from benchmarks.errors import printable
@@ -95,6 +94,8 @@ def literal(text: str) -> str:
 
 def csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """A line for each of ``rows``; line breaks and escape codes show as in a string of Python."""
+    import pandas as pd  # slow, and --help must not wait for it
+
     shown = ({printable(k): printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
     return pd.DataFrame(shown).to_csv(index=False)
 
