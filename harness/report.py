@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from benchmarks.errors import UserError, printable
 from harness.command_line import Parser, end, exit_status, file_path
@@ -17,7 +18,7 @@ from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
 from harness.reports.groups import grouped
-from harness.reports.render import TEX_HEAD, csv, latex, markdown, screen
+from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
 
 PROGRAM = "python -m harness.report"
@@ -50,16 +51,15 @@ def page(folders: Sequence[Path], place: Path) -> str:
 
     What no record knows stands in a file ``notes.md`` of a folder, and of ``place``.
     """
-
-    def text(path: Path) -> list[str]:
-        return [path.read_text(encoding="utf-8").strip()] if path.is_file() else []
-
-    parts = text(place / "notes.md")
+    parts: list[Path | str] = [place / "notes.md"]
     for folder in folders:
-        pictures = [os.path.relpath(path, place).replace(os.sep, "/") for path in sorted(folder.glob("*.png"))]
-        parts += [f"## {folder.name}", *text(folder / "notes.md"), *text(folder / "table.md")]
-        parts += [*(f"![{Path(picture).stem}]({picture})" for picture in pictures), *text(folder / "scaling.md")]
-    return "\n\n".join(parts) + "\n"
+        pictures = [
+            (path.stem, quote(os.fsencode(os.path.relpath(path, place)))) for path in sorted(folder.glob("*.png"))
+        ]
+        parts += [f"## {literal(folder.resolve().name)}", folder / "notes.md", folder / "table.md"]
+        parts += [*(f"![{literal(name)}]({link})" for name, link in pictures), folder / "scaling.md"]
+    there = (part for part in parts if isinstance(part, str) or part.is_file())
+    return "\n\n".join(part if isinstance(part, str) else part.read_text("utf-8").strip() for part in there) + "\n"
 
 
 def folders_parser(program: str, description: str) -> Parser:
@@ -117,7 +117,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
         print(show(distilled))
     else:
         for folder in options.folders:
-            write(read_all(folder)[0], folder)
+            write([each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())], folder)
         write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
     return 0 if whole else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 import sys
 from collections.abc import Sequence
@@ -71,61 +72,72 @@ def panels(drawing: Drawing) -> dict[tuple[str, str], Panel]:
 def test_cost_against_width_and_parameters() -> None:
     drawing = only([cost(width=width) for width in (64, 16, 32)])
     assert drawing.name == "cost-mnist-ipc1-convnet_doubling-native-host_rss-A-CPU"
-    found = panels(drawing)
+    shown = panels(drawing)
     quantities = ["seconds per iteration", "peak host RSS above baseline (MiB)", "peak of live tensors (MiB)"]
-    assert list(found) == [(against, quantity) for against in ("width", "parameters") for quantity in quantities]
-    (line,) = found["width", quantities[0]].series
+    assert list(shown) == [(against, quantity) for against in ("width", "parameters") for quantity in quantities]
+    (line,) = shown["width", quantities[0]].series
     assert line.x == (16, 32, 64) and line.y == (0.3 * 16, 0.3 * 32, 0.3 * 64)
     assert line.low == pytest.approx((3.2, 6.4, 12.8)) and line.high == pytest.approx((6.4, 12.8, 25.6))  # quartiles
-    (line,) = found["parameters", quantities[1]].series
+    (line,) = shown["parameters", quantities[1]].series
     assert line.x == (256, 1024, 4096) and line.y == line.low == (16, 32, 64)
-    assert [panel.ticks for panel in found.values()] == [(16, 32, 64)] * 3 + [()] * 3
-    for part in ("budget cost", "a cpu", "torch 2.13.0", "python 3.11.7", "protocol native", "convnet_doubling"):
+    assert [panel.ticks for panel in shown.values()] == [(16, 32, 64)] * 3 + [()] * 3
+    for part in ("budget cost", "a cpu", "torch 2.13.0", "python 3.11.7", "native protocol", "convnet_doubling"):
         assert part in " ".join(drawing.footer).lower()
 
 
-def test_failures_stand_at_their_width() -> None:
+def test_failures_stand_at_their_width_and_parameters() -> None:
+    """A cell that was killed before it could count has the parameters of its own network, where these are known."""
     lost = cost("mtt", 64, "oom", meter=None, peak=None)
-    lost.record["cost"]["parameters"] = None  # killed before it could count
+    lost.record["cost"]["parameters"] = None
     drawing = only([cost(width=32), cost(width=64), cost("mtt", 32), lost, cost("dm", 32, "timeout")])
     for (against, _), panel in panels(drawing).items():
         marks = {series.method: series.marks for series in panel.series}
         x = {"width": (32, 64), "parameters": (1024, 4096)}[against]
         assert marks == {"frepo": (), "mtt": ((x[1], "oom"),), "dm": ((x[0], "timeout"),)}
     assert "OOM: out of memory; time: time limit" in drawing.footer[-1]
+    drawing = only([lost])
+    assert [x for x, _ in panels(drawing)] == ["width"] and len(draw(drawing).axes) == 1
+    other, lost.record["distillation"]["network"] = cost("dm", 64, network="convnet"), "convnet"
+    other.record["cost"]["parameters"] = 777
+    shown = panels(only([other, cost("frepo", 64), lost]))["parameters", "seconds per iteration"]
+    assert {series.method: series.marks for series in shown.series}["mtt"] == ((777, "oom"),)
 
 
 def test_what_was_not_measured_has_no_panel() -> None:
     each = cost(meter=None, peak=None)
     each.record["cost"]["peak_live_bytes"] = None
     assert {y for _, y in panels(only([each]))} == {"seconds per iteration"}
-    every = panels(only([cost(width=32, status="oom", meter=None), cost(width=64, status="oom", meter=None)]))
-    assert {y for _, y in every} == {"seconds per iteration"}
-    assert [mark for panel in every.values() for series in panel.series for mark in series.marks]
+    every = only([cost(width=width, status="oom", meter=None) for width in (32, 64)])
+    assert {y for _, y in panels(every)} == {"seconds per iteration"} and len(draw(every).axes) == 2
+    assert [mark for panel in panels(every).values() for series in panel.series for mark in series.marks]
 
 
 def test_accuracy_against_time_with_and_without_preparation_and_against_iterations() -> None:
     drawing = only([curve(), curve("mtt", prepare=30.0), curve("mtt", prepare=50.0, seed=1), random_real()])
     assert drawing.name == "accuracy-mnist-ipc1-convnet_doubling-w32-common-quick-A-CPU"
-    found = {panel.x_label: panel for panel in panels(drawing).values()}
-    lines = {x: {series.method: series for series in panel.series} for x, panel in found.items()}
+    shown = {panel.x_label: panel for panel in panels(drawing).values()}
+    lines = {x: {series.method: series for series in panel.series} for x, panel in shown.items()}
     assert lines["seconds of distilling"]["mtt"].x == (0.5, 60.0)
     assert lines["seconds with preparation"]["mtt"].x == (40.5, 100.0)
     assert lines["seconds with preparation"]["frepo"].x == (2.5, 62.0)
     assert lines["iterations"]["frepo"].x == (1, 100)
     series = lines["iterations"]["frepo"]
     assert series.y == pytest.approx((30, 60)) and series.high == pytest.approx((30 + 200**0.5, 60 + 200**0.5))
-    for panel in found.values():
+    for panel in shown.values():
         (level,) = panel.levels
         assert level.method == "random_real" and (level.mean, level.std) == pytest.approx((40, 200**0.5))
 
 
-@pytest.mark.parametrize("records", [[random_real()], [made()], []], ids=["random", "no curve", "none"])
+@pytest.mark.parametrize(
+    "records",
+    [[random_real()], [made()], [], [evaluated(made(), {"leak": [0.5]}, "attack", config={})]],
+    ids=["random", "no curve", "none", "not installed"],
+)
 def test_without_curves_and_sweeps_there_is_no_figure(records: Sequence[Distilled]) -> None:
     assert drawings(records) == []
 
 
-def test_a_curve_without_values_is_no_line_and_a_failed_method_is_named() -> None:
+def test_a_failed_method_is_named_and_its_recipe_is_no_line() -> None:
     empty = made((), method="mtt", status="diverged", protocol="common", seconds=60.0)
     drawing = only([curve(), empty])
     assert [series.method for series in drawing.rows[0][0].series] == ["frepo"]
@@ -172,11 +184,6 @@ def test_the_caption_of_accuracies_says_of_how_many_networks(values: tuple[float
     assert "shortened to" not in " ".join(whole.footer)
 
 
-def test_settings_tell_lines_of_one_method_apart() -> None:
-    records = [cost("mtt", width, config={"syn_steps": n}) for n in (10, 20) for width in (16, 32)]
-    assert [series.label for series in only(records).rows[0][0].series] == ["mtt (syn_steps=10)", "mtt (syn_steps=20)"]
-
-
 # What is kept apart
 
 
@@ -196,14 +203,16 @@ def test_settings_tell_lines_of_one_method_apart() -> None:
         {"provenance": {"torch": "2.12.0"}},
         {"provenance": {"driver": "580"}},
         {"provenance": {"something": "new"}},
+        {"interleaved": "dm, frepo"},
+        {"memory_limit_bytes": ["odd"]},
     ],
     ids=str,
 )
 def test_no_figure_mixes(other: dict[str, Any]) -> None:
     records = [cost("dm", width, **changes) for changes in ({}, {**other, "seed": 1}) for width in (16, 32)]
-    found = drawings(records)
-    assert len(found) == 2 and len({drawing.name for drawing in found}) == 2
-    for drawing in found:
+    shown = drawings(records)
+    assert len(shown) == 2 and len({drawing.name for drawing in shown}) == 2
+    for drawing in shown:
         for panel in panels(drawing).values():
             assert [series.x for series in panel.series] in ([(16, 32)], [(256, 1024)])
 
@@ -211,8 +220,8 @@ def test_no_figure_mixes(other: dict[str, Any]) -> None:
 def test_seeds_of_two_meters_are_not_pooled() -> None:
     slow = cost(meter="nvml", seed=1)
     slow.record["cost"]["step_seconds"] = [50.0] * 3
-    found = [panels(drawing)["width", "seconds per iteration"].series[0].y for drawing in drawings([cost(), slow])]
-    assert found == [(0.3 * 32,), (50.0,)]
+    shown = [panels(drawing)["width", "seconds per iteration"].series[0].y for drawing in drawings([cost(), slow])]
+    assert shown == [(0.3 * 32,), (50.0,)]
 
 
 def test_a_killed_cell_stands_with_those_that_it_does_not_contradict() -> None:
@@ -224,9 +233,13 @@ def test_a_killed_cell_stands_with_those_that_it_does_not_contradict() -> None:
     assert len(drawings([*others, lost])) == 2
 
 
-def test_widths_never_share_a_figure_of_accuracies() -> None:
+def test_widths_and_recipes_never_share_a_figure_of_accuracies() -> None:
+    """The same sets tested on another network are another figure, which says so."""
     names = [drawing.name.split("-") for drawing in drawings([curve(width=16), curve(width=32)])]
     assert [name[4] for name in names if name[0] == "accuracy"] == ["w16", "w32"]
+    twice = [curve(), curve(evaluation={"steps": 1000, "network": "resnet18"})]
+    named = [" ".join(drawing.footer) for drawing in drawings(twice)]
+    assert sorted("Evaluated on network resnet18" in text for text in named) == [False, True]
 
 
 def test_every_method_on_its_own_network_is_a_figure_of_its_own() -> None:
@@ -277,10 +290,6 @@ def test_settings_of_an_evaluation_are_figures_apart_and_the_name_says_them() ->
     assert names == ["turned-quarter_turns-1-turned", "turned-quarter_turns-2-turned"]
 
 
-def test_what_is_not_installed_has_no_figure() -> None:
-    assert drawings([evaluated(made(), {"leak": [0.5]}, "attack", config={})]) == []
-
-
 def test_networks_trained_on_all_real_images_are_a_level_of_every_ipc() -> None:
     ceiling = made((0.9,), method="whole_data", ipc=0, steps=None, protocol="common", evaluation={"steps": 1000})
     figures = drawings([curve(), curve(ipc=10), ceiling])
@@ -289,13 +298,6 @@ def test_networks_trained_on_all_real_images_are_a_level_of_every_ipc() -> None:
         assert [(level.method, level.mean) for level in drawing.rows[0][0].levels] == [("whole_data", 90)]
     other = made((0.9,), method="whole_data", ipc=0, steps=None, protocol="common")
     assert only([curve(), other]).rows[0][0].levels == (), "another recipe"
-
-
-def test_recipes_never_share_a_figure_of_accuracies() -> None:
-    """The same sets tested on another network are another figure, which says so."""
-    twice = [curve(), curve(evaluation={"steps": 1000, "network": "resnet18"})]
-    named = [" ".join(drawing.footer) for drawing in drawings(twice)]
-    assert sorted("Evaluated on network resnet18" in text for text in named) == [False, True]
 
 
 # How it looks
@@ -351,20 +353,23 @@ def test_no_point_touches_an_axis(records: Sequence[Distilled]) -> None:
 
 @pytest.mark.parametrize("methods", [drawn_by.ORDER[:7], ("a_method_with_a_rather_long_name", *drawn_by.ORDER[:5])])
 def test_the_legend_fits_however_many_methods_there_are(methods: tuple[str, ...]) -> None:
-    records = [cost(method) for method in methods]
+    records = [cost(method) for method in methods] + [cost("dm", config={"iterations": 7})]
     for each in records:
         each.record["cost"]["flops_per_step"] = 1e9
     with matplotlib.rc_context(look()):
         figure = draw(only(records))
         (legend,) = figure.legends
         box, lowest = legend.get_window_extent(), min(axes.get_tightbbox().y0 for axes in figure.axes)
-    assert [text.get_text() for text in legend.texts][-1] == drawn_by.BARS
+    texts = [text.get_text() for text in legend.texts]
+    assert texts[-1] == drawn_by.BARS and "dm (iterations=7)" in texts
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= lowest
 
 
 def test_names_are_drawn_as_they_are() -> None:
-    """No formula, no escape code, no line break of a name."""
-    drawing = only([cost(method, dataset="folder:$x_{$\x1b[31m\n", config={"a": 1}) for method in ("frepo", "$\\bad$")])
+    """No formula, no escape code, no line break of a name, and no file name that is too long."""
+    hostile = "folder:$x_{$\x1b[31m\n" + "../x" * 99
+    drawing = only([cost(method, dataset=hostile, config={"a": 1}) for method in ("frepo", "$\\bad$")])
+    assert re.fullmatch(r"[\w-]{1,200}", drawing.name)
     with matplotlib.rc_context(look()):
         figure = draw(drawing)
         FigureCanvasAgg(figure).draw()
@@ -388,27 +393,6 @@ def test_no_text_covers_another(widths: tuple[int, ...], monkeypatch: pytest.Mon
         assert len(boxes) >= 20
         for text, other in itertools.combinations(boxes, 2):
             assert not boxes[text].overlaps(boxes[other]), (text.get_text(), other.get_text())
-
-
-def test_a_figure_without_a_single_number_is_drawn() -> None:
-    lost = cost("mtt", 64, "oom", meter=None, peak=None)
-    assert len(draw(only([lost])).axes) == 2
-
-
-def test_cells_that_were_all_killed_have_no_parameters() -> None:
-    lost = cost("mtt", 64, "oom", meter=None, peak=None)
-    lost.record["cost"]["parameters"] = None
-    drawing = only([lost])
-    assert [x for x, _ in panels(drawing)] == ["width"] and len(draw(drawing).axes) == 1
-
-
-def test_a_killed_cell_has_the_parameters_of_its_own_network() -> None:
-    lost = cost("mtt", 64, "oom", meter=None, peak=None, network="convnet")
-    lost.record["cost"]["parameters"] = None
-    other = cost("dm", 64, network="convnet")
-    other.record["cost"]["parameters"] = 777
-    found = panels(only([other, cost("frepo", 64), lost]))["parameters", "seconds per iteration"]
-    assert {series.method: series.marks for series in found.series}["mtt"] == ((777, "oom"),)
 
 
 def test_the_same_records_give_the_same_bytes_without_dates(tmp_path: Path) -> None:

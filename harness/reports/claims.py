@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,48 +34,26 @@ def reported_for(group: Group) -> list[dict[str, Any]]:
     return [e for e in reported()["entries"] if (e["method"], e["dataset"], e["ipc"]) == wanted]
 
 
-@dataclass(frozen=True)
-class Ratios:
-    """What a method takes of what ``OURS`` takes; None where one of the two was not measured."""
-
-    seconds: float | None = None
-    """Ratio of the medians of an iteration."""
-    operations: float | None = None
-    """Ratio of the operations of an iteration, which take no clock to count."""
-    memory: float | None = None
-    """Ratio of the peaks, as ``meter`` has both."""
-    meter: str | None = None
-    allocated: float | None = None
-    """Ratio of the peaks that torch allocated on the GPU: without context, cache and libraries, which flatten it."""
-    live: float | None = None
-    """Ratio of the peaks of live tensors."""
+# --- ratios -----------------------------------------------------------------------------------------------------------
 
 
-def ratios(group: Group, groups: Iterable[Group]) -> Ratios:
-    """To the one group of ``OURS`` among ``groups`` on the same device, data, network and width.
+def reference(group: Group) -> str:
+    """The method that costs are compared with: ``OURS``; among methods timed by turns without it, the first."""
+    turns = group.distillation.get("interleaved")
+    names = [OURS] if turns is None else str(turns).split(", ")
+    return OURS if OURS in names else names[0]
+
+
+def base_of(group: Group, groups: Iterable[Group]) -> Group | None:
+    """The one group of the ``reference`` among ``groups`` on the same device, data, network and width.
 
     None where there is no such group, where there are several by the same meter, and where one of the two did not end
     well.
     """
-    same = [g for g in groups if g.method == OURS and g.ok and _setting(g) == _setting(group)]
+    same = [g for g in groups if g.method == reference(group) and g.ok and _setting(g) == _setting(group)]
     if len(same) > 1:
         same = [g for g in same if g.meters == group.meters]
-    if len(same) != 1 or not group.ok:
-        return Ratios()
-    (ours,) = same
-
-    def ratio(theirs: float | None, own: float | None) -> float | None:
-        return theirs / own if theirs is not None and own else None
-
-    meter = next((meter for meter in METERS if meter in group.meters & ours.meters), None)
-    return Ratios(
-        seconds=ratio(group.median, ours.median),
-        operations=ratio(group.most("flops_per_step"), ours.most("flops_per_step")),
-        memory=ratio(group.headline(meter), ours.headline(meter)) if meter else None,
-        meter=meter,
-        allocated=ratio(group.peak("allocated_bytes"), ours.peak("allocated_bytes")),
-        live=ratio(group.most("peak_live_bytes"), ours.most("peak_live_bytes")),
-    )
+    return same[0] if len(same) == 1 and group.ok else None
 
 
 def _setting(group: Group) -> tuple[Any, ...]:
@@ -84,6 +61,49 @@ def _setting(group: Group) -> tuple[Any, ...]:
     shared = {k: v for k, v in {**group.circumstances, **group.distillation}.items() if k not in (*OWN, "seed")}
     shared = {name: value for name, value in shared.items() if value is not None}
     return group.table, group.contest, json.dumps(shared, sort_keys=True)
+
+
+def seconds_ratio(group: Group, base: Group | None) -> tuple[float, float | None, float | None] | None:
+    """Seconds of a step of ``group`` over those of ``base``: of medians; by turns, median and quartiles of pairs.
+
+    None where one of the two was not measured, and where samples that were taken by turns do not pair.
+    """
+    if base is None or not group.median or not base.median:
+        return None
+    if group.distillation.get("interleaved") is None:
+        return group.median / base.median, None, None
+    from harness.measure.interleave import paired_ratio
+
+    mine, theirs = ({r["distillation"]["seed"]: r["cost"]["step_seconds"] for r in g.counted} for g in (group, base))
+    seeds = [seed for seed in mine if seed in theirs]
+    pairs = [pair for seed in seeds for pair in zip(mine[seed], theirs[seed], strict=False)]
+    if any(len(mine[seed]) != len(theirs[seed]) for seed in seeds) or not all(other for _, other in pairs):
+        return None
+    if len(mine) < len(group.counted) or len(theirs) < len(base.counted) or not pairs:
+        return None  # a seed that was distilled twice: nobody knows which samples were taken next to each other
+    ratio = paired_ratio(*zip(*pairs, strict=True))
+    return ratio.median, ratio.lower, ratio.upper
+
+
+def size_ratio(group: Group, base: Group | None, size: str) -> float | None:
+    """Ratio of the largest of a number of the cost, ``allocated_bytes``, or the ``headline`` by the same meter."""
+    if base is None:
+        return None
+    meter = common_meter(group, base)
+    sizes = [
+        (g.headline(meter) if meter else None)
+        if size == "headline"
+        else g.peak(size)
+        if size == "allocated_bytes"
+        else g.most(size)
+        for g in (group, base)
+    ]
+    return sizes[0] / sizes[1] if sizes[0] is not None and sizes[1] else None
+
+
+def common_meter(group: Group, base: Group) -> str | None:
+    """The meter that both headlines have."""
+    return next((meter for meter in METERS if meter in group.meters & base.meters), None)
 
 
 # --- what the paper claims, and what was measured here ----------------------------------------------------------------
@@ -99,7 +119,7 @@ def time_to(curve: Sequence[CurvePoint], target: float) -> tuple[float, bool] | 
     for point in curve:
         mean = statistics.fmean(point.values)
         if mean >= target:
-            if before is None or not before[1]:
+            if before is None:
                 return point.seconds, True
             low, start = before
             share = (target - low) / (mean - low)
@@ -119,54 +139,53 @@ def time_to_share(group: Group, share: float = 0.92) -> tuple[float, bool] | Non
 
 def claims(groups: Sequence[Group]) -> list[str]:
     """What the paper claims of time and memory, and after it what the ``groups`` of one table have measured of it."""
-    ours = [group for group in groups if group.method == OURS and group.ok]
-    lines = [line for own in ours for line in _accuracies(own, groups)] if groups[0].evaluated else _iterations(groups)
+    evaluated = groups[0].evaluated
+    settings = {id(g): "" if text == NONE else f", {text}" for g, text in zip(groups, variants(groups), strict=True)}
+    lines: dict[Any, str] = {}
+    for group in groups:  # in the order of their widths: a line for the largest width that has a ratio
+        asked, setting = group.distillation, settings[id(group)]
+        where = f"{asked['dataset']}, ipc {asked['ipc']}, {asked['network']}, width {asked['width']}"
+        if evaluated:
+            for ours in (own for own in groups if _is_pair(own, group)):
+                told = setting if setting == settings[id(ours)] else f"{setting}{settings[id(ours)]}"
+                lines[len(lines)] = f"{where}{told}: {'; '.join(_equal_accuracies(ours, group))}."
+            continue
+        base = base_of(group, groups)
+        ratio = seconds_ratio(group, base)
+        if base and ratio and base.method == OURS != group.method:
+            operations = size_ratio(group, base, "flops_per_step")
+            counted = "" if operations is None else f" ({times(operations)} the operations)"
+            memory = f" and {words}" if (words := _memory(group, base)) else ""
+            takes = f"takes {times(ratio[0])} the time{counted}{memory} of {OURS}'s"
+            key = (group.method, *group.contest, asked["network"], setting)
+            lines[key] = f"{where}{setting}: an iteration of {group.method} {takes}."
     if not lines:
         return []
-    units = " (seconds until an accuracy is reached; in brackets with the preparation)"
-    return [f"{CLAIM}. Measured here, on {groups[0].device}{units if groups[0].evaluated else ''}:", *lines]
+    units = " (seconds until an accuracy is reached; in brackets with the preparation)" if evaluated else ""
+    return [f"{CLAIM}. Measured here, on {groups[0].table[0]}{units}:", *lines.values()]
 
 
-def _iterations(groups: Sequence[Group]) -> list[str]:
-    """A line for every method, data set, ipc, network and setting, at the largest width that has a ratio."""
-    largest: dict[tuple[Any, ...], str] = {}
-    for group, setting in zip(groups, variants(groups), strict=True):  # in the order of their widths
-        asked, ratio = group.distillation, ratios(group, groups)
-        if group.method == OURS or ratio.seconds is None:
-            continue
-        operations = "" if ratio.operations is None else f" ({times(ratio.operations)} the operations)"
-        memory = "" if ratio.memory is None else f" and {_memory(ratio)}"
-        where = f"{asked['dataset']}, ipc {asked['ipc']}, {asked['network']}, width {asked['width']}"
-        where += "" if setting == NONE else f", {setting}"
-        takes = f"takes {times(ratio.seconds)} the time{operations}{memory} of {OURS}'s"
-        largest[group.method, *group.contest, asked["network"], setting] = (
-            f"{where}: an iteration of {group.method} {takes}."
-        )
-    return list(largest.values())
+def _memory(group: Group, base: Group) -> str:
+    meter, ratio = common_meter(group, base), size_ratio(group, base, "headline")
+    if meter is None or ratio is None:
+        return ""
+    return f"{times(ratio)} the memory ({METERS[meter][1].removesuffix(' (MiB)')})"
 
 
-def _memory(ratio: Ratios) -> str:
-    assert ratio.meter is not None
-    return f"{times(ratio.memory)} the memory ({METERS[ratio.meter][1].removesuffix(' (MiB)')})"
+def _is_pair(ours: Group, rival: Group) -> bool:
+    """Whether times of the two to equal accuracy can be compared: they were measured and evaluated alike."""
+    alike = [
+        (g.test, g.circumstances, *(g.distillation[n] for n in ("network", "width", "depth"))) for g in (ours, rival)
+    ]
+    well = min(ours.ok, rival.ok) > 0 and min(len(rival.curve), len(ours.curve)) > 1
+    return ours.method == OURS != rival.method and well and alike[0] == alike[1]
 
 
-def _accuracies(ours: Group, groups: Sequence[Group]) -> list[str]:
-    """A line for every rival that was measured and evaluated alike: the times to equal accuracy, and the memory."""
-    lines = []
-    for group in groups:
-        asked = group.distillation
-        rival = group.method != OURS and group.ok and min(len(group.curve), len(ours.curve)) > 1
-        if not rival or (group.test, group.circumstances) != (ours.test, ours.circumstances):
-            continue
-        if any(asked[name] != ours.distillation[name] for name in ("network", "width", "depth")):
-            continue
-        ratio = ratios(group, [ours])
-        parts = [_equal_accuracy(ours, group, ended) for ended in (group, ours)]
-        if ratio.memory is not None:
-            parts.append(f"{group.method} takes {_memory(ratio)} of {OURS}")
-        where = f"{asked['dataset']}, ipc {asked['ipc']}, width {asked['width']}, budget {group.budget}"
-        lines.append(f"{where}: {'; '.join(parts)}.")
-    return lines
+def _equal_accuracies(ours: Group, rival: Group) -> list[str]:
+    """The times to the accuracies that either ends with, and the ratio of memory."""
+    parts = [_equal_accuracy(ours, rival, ended) for ended in (rival, ours)]
+    memory = _memory(rival, ours) if base_of(rival, [ours]) else ""
+    return [*parts, f"{rival.method} takes {memory} of {OURS}"] if memory else parts
 
 
 def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
@@ -177,8 +196,9 @@ def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
     target = statistics.fmean(ended.curve[-1].values)
     texts, seen, operations, bounds = [], [], [], []
     for group in (ours, rival):
+        end = group.curve[-1]
         reached = time_to(group.curve, target)
-        seconds, bound = reached or (group.curve[-1].seconds, False)
+        seconds, bound = reached or (end.seconds, False)
         whole = seconds + statistics.fmean(group.costs("prepare_seconds") or [0.0])
         text = f"{short(seconds)} s ({short(whole)} s)"
         if reached is None:
@@ -186,7 +206,7 @@ def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
             continue
         texts.append(f"{group.method} {'at most ' if bound else ''}{text}")
         seen.append((seconds, whole))
-        operations.append(seconds * _operations_per_second(group))
+        operations.append(seconds * (group.most("flops_per_step") or 0.0) * end.step / end.seconds)
         bounds.append(bound)
     shown = f"to {target:.1%}, where {ended.method} ended: {', '.join(texts)}"
     if len(seen) < 2 or all(bounds):
@@ -195,9 +215,3 @@ def _equal_accuracy(ours: Group, rival: Group, ended: Group) -> str:
     apart, whole_ratio = (times(theirs / own) for own, theirs in zip(*seen, strict=True))
     counted = f", with {kind}{times(operations[1] / operations[0])} the operations" if all(operations) else ""
     return f"{shown}, that is {kind}{apart} ({whole_ratio}){counted}"
-
-
-def _operations_per_second(group: Group) -> float:
-    """Operations per second of distilling; 0 where they were not counted."""
-    end = group.curve[-1]
-    return (group.most("flops_per_step") or 0.0) * end.step / end.seconds if end.seconds else 0.0

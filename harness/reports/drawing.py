@@ -45,8 +45,12 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.
 """So that lines and points can be told apart without colour: as many markers as go round apart from the dashes."""
 
 BAR: Mapping[str, Any] = {"marker": "_", "markersize": 8, "linestyle": "none"}
+EDGE: Mapping[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+POINT: Mapping[str, Any] = {"markersize": 4, "elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7, **EDGE}
+CROSS: Mapping[str, Any] = {"marker": "X", "markersize": 5, "linestyle": "none", **EDGE}
+BESIDE: Mapping[str, Any] = {"ha": "right", "va": "center", "size": 5, "color": "0.25", "textcoords": "offset points"}
 BARS = "in proportion to operations"
-"""How that is drawn, and what the legend calls it."""
+"""What the legend calls a ``BAR``."""
 MARGIN = 0.08
 """Between the outermost points and the axes, as a fraction of what the points span."""
 TICKS = {"major.width": 0.6, "major.size": 3.0, "minor.width": 0.4, "minor.size": 1.5, "major.pad": 2.0}
@@ -175,7 +179,8 @@ def draw(drawing: Drawing) -> Figure:
                 axes.label_outer()
     handles: dict[str, Any] = {BARS: Line2D([], [], color="0.35", **BAR)}
     for axes in grid.flat:
-        handles |= {label: _plain(handle) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles[label] = handle[0] if isinstance(handle, tuple) else handle  # without error bars
     labels = [label for label in labels if label in handles]
     if labels:
         figure.legend(
@@ -202,11 +207,6 @@ def _drawn(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _plain(handle: Any) -> Any:
-    """What stands for a line in the legend: without its error bars."""
-    return handle[0] if isinstance(handle, tuple) else handle
-
-
 def _styles(drawing: Drawing) -> dict[str, dict[str, Any]]:
     """Label → how its line looks, in the order of the legend. Variants of a method share its colour."""
     import seaborn
@@ -214,15 +214,13 @@ def _styles(drawing: Drawing) -> dict[str, dict[str, Any]]:
     panels = [panel for row in drawing.rows for panel in row]
     pairs = {(line.method, line.label) for panel in panels for line in panel.series}
     pairs |= {(level.method, level.label) for panel in panels for level in panel.levels}
-    others = sorted({method for method, _ in pairs} - set(ORDER))
-    order = [*ORDER, *others]
+    order = [*ORDER, *sorted({method for method, _ in pairs} - set(ORDER))]
     palette = seaborn.color_palette("colorblind")
     styles = {}
     seen: Counter[str] = Counter()
     for method, label in sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[1])):
         place = order.index(method)
-        colour = COLOURS[place] if place < len(COLOURS) else place
-        variant = place + seen[method] * 3
+        colour, variant = COLOURS[place] if place < len(COLOURS) else place, place + seen[method] * 3
         seen[method] += 1
         styles[label] = {
             "color": palette[colour % len(palette)],
@@ -253,19 +251,8 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
         ]
         if series.expected:
             axes.plot(*zip(*series.expected, strict=True), color=styles[series.label]["color"], **BAR)
-        axes.errorbar(
-            series.x,
-            series.y,
-            yerr=errors if any(map(any, errors)) else None,
-            label=series.label,
-            markersize=4,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            elinewidth=0.7,
-            capsize=1.5,
-            capthick=0.7,
-            **styles[series.label],
-        )
+        bars = errors if any(map(any, errors)) else None
+        axes.errorbar(series.x, series.y, yerr=bars, label=series.label, **POINT, **styles[series.label])
     # Marks count as points here; a single one stands in the middle.
     places = [x for series in panel.series for x in (*series.x, *(x for x, _ in series.marks))]
     if panel.log_x:
@@ -313,38 +300,14 @@ def _number(value: float) -> str:
 
 def _draw_marks(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]]) -> None:
     """Failures, along the upper edge, one below the other where several share an x; the lines leave room for them."""
-    marks: dict[float, list[tuple[str, str]]] = {}
+    step, across = 0.09, axes.get_xaxis_transform()
+    seen: Counter[float] = Counter()
     for series in sorted(panel.series, key=lambda series: list(styles).index(series.label)):
         for x, status in series.marks:
-            marks.setdefault(x, []).append((series.label, status))
-    if not marks:
-        return
-    step = 0.09
-    room = step * (max(map(len, marks.values())) + 0.5)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, low * (high / low) ** (1 / (1 - room)))
-    for x, failures in marks.items():
-        for place, (label, status) in enumerate(failures):
-            height = 1 - step * (place + 0.5)
-            axes.plot(
-                [x],
-                [height],
-                transform=axes.get_xaxis_transform(),
-                marker="X",
-                markersize=5,
-                markeredgecolor="white",
-                markeredgewidth=0.4,
-                color=styles[label]["color"],
-                linestyle="none",
-            )
-            axes.annotate(
-                STATUSES[status][0],
-                (x, height),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                size=5,
-                color="0.25",
-            )
+            height = 1 - step * (seen[x] + 0.5)
+            seen[x] += 1
+            axes.plot([x], [height], transform=across, color=styles[series.label]["color"], **CROSS)
+            axes.annotate(STATUSES[status][0], (x, height), xycoords=across, xytext=(-4, 0), **BESIDE)
+    if seen:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, low * (high / low) ** (1 / (1 - step * (max(seen.values()) + 0.5))))

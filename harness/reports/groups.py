@@ -1,7 +1,7 @@
 """Rows of tables: distillations that differ in nothing but the seed, with the evaluations of their sets by one recipe.
 
-The distillations of a row agree in everything that was asked for and in what they were measured with. A set that was
-evaluated by two recipes stands in two rows.
+A row is keyed by its *settings*, which are all that was asked for, and by its *conditions*, which are all that it was
+measured with. A set that was evaluated by two recipes stands in two rows.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ COUNTS = ("networks", "networks_at_once")
 """Fields of an evaluation's configuration in which the evaluations of a row may differ."""
 ALIKE = ("image_size", "preprocess", "dtype")
 """Fields of a distillation in which sets must agree, beside their task and recipe, to have been tested alike."""
+LOOK = ("method", "dataset", "ipc", "network", "width", "steps")
+"""Fields of a distillation that have a column of their own."""
 CEILING = "whole_data"
 """The method that distils nothing: networks are trained on all real images."""
 OURS = "frepo"
@@ -95,38 +97,38 @@ class Member:
     """Circumstances of the evaluations that are not those of the distillation."""
     results: tuple[Result, ...] = ()
 
+    @property
+    def seed(self) -> int:
+        return int(self.record["distillation"]["seed"])
+
     def last(self, evaluation: str, own: str = "{}") -> list[Result]:
         """Evaluations of the last set."""
         return [r for r in self.results if (r.record["evaluation"], r.own, r.step) == (evaluation, own, None)]
 
-    def raw(self, quantity: str) -> list[float]:
+    def values(self, quantity: str = ACCURACY) -> list[float]:
         """Values of the evaluation of the accuracy of the last set."""
         return [value for result in self.last(ACCURACY) for value in result.values(quantity)]
 
     @property
-    def values(self) -> list[float]:
-        """Test accuracies of the last set."""
-        return self.raw(ACCURACY)
-
-    @property
     def status(self) -> str:
         """How the distillation ended, or where that went well, its evaluation."""
-        tested = [result.record["status"] for result in self.last(ACCURACY) if result.record["status"] != "ok"]
-        return self.record["status"] if self.record["status"] != "ok" else next(iter(tested), "ok")
+        endings = [self.record["status"], *(result.record["status"] for result in self.last(ACCURACY))]
+        return next((status for status in endings if status != "ok"), "ok")
 
     @property
     def points(self) -> list[CurvePoint]:
         """The curve from the snapshots to the last set. A point has no values where its set could not be tested."""
-        record, values = self.record, dict[int, list[float]]()
+        record, tested = self.record, dict[int, list[float]]()
         for result in self.results:
             if result.record["evaluation"] == ACCURACY and result.step is not None:
-                values.setdefault(result.step, []).extend(result.values(ACCURACY))
-        steps, seconds = record["steps"], record["cost"]["distill_seconds"]
-        if steps is None or seconds is None or not values or not self.values:
+                tested.setdefault(result.step, []).extend(result.values(ACCURACY))
+        steps, seconds, last = record["steps"], record["cost"]["distill_seconds"], self.values()
+        if not steps or not seconds or not tested or not last:
             return []
+        # Times are drawn and interpolated by their logarithms, so a point at 0 seconds has no place.
         snapshots = sorted((s["step"], s["seconds"]) for s in record["snapshots"] if s["step"] < steps)
-        points = [CurvePoint(step, after, tuple(values.get(step, ()))) for step, after in snapshots]
-        return [*points, CurvePoint(steps, seconds, tuple(self.values))]
+        points = [CurvePoint(step, after, tuple(tested.get(step, ()))) for step, after in snapshots if after > 0]
+        return [*points, CurvePoint(steps, seconds, tuple(last))]
 
 
 @dataclass(frozen=True)
@@ -158,79 +160,50 @@ class Group:
         return "all" if self.ceiling else str(self.distillation["ipc"])
 
     @property
+    def evaluated(self) -> bool:
+        """Whether accuracies were asked for."""
+        return self.records[0]["asked"]["budget"] != "cost"
+
+    # --- what the row is keyed by
+
+    @property
     def recipe(self) -> Mapping[str, Any]:
         return next((member.recipe for member in self.members if member.recipe), {})
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """Everything that was asked of the distillation, the seed apart, flat."""
-        flat = {**{f"config.{k}": v for k, v in self.records[0]["config"].items()}, **self.distillation}
+    def settings(self) -> dict[str, Any]:
+        """Everything that was asked for, the seed apart: the distillation, its configuration, and the recipe."""
+        flat = {**_flat("config", self.records[0]["config"]), **self.distillation, **_flat("evaluation", self.recipe)}
         return {name: value for name, value in flat.items() if name != "seed"}
 
     @property
-    def request(self) -> dict[str, Any]:
-        """The same, and the recipe of the evaluation."""
-        return {**self.asked, **{f"evaluation.{name}": value for name, value in self.recipe.items()}}
-
-    @property
-    def distilled_with(self) -> dict[str, Any]:
-        """What the cost was measured with, flat and without nulls: threads, torch, environment, meter, …
-
-        Among it is whether less was prepared than is needed.
-        """
-        flat = {name: value for r in self.records for name, value in circumstances(r["provenance"]).items()}
-        costs = [r["cost"] for r in self.records]
-        parts: dict[str, list[str | None]] = {
-            "meter": [cost["memory"]["meter"] for cost in costs],
-            "prepare": [cost["prepare"] for cost in costs],
-        }
-        return flat | {name: next(filter(None, values)) for name, values in parts.items() if any(values)}
-
-    @property
-    def measured_with(self) -> dict[str, Any]:
-        """``distilled_with``, and what the evaluation was measured with where that differs."""
-        return self.distilled_with | {k: v for member in self.members for k, v in member.evaluated_with.items()}
-
-    @property
     def circumstances(self) -> dict[str, Any]:
-        """``measured_with`` without the meter and what was prepared, in which cells may differ that are compared."""
-        return {name: value for name, value in self.measured_with.items() if name not in ("meter", "prepare")}
+        """Device, threads, versions and environment, without nulls; of the evaluation where they are others."""
+        parts = [*(circumstances(r["provenance"]) for r in self.records), *(m.evaluated_with for m in self.members)]
+        return {name: value for part in parts for name, value in part.items()}
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that tells the rows of a table apart, flat."""
-        return self.circumstances | self.request
+    def conditions(self) -> dict[str, Any]:
+        """The circumstances, the meter of memory, and whether less was prepared than is needed.
 
-    @property
-    def measured(self) -> bool:
-        """Whether there is any number of a clock or a test in it."""
-        return any(
-            m.record["status"] == "ok"
-            or m.record["cost"]["step_seconds"]
-            or any(any(result.record["values"].values()) for result in m.results)
-            for m in self.members
-        )
-
-    @property
-    def device(self) -> str:
-        """What it was measured on."""
-        provenances = [m.record["provenance"] for m in self.members]
-        provenances += [result.record["provenance"] for m in self.members for result in m.results]
-        names = (provenance.get("device") for provenance in provenances)
-        return next(filter(None, names), None) or self.distillation["device_kind"] or "unknown device"
+        In the last two rows may differ whose seconds are compared.
+        """
+        pairs = [(r["cost"]["memory"]["meter"], r["cost"]["prepare"]) for r in self.records]
+        meter, prepare = (next(filter(None, values), None) for values in zip(*pairs, strict=True))
+        known = {"meter": meter, "prepare": prepare}
+        return self.circumstances | {name: value for name, value in known.items() if value}
 
     @property
     def table(self) -> tuple[str, str, str, str]:
         """What all rows of a table share: device, budget, native or common protocol, and the version of the code."""
-        kind = "common" if (self.recipe or self.records[0]["asked"]).get("protocol") == "common" else "native"
-        version = self.records[0]["protocol_version"]
+        parts = [part["provenance"] for m in self.members for part in (m.record, *(r.record for r in m.results))]
+        names = (provenance.get("device") for provenance in parts)
+        device = next(filter(None, names), None) or self.distillation["device_kind"] or "unknown device"
+        asked, version = self.records[0]["asked"], self.records[0]["protocol_version"]
+        kind = "common" if (self.recipe or asked).get("protocol") == "common" else "native"
         tested = {r.record["protocol_version"] for m in self.members for r in m.results} - {version}
         version += f" (evaluated by {', '.join(sorted(tested))})" if tested else ""
-        return self.device, self.records[0]["asked"]["budget"], kind, version
-
-    @property
-    def budget(self) -> str:
-        return self.table[1]
+        return device, asked["budget"], kind, version
 
     @property
     def contest(self) -> tuple[Any, ...]:
@@ -256,15 +229,27 @@ class Group:
         except UserError:  # a method that is not installed here
             return asked
 
+    # --- what was measured
+
     @property
-    def counted(self) -> tuple[Record, ...]:
-        """The distillations that ended well; all, where none did."""
-        return tuple(r for r in self.records if r["status"] == "ok") or self.records
+    def measured(self) -> bool:
+        """Whether there is any number of a clock or a test in it."""
+        return any(
+            m.record["status"] == "ok"
+            or m.record["cost"]["step_seconds"]
+            or any(any(result.record["values"].values()) for result in m.results)
+            for m in self.members
+        )
 
     @property
     def ok(self) -> int:
         """How many distillations ended well."""
         return sum(r["status"] == "ok" for r in self.records)
+
+    @property
+    def counted(self) -> tuple[Record, ...]:
+        """The distillations that ended well; all, where none did."""
+        return tuple(r for r in self.records if r["status"] == "ok") or self.records
 
     @property
     def statuses(self) -> list[tuple[str, int]]:
@@ -273,7 +258,7 @@ class Group:
     @property
     def values(self) -> list[float]:
         """Test accuracies over networks and seeds."""
-        return [value for member in self.members for value in member.values]
+        return [value for member in self.members for value in member.values()]
 
     @property
     def step_seconds(self) -> list[float]:
@@ -289,11 +274,6 @@ class Group:
         """Operations of a step over the median of its seconds."""
         operations = self.most("flops_per_step")
         return operations / self.median if operations is not None and self.median else None
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether accuracies were asked for."""
-        return self.budget != "cost"
 
     @property
     def curve(self) -> list[CurvePoint]:
@@ -323,11 +303,14 @@ class Group:
         """The largest of ``costs``; None where no record has the number."""
         return max(self.costs(name), default=None)
 
+    def peaks(self, number: str, meter: str | None = None) -> list[int]:
+        """A number of bytes of every distillation that has it and whose headline meter is ``meter``."""
+        memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in self.counted]
+        return [m[number] for m in memories if m[number] is not None and meter in (None, m["meter"])]
+
     def peak(self, number: str, meter: str | None = None) -> int | None:
-        """The largest of a number of bytes over the seeds, of those records whose headline meter is ``meter``."""
-        memories = [dict(r["cost"]["memory"]) for r in self.counted]
-        peaks: list[Any] = [memory[number] for memory in memories if meter in (None, memory["meter"])]
-        return max((peak for peak in peaks if peak is not None), default=None)
+        """The largest of ``peaks``."""
+        return max(self.peaks(number, meter), default=None)
 
     def headline(self, meter: str) -> int | None:
         """The largest peak in bytes by ``meter``, of those records whose headline meter it is."""
@@ -344,6 +327,10 @@ class Group:
         return any(r["cost"]["prepare"] == "reduced" for r in self.counted)
 
 
+def _flat(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{name}": value for name, value in values.items()}
+
+
 # --- from folders to rows ---------------------------------------------------------------------------------------------
 
 
@@ -352,32 +339,40 @@ def grouped(distilled: Iterable[Distilled]) -> list[Group]:
 
     A distillation that no recipe was asked for, as of a seed that failed, joins every row that is otherwise its own.
     """
-    distilled = list(distilled)
-    names = {evaluation["evaluation"] for folder in distilled for evaluation in folder.evaluations}
+    folders = distinct(distilled)
+    names = {evaluation["evaluation"] for folder in folders for evaluation in folder.evaluations}
     grows = {name: known.grows for name in names if (known := plugin(name))}
     together: dict[str, list[Group]] = {}
-    for folder in distilled:
+    for folder in folders:
         for member in members(folder, grows):
-            alone = Group((member,))
-            together.setdefault(json.dumps([alone.table, alone.asked], sort_keys=True), []).append(alone)
+            key = [Group((member,)).table, Group((Member(folder.record),)).settings]
+            together.setdefault(json.dumps(key, sort_keys=True), []).append(Group((member,)))
     rows = []
     for same in together.values():
-        for part in parted(same, lambda group: group.distilled_with):
+        for part in parted(same, lambda group: Group((Member(group.records[0]),)).conditions):
             recipes: dict[str, list[Member]] = {}
             for (member,) in (group.members for group in part):
-                if member.recipe:
-                    key = json.dumps([member.recipe, member.evaluated_with], sort_keys=True)
-                    recipes.setdefault(key, []).append(member)
-            without = [member for group in part for member in group.members if not member.recipe]
+                key = [member.recipe, member.evaluated_with]
+                recipes.setdefault(json.dumps(key, sort_keys=True) if member.recipe else "", []).append(member)
+            without = recipes.pop("", [])
             for evaluated in recipes.values() or [[]]:
-                ordered = sorted([*evaluated, *without], key=lambda m: m.record["distillation"]["seed"])
-                rows.append(Group(tuple(ordered)))
+                rows.append(Group(tuple(sorted([*evaluated, *without], key=lambda member: member.seed))))
     return sorted(rows, key=_order)
 
 
 def costs_only(distilled: Iterable[Distilled]) -> list[Group]:
     """The rows that there would be without any evaluation: what distilling cost."""
     return grouped(dataclasses.replace(folder, evaluations=()) for folder in distilled)
+
+
+def distinct(distilled: Iterable[Distilled]) -> list[Distilled]:
+    """``distilled`` without copies, which are no second measurement; they may have been evaluated further."""
+    kept: dict[str, Distilled] = {}
+    for folder in distilled:
+        key = json.dumps(folder.record, sort_keys=True)
+        before = kept[key].evaluations if key in kept else ()
+        kept[key] = dataclasses.replace(folder, evaluations=(*before, *folder.evaluations))
+    return list(kept.values())
 
 
 def plugin(name: str) -> type[Evaluation] | None:
@@ -394,19 +389,19 @@ def parted(groups: Iterable[Group], known: Callable[[Group], Mapping[str, Any]])
     The record of a cell that was killed knows little of it and has no number: it joins those that it does not
     contradict, where these are of one kind.
     """
-    groups = list(groups)
-    places = {id(group): place for place, group in enumerate(groups)}
-    parts: dict[str, list[Group]] = {}
-    for group in sorted(groups, key=lambda group: (not group.measured, -len(known(group)))):
-        mine = known(group)
+    pairs = [(group, known(group)) for group in groups]
+    order = sorted(range(len(pairs)), key=lambda place: (not pairs[place][0].measured, -len(pairs[place][1])))
+    parts: dict[str, list[int]] = {}
+    for place in order:
+        group, mine = pairs[place]
         fitting = [
             part
             for part in parts.values()
-            if not group.measured and all(known(part[0]).get(name) == value for name, value in mine.items())
+            if not group.measured and all(pairs[part[0]][1].get(name) == value for name, value in mine.items())
         ]
         own = parts.setdefault(json.dumps(mine, sort_keys=True), []) if len(fitting) != 1 else fitting[0]
-        own.append(group)
-    return [sorted(part, key=lambda group: places[id(group)]) for part in parts.values()]
+        own.append(place)
+    return [[pairs[place][0] for place in sorted(part)] for part in parts.values()]
 
 
 def circumstances(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -414,29 +409,31 @@ def circumstances(provenance: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in provenance.items():
         if name not in LISTED and name not in IMMATERIAL:
-            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+            flat |= _flat(name, value) if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def variants(groups: Sequence[Group]) -> list[str]:
-    """For groups that would look the same, the settings in which they differ; for all, what they were measured with
-    where that differs."""
-    shown = ("method", "dataset", "ipc", "network", "width", "steps")
-    looks = [[group.distillation.get(name) for name in shown] for group in groups]
-    known = [group.measured_with | group.request for group in groups]
+def variants(groups: Sequence[Group], shown: Sequence[str] = ()) -> list[str]:
+    """The settings in which groups differ that would look the same, and the circumstances in which any two differ.
+
+    What is null says nothing. ``shown``: settings that have a column beside those of ``LOOK``.
+    """
+    known = [group.conditions | group.settings for group in groups]
+    looks = [[settings.get(name) for name in (*LOOK, *shown)] for settings in known]
     measured = [group.circumstances for group in groups if group.measured]
     texts = []
     for group, look, mine in zip(groups, looks, known, strict=True):
-        twins, own = (
-            [settings for settings, other in zip(known, looks, strict=True) if other == look],
-            group.circumstances,
-        )
+        twins = [settings for settings, other in zip(known, looks, strict=True) if other == look]
+        own = group.circumstances
         parts = [
             f"{name.removeprefix('config.').removeprefix('environment.')}="
             f"{str(value)[:8] if name == 'data_fingerprint' else value}"
             for name, value in mine.items()
-            if any(twin.get(name) != value for twin in twins)
-            or (name in own and any(other.get(name) != value for other in measured))
+            if value is not None
+            and (
+                any(twin.get(name) != value for twin in twins)
+                or (name in own and any(other.get(name) != value for other in measured))
+            )
         ]
         texts.append(", ".join(parts) or NONE)
     return texts
@@ -457,46 +454,43 @@ def members(folder: Distilled, grows: Mapping[str, str | None]) -> list[Member]:
     because it was distilled again, belongs to none. ``grows``: evaluation → the field of its configuration that counts
     the values.
     """
-    made: list[Member] = []
+    record = folder.record
+    rows: list[tuple[dict[str, Any], dict[str, Any], list[Result]]] = []
     shared: list[Result] = []
-    order = sorted(folder.evaluations, key=lambda evaluation: evaluation["evaluation"] != ACCURACY)
-    for evaluation in order:
-        steps = _steps(evaluation, folder.record)
+    once = {evaluation["identity"]: evaluation for evaluation in folder.evaluations}.values()  # copies count once
+    files: dict[int | None, Any] = {None: record["artifact"], **{s["step"]: s for s in record["snapshots"]}}
+    for evaluation in sorted(once, key=lambda evaluation: evaluation["evaluation"] != ACCURACY):
+        steps = [
+            asked["step"]
+            for asked in evaluation["sets"]
+            if asked["distillation"] == record["identity"]
+            and asked["step"] in files
+            and asked["sha256"] == (files[asked["step"]] or {}).get("sha256")
+        ]
         if not steps:
             continue
         name, config = evaluation["evaluation"], evaluation["config"]
         counts = {*COUNTS, grows.get(name)}
-        trained = [k for k in config if (k in RECIPE or name == ACCURACY) and k not in counts]
+        trained = {k: v for k, v in config.items() if (k in RECIPE or name == ACCURACY) and k not in counts}
         own = {k: v for k, v in config.items() if k not in counts and k not in trained}
         result = Result(evaluation, steps[0], json.dumps(own, sort_keys=True))
         if not trained:
             shared.append(result)
             continue
-        recipe = {k: config[k] for k in trained} | {k: dict(evaluation)[k] for k in ("device_kind", "tf32")}
-        differing = _differing(evaluation, folder.record)
+        recipe = trained | {k: dict(evaluation)[k] for k in ("device_kind", "tf32")}
+        differing = _differing(evaluation, record)
         fitting = [
-            place
-            for place, m in enumerate(made)
-            if m.evaluated_with == differing
-            and (m.recipe == recipe or (name != ACCURACY and all(m.recipe.get(k) == v for k, v in recipe.items())))
+            results
+            for known, elsewhere, results in rows
+            if elsewhere == differing
+            and (known == recipe or (name != ACCURACY and all(known.get(k) == v for k, v in recipe.items())))
         ]
-        for place in fitting:
-            made[place] = dataclasses.replace(made[place], results=(*made[place].results, result))
+        for results in fitting:
+            results.append(result)
         if not fitting:
-            made.append(Member(folder.record, recipe, differing, (result,)))
-    made = made or [Member(folder.record)]
-    return [dataclasses.replace(member, results=(*member.results, *shared)) for member in made]
-
-
-def _steps(evaluation: EvaluationRecord, record: Record) -> list[int | None]:
-    """After how many steps the sets of ``record`` were taken that ``evaluation`` asked about; None: the last one."""
-    files: dict[int | None, Any] = {None: record["artifact"], **{s["step"]: s for s in record["snapshots"]}}
+            rows.append((recipe, differing, [result]))
     return [
-        asked["step"]
-        for asked in evaluation["sets"]
-        if asked["distillation"] == record["identity"]
-        and asked["step"] in files
-        and asked["sha256"] == (files[asked["step"]] or {}).get("sha256")
+        Member(record, recipe, differing, (*results, *shared)) for recipe, differing, results in rows or [({}, {}, [])]
     ]
 
 
@@ -513,12 +507,5 @@ def _differing(evaluation: EvaluationRecord, record: Record) -> dict[str, Any]:
 
 def _order(group: Group) -> tuple[Any, ...]:
     asked = group.distillation
-    return (
-        group.table,
-        asked["dataset"],
-        group.ceiling,
-        asked["ipc"],
-        asked["width"],
-        group.method,
-        json.dumps(group.settings, sort_keys=True),
-    )
+    task = (asked["dataset"], group.ceiling, asked["ipc"], asked["width"], group.method)
+    return group.table, *task, json.dumps(group.circumstances | group.settings, sort_keys=True)

@@ -52,19 +52,18 @@ class Measure:
         return 100.0 if self.quantity.percent else 1.0
 
     def text(self, group: Group) -> str:
-        """Mean ± sample standard deviation, with a mark for what did not end well."""
-        mean, std = summarise(self.values(group))
-        if self.evaluation == ACCURACY:
-            statuses = group.statuses
-        else:
-            statuses = sorted(Counter(result.record["status"] for result in self.results(group)).items())
-        if not self.first:
-            statuses = []
+        """Mean ± sample standard deviation, with a mark for what did not end well, and n where it is another."""
+        values = self.values(group)
+        mean, std = summarise(values)
+        shown = NONE if mean is None else f"{mean:.3g}" + ("" if std is None else f" ± {std:.2g}")
         if self.quantity.percent:
             shown = percent(mean, std)
-        else:
-            shown = NONE if mean is None else f"{mean:.3g}" + ("" if std is None else f" ± {std:.2g}")
-        return with_marks(shown, statuses)
+        if std is not None and len(values) != len(group.values):
+            shown += f", n = {len(values)}"
+        if not self.first:
+            return shown
+        statuses = sorted(Counter(result.record["status"] for result in self.results(group)).items())
+        return with_marks(shown, group.statuses if self.evaluation == ACCURACY else statuses)
 
 
 def with_marks(shown: str, statuses: Iterable[tuple[str, int]]) -> str:

@@ -24,12 +24,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from tabulate import tabulate
+
 from benchmarks.errors import UserError
 from harness.records.record import Distilled, EvaluationRecord, Record
 from harness.records.record import new as new_record
-from harness.reports.groups import ACCURACY, IMMATERIAL, METERS, NONE, Group, Member, members, parted
+from harness.reports.groups import ACCURACY, IMMATERIAL, METERS, NONE, Group, Member, distinct, members, parted
+from harness.reports.render import listed, literal, mebibytes
 
-# scipy, and pandas with the renderings, are imported where they are used: --help must not wait for them.
+# scipy is imported where it is used: --help must not wait for it.
 
 Verdict = Literal["worse", "missing", "improved", "new", "insignificant", "not compared"]
 """``missing``: only in BASELINE; ``new``: only in NEW."""
@@ -102,7 +105,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything found, and what a reader should know about it."""
+    """All findings, and what a reader should know about them."""
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
@@ -115,14 +118,9 @@ class Comparison:
         return any(finding.verdict in DECISIVE for finding in self.findings)
 
     @property
-    def incomplete(self) -> bool:
-        """Whether something that BASELINE measured was not compared."""
-        return any(finding.lost for finding in self.findings)
-
-    @property
     def status(self) -> int:
         """The exit status of the command."""
-        return 1 if self.failed else 3 if self.incomplete else 0
+        return 1 if self.failed else 3 if any(finding.lost for finding in self.findings) else 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,10 @@ class Cell:
 
     distilled: Group
     tested: Mapping[str, Group]
+
+    @property
+    def place(self) -> str:
+        return _measured_on(self.distilled.records[0])
 
 
 def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: Bounds | None = None) -> Comparison:
@@ -143,17 +145,12 @@ def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: B
     for side, cells in sides.items():
         if not cells:
             raise UserError(f"no records in {side}")
-    measured = {side: {_place(cell) for cell in cells.values()} for side, cells in sides.items()}
+    measured = {side: {cell.place for cell in cells.values()} for side, cells in sides.items()}
     common = measured["BASELINE"] & measured["NEW"]
     if not common:
         where = ", ".join(f"{side} was measured on {'; '.join(sorted(places))}" for side, places in measured.items())
         raise UserError(f"nothing to compare: {where}")
-    notes = [
-        f"Left out, as the other side has nothing measured there: what {side} has on {place}."
-        for side, places in measured.items()
-        for place in sorted(places - common)
-    ]
-    before, after = ({key: cell for key, cell in cells.items() if _place(cell) in common} for cells in sides.values())
+    before, after = ({key: cell for key, cell in cells.items() if cell.place in common} for cells in sides.values())
     both = [key for key in before if key in after]
     if not both:
         raise UserError(
@@ -161,18 +158,26 @@ def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: B
             "(method, data, network and all hyper-parameters must agree)"
         )
     names = _names({**before, **after})
-    elsewhere = {key: cell for key, cell in sides["BASELINE"].items() if _place(cell) not in common}
+    elsewhere = {key: cell for key, cell in sides["BASELINE"].items() if cell.place not in common}
     findings = [
         _not_compared(name, "cell", "NEW has nothing measured there", lost=elsewhere[key].distilled.measured)
         for key, name in _names(elsewhere).items()
     ]
     findings += [Finding("missing", names[key], "cell") for key in before if key not in after]
     findings += [Finding("new", names[key], "cell") for key in after if key not in before]
+    notes = [f"Measured on {'; '.join(sorted(common))}."]
+    notes += [
+        f"Left out, as the other side has nothing measured there: what {side} has on {place}."
+        for side, places in measured.items()
+        for place in sorted(places - common)
+    ]
     for key in both:
         findings += _compare_cell(names[key], before[key], after[key], bounds)
-        notes += _seeds(names[key], before[key].distilled, after[key].distilled)
-    notes += _circumstances([before[key] for key in both], [after[key] for key in both])
-    return Comparison(tuple(findings), (f"Measured on {'; '.join(sorted(common))}.", *notes))
+        old, new = (", ".join(str(m.seed) for m in cell.distilled.members) for cell in (before[key], after[key]))
+        if old != new:
+            notes.append(f"{names[key]}: seeds {old} in BASELINE, {new} in NEW.")
+    notes += _circumstances([[side[key] for key in both] for side in (before, after)])
+    return Comparison(tuple(findings), tuple(notes))
 
 
 def counters_alone(distilled: Distilled) -> Distilled:
@@ -190,32 +195,28 @@ def counters_alone(distilled: Distilled) -> Distilled:
 def _cells(distilled: Iterable[Distilled]) -> dict[str, Cell]:
     """Identity → the distillations that differ in nothing but the seed."""
     together: dict[str, list[Distilled]] = {}
-    for folder in distilled:
-        alone, place = Group((Member(folder.record),)), _measured_on(folder.record)
-        together.setdefault(json.dumps([place, _without_nulls(alone.asked)], sort_keys=True), []).append(folder)
+    for folder in sorted(distinct(distilled), key=lambda folder: folder.record["distillation"]["seed"]):
+        settings = _without_nulls(Group((Member(folder.record),)).settings)
+        key = json.dumps([_measured_on(folder.record), settings], sort_keys=True)
+        together.setdefault(key, []).append(folder)
     return {key: _cell(together[key]) for key in sorted(together)}
 
 
 def _cell(distilled: Sequence[Distilled]) -> Cell:
     tested: dict[str, list[Member]] = {}
-    ordered = sorted(distilled, key=lambda folder: folder.record["distillation"]["seed"])
-    for folder in ordered:
+    for folder in distilled:
         accuracies = tuple(e for e in folder.evaluations if e["evaluation"] == ACCURACY)
         for member in members(dataclasses.replace(folder, evaluations=accuracies), {}):
             for result in member.last(ACCURACY)[:1]:
                 key = [_without_nulls(member.recipe), _measured_on(result.record)]
                 tested.setdefault(json.dumps(key, sort_keys=True), []).append(member)
-    group = Group(tuple(Member(folder.record) for folder in ordered))
+    group = Group(tuple(Member(folder.record) for folder in distilled))
     return Cell(group, {key: Group(tuple(same)) for key, same in tested.items()})
 
 
 def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A setting that is null is the same as one that an older version did not have."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _place(cell: Cell) -> str:
-    return _measured_on(cell.distilled.records[0])
 
 
 def _measured_on(record: Record | EvaluationRecord) -> str:
@@ -228,11 +229,10 @@ def _measured_on(record: Record | EvaluationRecord) -> str:
 
 def _names(cells: Mapping[str, Cell]) -> dict[str, str]:
     """Identity → what tables show of a cell, and where two look the same, the settings in which they differ."""
-    groups = {key: cell.distilled for key, cell in cells.items()}
-    settings = {key: {**group.asked, "on": _place(cells[key])} for key, group in groups.items()}
+    settings = {key: {**cell.distilled.settings, "on": cell.place} for key, cell in cells.items()}
     plain = {
-        key: " ".join([*(f"{'ipc ' if s == 'ipc' else ''}{group.distillation[s]}" for s in SHOWN), group.budget])
-        for key, group in groups.items()
+        key: " ".join([*(f"{'ipc ' if s == 'ipc' else ''}{mine[s]}" for s in SHOWN), cells[key].distilled.table[1]])
+        for key, mine in settings.items()
     }
     return {
         key: ", ".join([name, *_apart(settings[key], [settings[k] for k in cells if plain[k] == name])])
@@ -246,28 +246,20 @@ def _apart(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
     return [f"{s.removeprefix('config.')}={settings[s]}" for s in differing]
 
 
-def _seeds(name: str, before: Group, after: Group) -> list[str]:
-    old, new = (", ".join(str(r["distillation"]["seed"]) for r in group.records) for group in (before, after))
-    return [] if old == new else [f"{name}: seeds {old} in BASELINE, {new} in NEW."]
-
-
-def _circumstances(before: Sequence[Cell], after: Sequence[Cell]) -> list[str]:
-    """What else differed between the two, and other work on the device."""
-    from harness.reports.render import listed
-
-    notes = []
-    records = [[r for cell in side for r in cell.distilled.records] for side in (before, after)]
+def _circumstances(sides: Sequence[Sequence[Cell]]) -> list[str]:
+    """What else differed between the two ``sides``, and other work on the device."""
+    records = [[record for cell in side for record in cell.distilled.records] for side in sides]
     tested = [
         [e.record for cell in side for group in cell.tested.values() for m in group.members for e in m.results]
-        for side in (before, after)
+        for side in sides
     ]
     provenances = [[r["provenance"] for r in (*side, *by)] for side, by in zip(records, tested, strict=True)]
-    names = dict.fromkeys(["commit", *(name for side in provenances for provenance in side for name in provenance)])
-    for name in names.keys() - IMMATERIAL.keys():
+    names = {"commit", *(name for side in provenances for provenance in side for name in provenance)}
+    notes = []
+    for name in sorted(names - IMMATERIAL.keys()):
         old, new = (listed(str(provenance.get(name))[:60] for provenance in side) for side in provenances)
         if old != new:
             notes.append(f"{name}: {old} → {new}.")
-    notes.sort()
     for side, distilled in zip(("BASELINE", "NEW"), records, strict=True):
         busy = Counter(r["cost"]["memory"]["busy"] for r in distilled if r["cost"]["memory"]["busy"])
         notes += [f"Other work on the device in {count} of {side}: {words}." for words, count in busy.items()]
@@ -322,7 +314,7 @@ def _evaluations(name: str, old: Cell, new: Cell, bounds: Bounds) -> list[Findin
                 continue
             findings.append(_status(name, f"status of the evaluation{of}", *sides))
         for quantity, values in (("test accuracy", ACCURACY), ("KRR accuracy", "krr_accuracy")):
-            before, after = ([m.raw(values) for m in group.members if m.raw(values)] for group in sides)
+            before, after = ([m.values(values) for m in group.members if m.values(values)] for group in sides)
             findings.append(_accuracy(name, quantity + of, before, after, bounds))
     return findings
 
@@ -377,18 +369,11 @@ def blocks(run: Sequence[float], count: int = BLOCKS) -> list[float]:
 
 
 def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
-    from harness.reports.render import mebibytes
-
     quantity = "peak memory"
-    peaks: list[dict[str, float]] = []
-    for group in (before, after):
-        memories: list[dict[str, Any]] = [dict(r["cost"]["memory"]) for r in group.counted]
-        by_meter = {
-            meter: [m[key] for m in memories if m["meter"] == meter and m[key] is not None]
-            for meter, (key, _) in METERS.items()
-        }
-        peaks.append({meter: statistics.median(values) for meter, values in by_meter.items() if values})
-    old, new = peaks
+    old, new = (
+        {meter: statistics.median(peaks) for meter, (size, _) in METERS.items() if (peaks := group.peaks(size, meter))}
+        for group in (before, after)
+    )
     if not old or not new:
         return _unmeasured(name, quantity, old, new)
     meter = next((meter for meter in old if meter in new), None)
@@ -478,12 +463,9 @@ def flag(name: str) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """What a reviewer must see first, then what changed, then what did not, folded."""
-    from harness.reports.render import literal
-
     counts = [f"{len(comparison.of(verdict))} {verdict}" for verdict in (*CHANGED, UNCHANGED)]
-    lost = [finding for finding in comparison.findings if finding.lost]
-    if lost:
-        counts.append(f"{len(lost)} not compared")
+    if lost := sum(finding.lost for finding in comparison.findings):
+        counts.append(f"{lost} not compared")
     parts = [f"### Compared with the baseline: {', '.join(counts)}"]
     if changed := [finding for verdict in CHANGED for finding in comparison.of(verdict)]:
         parts.append(_table(changed))
@@ -492,26 +474,22 @@ def markdown(comparison: Comparison) -> str:
     reasons: dict[str, list[Finding]] = {}
     for finding in comparison.of("not compared"):
         reasons.setdefault(f"{finding.quantity}: {finding.change}", []).append(finding)
-    if reasons:
-        lines = [
-            f"- {literal(reason)} ({len(same)} cell{'s' if len(same) > 1 else ''})"
-            + (f": {'; '.join(literal(finding.cell) for finding in same)}" if same[0].lost else "")
-            for reason, same in reasons.items()
-        ]
+    lines = [
+        f"- {literal(reason)} ({len(alike)} cell{'s' if len(alike) > 1 else ''})"
+        + (f": {'; '.join(literal(finding.cell) for finding in alike)}" if alike[0].lost else "")
+        for reason, alike in reasons.items()
+    ]
+    if lines:
         parts.append("Not compared:\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, "Notes:", "\n".join(f"- {literal(note)}" for note in comparison.notes)]) + "\n"
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    from tabulate import tabulate
-
-    from harness.reports.render import literal
-
-    rows = [[f"**{f.verdict}**" if f.verdict in DECISIVE else f.verdict, *map(literal, _texts(f))] for f in findings]
+    rows = [
+        [f"**{f.verdict}**" if f.verdict in DECISIVE else f.verdict]
+        + [literal(text) for text in (f.cell, f.quantity, f.before, f.after, f.change)]
+        for f in findings
+    ]
     headers = ["verdict", "cell", "what", "baseline", "new", "change"]
     align = ["left", "left", "left", "right", "right", "right"]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def _texts(finding: Finding) -> tuple[str, ...]:
-    return finding.cell, finding.quantity, finding.before, finding.after, finding.change

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-from tabulate import tabulate
+import tabulate
 
 from benchmarks.errors import printable
 from harness.reports.groups import NONE
@@ -27,8 +26,9 @@ class Table:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", printable(self.caption))
+        object.__setattr__(self, "columns", tuple(map(printable, self.columns)))
         object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
-        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+        object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes if note))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -72,13 +72,18 @@ def listed(values: Iterable[Any]) -> str:
 
 # --- renderings -------------------------------------------------------------------------------------------------------
 
-_LEFT = {"method", "setting", "data set", "network"}
+tabulate.MIN_PADDING = 0
+_LEFT = {"method", "recipe", "setting", "data set", "network"}
+_COMMON = {"recipe", "data set", "ipc", "network", "width", "parameters", "steps"}
+"""Columns that a terminal has no room for where all rows have the same there."""
+SETTING = 30
+"""Characters of a line of a setting on a terminal."""
 
 
 def markdown(table: Table) -> str:
     """The caption, the table, and the notes, a paragraph each."""
     rows = [[literal(cell) for cell in row] for row in table.rows]
-    grid = _grid(table.columns, _marked(rows, table.bold), "pipe")
+    grid = _grid([literal(column) for column in table.columns], _marked(rows, table.bold), "pipe")
     return "\n\n".join([literal(table.caption), grid, *map(literal, table.notes)])
 
 
@@ -89,21 +94,30 @@ def literal(text: str) -> str:
 
 def csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """A line for each of ``rows``; line breaks and escape codes show as in a string of Python."""
+    import pandas as pd  # slow, and --help must not wait for it
+
     shown = ({printable(k): printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
     return pd.DataFrame(shown).to_csv(index=False)
 
 
 def screen(table: Table) -> str:
-    """The same for a terminal: narrow columns, wrapped text."""
-    columns = ["\n".join(_narrow(column)) for column in table.columns]
-    texts = [textwrap.fill(text, 100) for text in (table.caption, *table.notes)]
-    grid = _grid(columns, _marked(table.rows, table.bold), "simple")
-    return "\n\n".join([texts[0], grid, "\n".join(texts[1:])]).rstrip()
+    """The same for a terminal: narrow columns, wrapped text; what all rows have in common stands above them."""
+    common, narrow = [], {}
+    for title, cells in zip(table.columns, zip(*_marked(table.rows, table.bold), strict=True), strict=True):
+        if title in _COMMON and len(cells) > 1 and len(set(cells)) == 1:
+            common.append(f"{title} {cells[0]}")
+        else:
+            wrapped = [textwrap.fill(cell, SETTING) for cell in cells] if title == "setting" else cells
+            narrow["\n".join(_narrow(title))] = wrapped
+    grid = _grid(list(narrow), list(zip(*narrow.values(), strict=True)), "simple")
+    head = [table.caption, *([f"All rows: {', '.join(common)}."] if common else [])]
+    texts = ["\n".join(textwrap.fill(text, 100) for text in part) for part in (head, table.notes)]
+    return "\n\n".join([texts[0], grid, texts[1]]).rstrip()
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
     align = ["left" if column.replace("\n", " ") in _LEFT else "right" for column in columns]
-    return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
+    return tabulate.tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
 
 
 def _marked(rows: Sequence[Sequence[str]], bold: frozenset[tuple[int, int]]) -> list[list[str]]:

@@ -38,6 +38,9 @@ class Fit:
     points: int
 
 
+_Fits = Mapping[tuple[str, str], Fit]
+
+
 def power_law(x: Sequence[float], y: Sequence[float], level: float = LEVEL) -> Fit | None:
     """Least squares of log y on log x; the interval is that of Student's t with n − 2 degrees of freedom.
 
@@ -61,22 +64,21 @@ def sweeps(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     """Groups that differ in nothing but the width, together, in the order of the width."""
     together: dict[str, list[Group]] = {}
     for group in groups:
-        request = {name: value for name, value in group.request.items() if name != "width"}
-        together.setdefault(json.dumps([group.table, request], sort_keys=True), []).append(group)
+        settings = {name: value for name, value in group.settings.items() if name != "width"}
+        together.setdefault(json.dumps([group.table, settings], sort_keys=True), []).append(group)
     return [
         tuple(sorted(part, key=lambda group: group.distillation["width"]))
         for same in together.values()
-        for part in parted(same, lambda group: group.measured_with)
+        for part in parted(same, lambda group: group.conditions)
     ]
-
-
-def _peak(meter: str) -> Callable[[Group], float | None]:
-    return lambda group: group.headline(meter)
 
 
 QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
     "s/iteration": lambda group: group.median,
-    **{title.removesuffix(" (MiB)"): _peak(meter) for meter, (_, title) in METERS.items()},
+    **{
+        title.removesuffix(" (MiB)"): lambda group, meter=meter: group.headline(meter)  # type: ignore[misc]
+        for meter, (_, title) in METERS.items()
+    },
     "peak of live tensors": lambda group: group.most("peak_live_bytes"),
 }
 """What grows: name → its value for one width; None where it was not measured."""
@@ -91,10 +93,8 @@ def fits(sweep: Sequence[Group]) -> dict[tuple[str, str], Fit]:
     fitted = {}
     for quantity, value in QUANTITIES.items():
         for against, size in AGAINST.items():
-            pairs = [(size(group), value(group)) for group in sweep if group.ok]
-            known = [(x, y) for x, y in pairs if x and y]
-            fit = power_law([x for x, _ in known], [y for _, y in known])
-            if fit is not None:
+            known = [(x, y) for group in sweep if group.ok and (x := size(group)) and (y := value(group))]
+            if fit := power_law([x for x, _ in known], [y for _, y in known]):
                 fitted[quantity, against] = fit
     return fitted
 
@@ -104,14 +104,11 @@ def write(distilled: Sequence[Distilled], folder: Path) -> list[Path]:
 
     Raises UserError where the files cannot be written.
     """
-    pairs = [(sweep, fits(sweep)) for sweep in sweeps(costs_only(distilled))]
-    pairs = [(sweep, fitted) for sweep, fitted in pairs if fitted]
+    pairs = [(sweep, fitted) for sweep in sweeps(costs_only(distilled)) if (fitted := fits(sweep))]
     if not pairs:
         return []
-    tables = [
-        _table([pair for pair in pairs if pair[0][0].table == key])
-        for key in dict.fromkeys(sweep[0].table for sweep, _ in pairs)
-    ]
+    keys = dict.fromkeys(sweep[0].table for sweep, _ in pairs)
+    tables = [_table([pair for pair in pairs if pair[0][0].table == key]) for key in keys]
     contents = {
         "scaling.md": "\n\n".join(markdown(table) for table in tables) + "\n",
         "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
@@ -121,17 +118,16 @@ def write(distilled: Sequence[Distilled], folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _rows(sweep: Sequence[Group], fitted: Mapping[tuple[str, str], Fit]) -> list[dict[str, Any]]:
+def _rows(sweep: Sequence[Group], fitted: _Fits) -> list[dict[str, Any]]:
     """Rows of ``scaling.csv``, one for each fit: nothing rounded."""
-    device, budget, kind, version = sweep[0].table
-    settings = {name: value for name, value in sweep[0].settings.items() if name != "width"}
+    names = ("device", "budget", "protocol_kind", "protocol_version")
+    settings = {
+        name: value for name, value in {**sweep[0].circumstances, **sweep[0].settings}.items() if name != "width"
+    }
     return [
         {
-            "device": device,
-            "protocol_kind": kind,
-            "protocol_version": version,
+            **dict(zip(names, sweep[0].table, strict=True)),
             **settings,
-            "budget": budget,
             "quantity": quantity,
             "against": against,
             "exponent": fit.exponent,
@@ -145,8 +141,13 @@ def _rows(sweep: Sequence[Group], fitted: Mapping[tuple[str, str], Fit]) -> list
     ]
 
 
-def _table(pairs: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit]]]) -> Table:
+def _table(pairs: Sequence[tuple[tuple[Group, ...], _Fits]]) -> Table:
     first = [sweep[0] for sweep, _ in pairs]
+
+    def words(quantity: str, against: str) -> list[str]:
+        exponents = [fitted.get((quantity, against)) for _, fitted in pairs]
+        return [NONE if fit is None else f"{fit.exponent:.2f} [{fit.low:.2f}, {fit.high:.2f}]" for fit in exponents]
+
     columns = {
         "method": [group.method for group in first],
         "setting": variants(first),
@@ -154,20 +155,14 @@ def _table(pairs: Sequence[tuple[tuple[Group, ...], Mapping[tuple[str, str], Fit
         "ipc": [group.ipc for group in first],
         "network": [group.distillation["network"] for group in first],
         "widths": [", ".join(str(g.distillation["width"]) for g in sweep if g.ok) for sweep, _ in pairs],
-        **{
-            f"{quantity} with {against}": [_words(fitted.get((quantity, against))) for _, fitted in pairs]
-            for quantity in QUANTITIES
-            for against in AGAINST
-        },
+        **{f"{quantity} with {against}": words(quantity, against) for quantity in QUANTITIES for against in AGAINST},
     }
     filled = {title: cells for title, cells in columns.items() if set(cells) - {NONE}}
-    caption = (
-        f"Exponents b of y = a x^b with {LEVEL:.0%} confidence intervals: least squares in the logarithms, one point "
-        "for each width. The intervals are of the scatter of the widths about the power law, not of repeated runs. "
-        f"{'. '.join(measured_on([group for sweep, _ in pairs for group in sweep]))}."
+    where, *versions = measured_on([group for sweep, _ in pairs for group in sweep])
+    caption = f"Exponents b of y = a x^b with {LEVEL:.0%} confidence intervals, one point for each width. {where}."
+    method = (
+        "Least squares in the logarithms. The intervals are of the scatter of the widths about the power law, not of "
+        "repeated runs."
     )
-    return Table(caption, tuple(filled), tuple(zip(*filled.values(), strict=True)), frozenset(), ())
-
-
-def _words(fit: Fit | None) -> str:
-    return NONE if fit is None else f"{fit.exponent:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
+    notes = (method, " ".join(f"{sentence}." for sentence in versions))
+    return Table(caption, tuple(filled), tuple(zip(*filled.values(), strict=True)), frozenset(), notes)

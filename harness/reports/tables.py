@@ -7,18 +7,28 @@ measured and what a paper reports, stand in columns apart.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.plan.budgets import BUDGETS
 from harness.records.record import summarise
-from harness.reports.claims import Ratios, claims, ratios, reported, reported_for, time_to_share
-from harness.reports.groups import LISTED, METERS, NONE, OURS, Group, Member, circumstances, quartiles, variants
+from harness.reports.claims import (
+    base_of,
+    claims,
+    reference,
+    reported,
+    reported_for,
+    seconds_ratio,
+    size_ratio,
+    time_to_share,
+)
+from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
 
 COUNTERS = ("peak_live_bytes", "flops_per_step", "saved_bytes_per_step", "forecast_bytes", "joules_per_step")
-_ALIKE = "evaluated alike, on the same data at the same ipc: recipe, network, width, preprocessing and training steps"
+PEAKS = ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
 
 
 def tables(groups: Sequence[Group]) -> list[Table]:
@@ -46,10 +56,11 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
         "device": name,
         "protocol_kind": kind,
         "protocol_version": version,
+        **group.circumstances,
         **group.settings,
         "steps": None if steps(group) == NONE else steps(group),
         "budget": budget,
-        "seeds": " ".join(str(r["distillation"]["seed"]) for r in group.records),
+        "seeds": " ".join(str(member.seed) for member in group.members),
         "statuses": " ".join(f"{status}:{count}" for status, count in group.statuses),
         "n": len(group.values),
         **{
@@ -65,10 +76,7 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
         **{f"{part}_mean": statistics.fmean(numbers) if numbers else None for part, numbers in parts.items()},
         "seconds_to_92_percent_of_final_accuracy": to_share,
         "seconds_to_92_percent_are_upper_bound": is_bound,
-        **{
-            f"peak_{size}": group.peak(size)
-            for size in ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
-        },
+        **{f"peak_{size}": group.peak(size) for size in PEAKS},
         "headline_meter": " ".join(sorted(group.meters)) or None,
         "prepare": "reduced" if group.reduced else None,
         **{name: group.most(name) for name in COUNTERS},
@@ -82,15 +90,19 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
     }
 
 
-def _ratios(group: Group, groups: Sequence[Group]) -> dict[str, float | None]:
+def _ratios(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     """For ``table.csv``; the iterations of a shortened schedule are not the published ones, and have none."""
-    ratio = Ratios() if group.evaluated else ratios(group, groups)
+    base = None if group.evaluated else base_of(group, groups)
+    seconds = seconds_ratio(group, base)
     return {
-        f"step_seconds_over_{OURS}": ratio.seconds,
-        f"flops_per_step_over_{OURS}": ratio.operations,
-        f"peak_memory_over_{OURS}": ratio.memory,
-        f"peak_allocated_over_{OURS}": ratio.allocated,
-        f"peak_live_bytes_over_{OURS}": ratio.live,
+        "ratio_to": base and base.method,
+        "step_seconds_ratio": seconds and seconds[0],
+        "step_seconds_ratio_lower_quartile": seconds and seconds[1],
+        "step_seconds_ratio_upper_quartile": seconds and seconds[2],
+        "flops_per_step_ratio": size_ratio(group, base, "flops_per_step"),
+        "peak_memory_ratio": size_ratio(group, base, "headline"),
+        "peak_allocated_ratio": size_ratio(group, base, "allocated_bytes"),
+        "peak_live_bytes_ratio": size_ratio(group, base, "peak_live_bytes"),
     }
 
 
@@ -110,35 +122,143 @@ def steps(group: Group) -> str:
 def tabulated(groups: Sequence[Group]) -> Table:
     """The table of groups that share device, budget and kind of protocol; columns that nobody fills are left out."""
     evaluated = groups[0].evaluated
+    native = evaluated and groups[0].table[2] == "native"
     scores = [(m.title, [m.text(group) for group in groups]) for m in measures(groups)] if evaluated else []
-    counts = ("n", [_count(group) for group in groups])
     used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group) if evaluated)
     numbering = {source: i for i, source in enumerate(used, start=1)}
+
+    def column(title: str, text: Callable[[Group], str]) -> tuple[str, list[str]]:
+        return title, [text(group) for group in groups]
+
     columns: list[tuple[str, list[str]]] = [
-        ("method", [group.method for group in groups]),
-        ("setting", variants(groups)),
-        ("data set", [group.distillation["dataset"] for group in groups]),
-        ("ipc", [group.ipc for group in groups]),
-        ("network", [group.distillation["network"] for group in groups]),
-        ("width", [str(group.distillation["width"]) for group in groups]),
-        ("parameters", [number(group.costs("parameters"), max, ",.0f") for group in groups]),
-        ("steps", [steps(group) for group in groups]),
-        *([scores[0], counts, *scores[1:], *_speed(groups)] if evaluated else _costs(groups)),
-        ("prepare (s)", [_prepare(group) for group in groups]),
-        ("distil (s)", [number(group.costs("distill_seconds"), statistics.fmean, ".1f") for group in groups]),
+        column("method", lambda group: group.method),
+        *([column("recipe", lambda group: group.protocol)] if native else []),
+        ("setting", variants(groups, ("evaluation.protocol",) if native else ())),
+        column("data set", lambda group: group.distillation["dataset"]),
+        column("ipc", lambda group: group.ipc),
+        column("network", lambda group: group.distillation["network"]),
+        column("width", lambda group: str(group.distillation["width"])),
+        column("parameters", lambda group: number(group.costs("parameters"), max, ",.0f")),
+        column("steps", steps),
+        *([scores[0], column("n", _count), *scores[1:]] if evaluated else []),
+        *_costs(groups),
+        column("prepare (s)", _prepare),
+        column("distil (s)", lambda group: number(group.costs("distill_seconds"), statistics.fmean, ".1f")),
     ]
     if evaluated:
-        shown = [_reported_text(group, numbering) for group in groups]
-        columns.append(("reported by papers, not measured here (%)", shown))
+        columns.append(column("reported by papers (%)", lambda group: _reported_text(group, numbering)))
     filled = [(title, cells) for title, cells in columns if set(cells) - {NONE}]
     best = _best(groups)
     return Table(
-        caption=_caption(groups, best, reported=bool(used)),
+        caption=f"{'. '.join([*_caption(groups, best), _where(groups)])}.",
         columns=tuple(title for title, _ in filled),
         rows=tuple(zip(*(cells for _, cells in filled), strict=True)),
         bold=frozenset((i, filled.index(scores[0])) for i in best),
-        notes=(*claims(groups), *_sources(groups, numbering), *dict.fromkeys(_notes(groups))),
+        notes=(
+            *(f"{sentence}." for sentence in _remarks(groups)),
+            *claims(groups),
+            *_sources(groups, numbering),
+            *dict.fromkeys(_notes(groups)),
+            " ".join(f"{sentence}." for sentence in measured_with(groups)),
+        ),
     )
+
+
+def _caption(groups: Sequence[Group], best: set[int]) -> list[str]:
+    """What the numbers of the table are: sentences without their stop."""
+    if groups[0].evaluated:
+        words = accuracy_words(groups)
+        if words is None:
+            return ["Nothing was evaluated"]
+        bold = "Bold: the best of at least two rows" if best else "No row is bold as the best: no two were"
+        alike = f"{' that were' if best else ''} evaluated alike"
+        return [f"Accuracy: top-1 on the test set after the last step, {words}", bold + alike]
+    return [
+        "Seconds and memory of one update of the synthetic images; nothing was distilled to its end or evaluated",
+        f"÷ {_bases(groups)}: relative to it on the same data, network and width, else {NONE}",
+    ]
+
+
+def _where(groups: Sequence[Group]) -> str:
+    """The device, budget, protocol and version that ``groups`` share."""
+    device, budget, kind, version = groups[0].table
+    threads = listed(circumstances(record["provenance"]).get("threads") for g in groups for record in g.records)
+    counted = f" with {threads} CPU thread{'' if threads == '1' else 's'}" if threads else ""
+    meaning = f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""
+    return f"Measured on {device}{counted}, budget {budget}{meaning}, {kind} protocol, version {version}"
+
+
+def measured_with(groups: Sequence[Group]) -> list[str]:
+    """Versions, environment and commits, and what evaluations were measured with elsewhere: sentences without stops."""
+    provenances = [provenance for group in groups for provenance in _provenances(group)]
+    flat = [{name: p.get(name) for name in LISTED if name not in ("commit", "dirty")} for p in provenances]
+    flat += [circumstances(record["provenance"]) for group in groups for record in group.records]
+    known: dict[str, list[Any]] = {name: [] for name in ("torch", "python", "cuda", "driver")}
+    for name, value in (pair for each in flat for pair in each.items() if pair[0] != "threads"):
+        known.setdefault(name, []).append(value)
+    parts = [
+        f"{name.removeprefix('environment.')} {text}" for name, values in known.items() if (text := listed(values))
+    ]
+    commits = {(str(p.get("commit") or "unknown")[:8], bool(p.get("dirty"))) for p in provenances}
+    texts = [commit + (" with uncommitted changes" if dirty else "") for commit, dirty in sorted(commits)]
+    if texts != ["unknown"]:
+        parts.append(f"commit{'s' if len(texts) > 1 else ''} {', '.join(texts)}")
+    apart = [pair for group in groups for m in group.members for pair in m.evaluated_with.items()]
+    evaluated = listed(f"{name.removeprefix('evaluation.').removeprefix('environment.')} {v}" for name, v in apart)
+    return [f"With {', '.join(parts)}"] * bool(parts) + [f"Evaluated in part with {evaluated}"] * bool(evaluated)
+
+
+def measured_on(groups: Sequence[Group]) -> list[str]:
+    """What the ``groups`` of one figure or table were measured on: sentences without their stop."""
+    return [_where(groups), *measured_with(groups)]
+
+
+def accuracy_words(groups: Iterable[Group]) -> str | None:
+    """How many networks the accuracies are of, whether there is a deviation, and whose evaluation was shortened.
+
+    None where there is no accuracy.
+    """
+    groups = [group for group in groups if group.values]
+    counts = {len(values) for g in groups for values in (g.values, *(p.values for p in g.curve)) if values}
+    if not counts:
+        return None
+    alone = ", no deviation where n is 1" if 1 in counts else ""
+    words = f"mean ± sample standard deviation over n = {listed(counts)} (evaluated networks × seeds){alone}"
+    if counts == {1}:
+        words = "of n = 1 evaluated network, without a deviation"
+    short = [group for group in groups if group.recipe.get("steps") is not None]
+    whose = "" if len(short) == len(groups) else f" of {listed(group.method for group in short)}"
+    limit = listed(group.recipe["steps"] for group in short)
+    return words + (f"; evaluation{whose} shortened to at most {limit} training steps" if short else "")
+
+
+def _remarks(groups: Sequence[Group]) -> list[str]:
+    """What readers must know of the numbers beside the caption: sentences without their stop."""
+    windows = span(count for group in groups for count in group.costs("steps_per_sample"))
+    at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
+    turns = listed(group.distillation.get("interleaved") for group in groups)
+    contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
+    drawn = {group.contest for group in groups if group.method == "random_real"}
+    missing = [text for contest, text in contests.items() if contest not in drawn]
+    evaluated = groups[0].evaluated
+    sentences: dict[str, Any] = {
+        "Evaluated alike: on the same data at the same ipc, by the same recipe, network, width, preprocessing and "
+        "training steps": evaluated and any(group.values for group in groups),
+        "ipc all: networks trained on all real images by the same recipe": any(group.ceiling for group in groups),
+        f"Not measured here: random_real on {', '.join(missing)}": evaluated and missing,
+        "Reported by papers: for their full schedules, not measured here": evaluated and any(map(reported_for, groups)),
+        "Seconds: over windows of whole cycles, after the warm-up. Ratios of times are those of operations where every "
+        "operation takes equally long": not evaluated,
+        f"Steps taken by turns in one process: {turns}. Ratios of their seconds are medians of paired samples, with "
+        "quartiles in brackets": turns,
+        f"Iterations in a sample of the seconds: {windows}": windows,
+        f"Networks evaluated at a time: {at_once}": at_once,
+        "prepare reduced: real experts, but fewer and shorter than the method needs": any(g.reduced for g in groups),
+        "prepare counts what lay in the cache with the seconds that it took when it was made": any(
+            any(group.costs("prepare_cached")) for group in groups
+        ),
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]
 
 
 def _sources(groups: Sequence[Group], numbering: Mapping[str, int]) -> list[str]:
@@ -151,9 +271,14 @@ def _sources(groups: Sequence[Group], numbering: Mapping[str, int]) -> list[str]
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
-    """Where sets come from, how failures ended, and what went on beside the measurement."""
+    """Where sets come from, how failures ended, which seeds count twice, and what went on beside the measurement."""
     members = [member for group in groups for member in group.members]
-    notes = [_origin(group) for group in groups if "files" in group.records[0]["provenance"]]
+    notes = [_origin(member) for member in members if "files" in member.record["provenance"]]
+    for group in groups:
+        twice = [seed for seed, count in Counter(member.seed for member in group.members).items() if count > 1]
+        notes += [
+            f"Distilled more than once, and counted as often: {_cell(m)}." for m in group.members if m.seed in twice
+        ]
     for member in members:
         parts = [("", member.record), *((f"{r.name} of ", r.record) for r in member.results)]
         notes += [
@@ -161,10 +286,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             for name, part in parts
             if part["status"] != "ok" or part["message"] is not None
         ]
-    for title, name in (
-        ("Other work on the device", "busy"),
-        ("No peak by NVML, or not of all the time", "missing"),
-    ):
+    for title, name in (("Other work on the device", "busy"), ("No peak by NVML, or not of all the time", "missing")):
         seen = [(member, dict(member.record["cost"]["memory"])[name]) for member in members]
         notes += [f"{title}: {_cell(member)}: {words}." for member, words in seen if words]
     busy = [(f"{r.name} of {_cell(m)}", r.record["busy"]) for m in members for r in m.results]
@@ -172,26 +294,35 @@ def _notes(groups: Sequence[Group]) -> list[str]:
 
 
 def _cell(member: Member) -> str:
-    asked = member.record["distillation"]
-    return f"{asked['method']} on {asked['dataset']}, ipc {asked['ipc']}, width {asked['width']}, seed {asked['seed']}"
+    asked, group = member.record["distillation"], Group((member,))
+    return f"{asked['method']} on {asked['dataset']}, ipc {group.ipc}, width {asked['width']}, seed {asked['seed']}"
 
 
-def _origin(group: Group) -> str:
-    """Where a set comes from that was only evaluated here."""
-    provenance, asked = group.records[0]["provenance"], group.distillation
-    files = [f"{file['name']} (SHA-256 {file['sha256'][:8]}…)" for file in provenance["files"]]
+def _origin(member: Member) -> str:
+    """Where a set comes from that was only evaluated here. Nobody checks the form of a provenance, so all is shown."""
+    provenance, asked = member.record["provenance"], member.record["distillation"]
+    files, doubts = (
+        part if isinstance(part, list) else [part] for part in (provenance["files"], provenance.get("doubts", []))
+    )
+    names = [
+        f"{file['name']} (SHA-256 {str(file['sha256'])[:8]}…)"
+        if isinstance(file, dict) and {"name", "sha256"} <= file.keys()
+        else str(file)
+        for file in files
+    ]
+    origin = f"not distilled here but read from {', '.join(names)}"
     return " ".join(
         [
-            f"{group.method} on {asked['dataset']}, ipc {asked['ipc']}: not distilled here but read from "
-            f"{', '.join(files)}; real images go through its own preprocessing, {asked['preprocess']}.",
-            *provenance.get("doubts", []),
+            f"{asked['method']} on {asked['dataset']}, ipc {asked['ipc']}: {origin}; "
+            f"real images go through its own preprocessing, {asked['preprocess']}.",
+            *map(str, doubts),
         ]
     )
 
 
 def _count(group: Group) -> str:
     """``networks × seeds``."""
-    counts = [len(member.values) for member in group.members if member.values]
+    counts = [len(member.values()) for member in group.members if member.values()]
     return f"{counts[0]} × {len(counts)}" if len(set(counts)) == 1 else str(sum(counts))
 
 
@@ -205,49 +336,56 @@ def _reported_text(group: Group, numbering: Mapping[str, int]) -> str:
     return "; ".join(parts) or NONE
 
 
-def _speed(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """The columns of cost that stand beside accuracies."""
-    return [
-        ("s/iteration (median)", [number(group.step_seconds, statistics.median, ".3g") for group in groups]),
-        *((title, [mebibytes(group.headline(meter)) for group in groups]) for meter, (_, title) in METERS.items()),
-    ]
-
-
 def _costs(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """Of a table without accuracies: the costs, and beside each what it is of that of ``OURS``; a mark for failure."""
-    ratio = [ratios(group, groups) for group in groups]
+    """The columns of cost. Where nothing was evaluated, there are more, with ratios and a mark for what failed."""
+    bases = [base_of(group, groups) for group in groups]
+    to = f"÷ {_bases(groups)}"
 
-    def of_ok(text: Callable[[Group], str]) -> list[str]:
-        return [text(group) if group.ok else NONE for group in groups]
+    def column(title: str, text: Callable[[Group], str]) -> tuple[str, list[str]]:
+        return title, [text(group) if group.ok else NONE for group in groups]
 
-    def quartile_words(group: Group) -> str:
-        spread = quartiles(group.step_seconds)
-        return NONE if spread is None else f"{spread[0]:.3g} to {spread[1]:.3g}"
+    def ratio(title: str, size: str) -> tuple[str, list[str]]:
+        return f"{title} {to}", [times(size_ratio(g, base, size)) for g, base in zip(groups, bases, strict=True)]
 
-    def sizes(size: str, meter: str | None = None) -> list[str]:
-        return of_ok(lambda group: mebibytes(group.peak(size, meter)))
+    def spread(group: Group) -> str:
+        ends = quartiles(group.step_seconds)
+        return NONE if ends is None else f"{ends[0]:.3g} to {ends[1]:.3g}"
 
-    medians = of_ok(lambda group: number(group.step_seconds, statistics.median, ".3g"))
-    # By torch as well where NVML is the headline: without context and cache, which flatten a ratio.
-    meters = {title: sizes(size, None if meter == "torch" else meter) for meter, (size, title) in METERS.items()}
+    def peak(meter: str) -> tuple[str, list[str]]:
+        # By torch as well where NVML is the headline: without context and cache, which flatten a ratio.
+        size, title = METERS[meter]
+        every = meter == "torch" and not groups[0].evaluated
+        return column(title, lambda group: mebibytes(group.peak(size, None if every else meter)))
+
+    title, medians = column("s/iteration (median)", lambda g: number(g.step_seconds, statistics.median, ".3g"))
+    if groups[0].evaluated:
+        return [(title, medians), *map(peak, METERS)]
+    marked = [with_marks(text, group.statuses) for group, text in zip(groups, medians, strict=True)]
     return [
-        (
-            "s/iteration (median)",
-            [with_marks(text, group.statuses) for group, text in zip(groups, medians, strict=True)],
-        ),
-        ("s/iteration (quartiles)", of_ok(quartile_words)),
-        ("s/iteration (mean)", of_ok(lambda group: number(group.step_seconds, statistics.fmean, ".3g"))),
-        (f"s/iteration (median) ÷ {OURS}", [times(r.seconds) for r in ratio]),
-        (f"operations ÷ {OURS}", [times(r.operations) for r in ratio]),
-        *meters.items(),
-        (f"memory ÷ {OURS}", [times(r.memory) for r in ratio]),
-        (f"allocated ÷ {OURS}", [times(r.allocated) for r in ratio]),
-        ("peak of live tensors (MiB)", of_ok(lambda group: mebibytes(group.most("peak_live_bytes")))),
-        (f"live tensors ÷ {OURS}", [times(r.live) for r in ratio]),
+        (title, marked),
+        column("s/iteration (quartiles)", spread),
+        column("s/iteration (mean)", lambda group: number(group.step_seconds, statistics.fmean, ".3g")),
+        (f"s/iteration (median) {to}", [_ratio_text(g, base) for g, base in zip(groups, bases, strict=True)]),
+        ratio("operations", "flops_per_step"),
+        *map(peak, METERS),
+        ratio("memory", "headline"),
+        ratio("allocated", "allocated_bytes"),
+        column("peak of live tensors (MiB)", lambda group: mebibytes(group.most("peak_live_bytes"))),
+        ratio("live tensors", "peak_live_bytes"),
         ("GFLOP/iteration", [short(group.most("flops_per_step"), 1e9) for group in groups]),
-        ("GFLOP/s", of_ok(lambda group: short(group.flops_per_second, 1e9))),
-        ("J/iteration", [number(group.costs("joules_per_step"), statistics.fmean, ".3g") for group in groups]),
+        column("GFLOP/s", lambda group: short(group.flops_per_second, 1e9)),
+        column("J/iteration", lambda group: number(group.costs("joules_per_step"), statistics.fmean, ".3g")),
     ]
+
+
+def _bases(groups: Iterable[Group]) -> str:
+    return " or ".join(sorted({reference(group) for group in groups}))
+
+
+def _ratio_text(group: Group, base: Group | None) -> str:
+    """The ratio of the seconds, with its quartiles where samples are paired."""
+    median, lower, upper = seconds_ratio(group, base) or (None, None, None)
+    return times(median) if lower == upper else f"{median:.3g}× ({lower:.3g} to {upper:.3g})"
 
 
 def _prepare(group: Group) -> str:
@@ -262,100 +400,3 @@ def _best(groups: Sequence[Group]) -> set[int]:
             alike.setdefault(group.test, {})[place] = statistics.fmean(group.values)
     rivals = [means for means in alike.values() if len(means) > 1]
     return {place for means in rivals for place, mean in means.items() if mean == max(means.values())}
-
-
-def _caption(groups: Sequence[Group], best: set[int], *, reported: bool) -> str:
-    asked = [group.distillation for group in groups]
-    sentences = [
-        *measured_on(groups),
-        f"Networks: {listed(each['network'] for each in asked)}; width {listed(each['width'] for each in asked)}",
-    ]
-    if not groups[0].evaluated:
-        sentences.append(
-            "Nothing was distilled to its end or evaluated. Seconds are those of one update of the synthetic images, "
-            f"over windows of whole cycles after the warm-up. ÷ {OURS}: to {OURS} on the same data, network and width. "
-            "Ratios of times are those of operations where every operation takes equally long"
-        )
-    else:
-        sentences += [
-            f"Accuracy: top-1 on the test set after the last step, {accuracy_words(groups)}",
-            f"Bold: the best of at least two rows that were {_ALIKE}"
-            if best
-            else f"No row is bold as the best: no two were {_ALIKE}",
-        ]
-    sentences += _times_words(groups)
-    if not groups[0].evaluated:
-        return ". ".join(sentences) + "."
-    contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
-    with_random = {group.contest for group in groups if group.method == "random_real"}
-    if missing := [text for contest, text in contests.items() if contest not in with_random]:
-        sentences.append(f"Not measured here: random_real on {', '.join(missing)}")
-    if any(group.ceiling for group in groups):
-        sentences.append("ipc all: networks trained on all real images by the same recipe")
-    if reported:
-        sentences.append("The last column is what papers report for their full schedules, not measured here")
-    return ". ".join(sentences) + "."
-
-
-def accuracy_words(groups: Iterable[Group]) -> str:
-    """How many networks the accuracies are of, whether there is a deviation, and whether evaluation was shortened."""
-    groups = list(groups)
-    counts = {len(values) for g in groups for values in (g.values, *(p.values for p in g.curve)) if values}
-    shortened = listed(group.recipe.get("steps") for group in groups)
-    if counts == {1}:
-        words = "of n = 1 evaluated network, without a deviation"
-    else:
-        alone = ", no deviation where n is 1" if 1 in counts else ""
-        known = f"n = {listed(counts)} " if counts else ""
-        words = f"mean ± sample standard deviation over {known}(evaluated networks × seeds){alone}"
-    return words + (f"; evaluation shortened to at most {shortened} training steps" if shortened else "")
-
-
-def _times_words(groups: Sequence[Group]) -> list[str]:
-    """Name what the seconds depend on beside the machine: a sentence each, without its stop."""
-    windows = span(count for group in groups for count in group.costs("steps_per_sample"))
-    at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
-    turns = listed(r["distillation"].get("interleaved") for group in groups for r in group.records)
-    sentences = {
-        f"Steps taken by turns in one process: {turns}": turns,
-        f"Iterations in a sample of the seconds: {windows}": windows,
-        f"Networks evaluated at a time: {at_once}": at_once,
-        "prepare reduced: real experts, but fewer and shorter than the method needs": any(
-            group.reduced for group in groups
-        ),
-        "prepare counts what lay in the cache with the seconds that it took when it was made": any(
-            any(group.costs("prepare_cached")) for group in groups
-        ),
-    }
-    return [sentence for sentence, holds in sentences.items() if holds]
-
-
-def measured_on(groups: Sequence[Group]) -> list[str]:
-    """Budget, protocol, and what the ``groups`` of one table were measured on: a sentence each, without its stop."""
-    name, budget, kind, version = groups[0].table
-    provenances = [provenance for group in groups for provenance in _provenances(group)]
-    known: dict[str, list[Any]] = {name: [] for name in ("torch", "python", "cuda", "driver")}
-    flat = [{name: p.get(name) for name in LISTED if name not in ("commit", "dirty")} for p in provenances]
-    flat += [circumstances(record["provenance"]) for group in groups for record in group.records]
-    for key, value in (pair for each in flat for pair in each.items()):
-        known.setdefault(key, []).append(value)
-    apart = [pair for group in groups for m in group.members for pair in m.evaluated_with.items()]
-    evaluated = [f"{key.removeprefix('evaluation.').removeprefix('environment.')} {value}" for key, value in apart]
-    threads = listed(known.pop("threads", []))
-    parts = [f"{key.removeprefix('environment.')} {text}" for key, values in known.items() if (text := listed(values))]
-    natives = sorted({f"{group.method}: {group.protocol}" for group in groups})
-    return [
-        f"Budget {budget}" + (f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""),
-        f"Protocol {kind}, version {version}" + (f" ({', '.join(natives)})" if kind == "native" else ""),
-        f"Measured on {name}"
-        + (f", CPU threads: {threads}" if threads else "")
-        + f"; {', '.join([*parts, *_commits(provenances)])}",
-        *([f"Evaluated in part with {listed(evaluated)}"] if evaluated else []),
-    ]
-
-
-def _commits(provenances: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The commits of the code, and which of them had changes that were not committed."""
-    known = {(str(p.get("commit") or "unknown")[:8], bool(p.get("dirty"))) for p in provenances}
-    texts = [commit + (" with uncommitted changes" if dirty else "") for commit, dirty in sorted(known)]
-    return [] if texts == ["unknown"] else [f"commit{'s' if len(texts) > 1 else ''} {', '.join(texts)}"]
