@@ -72,8 +72,6 @@ def seconds_ratio(group: Group, base: Group | None) -> tuple[float, float | None
         return None
     if group.distillation.get("interleaved") is None:
         return group.median / base.median, None, None
-    from harness.measure.interleave import paired_ratio
-
     mine, theirs = ({r["distillation"]["seed"]: r["cost"]["step_seconds"] for r in g.counted} for g in (group, base))
     seeds = [seed for seed in mine if seed in theirs]
     pairs = [pair for seed in seeds for pair in zip(mine[seed], theirs[seed], strict=False)]
@@ -81,8 +79,9 @@ def seconds_ratio(group: Group, base: Group | None) -> tuple[float, float | None
         return None
     if len(mine) < len(group.counted) or len(theirs) < len(base.counted) or not pairs:
         return None  # a seed that was distilled twice: nobody knows which samples were taken next to each other
-    ratio = paired_ratio(*zip(*pairs, strict=True))
-    return ratio.median, ratio.lower, ratio.upper
+    ratios = [own / other for own, other in pairs]
+    lower, median, upper = statistics.quantiles(ratios if len(ratios) > 1 else 2 * ratios, n=4, method="inclusive")
+    return median, lower, upper
 
 
 def size_ratio(group: Group, base: Group | None, size: str) -> float | None:
