@@ -217,7 +217,7 @@ def whole(budget: str) -> Distilled:
     written["provenance"], written["resolved"], written["time_limit_seconds"] = provenance, {"lr": 0.1}, 60.0
     costs: Any = written["cost"]
     for part in (costs, costs["memory"]):
-        part |= {name: 2 for name, value in part.items() if value is None and name not in record.WORDS}
+        part |= {name: 2 for name, value in part.items() if value is None and name not in ("meter", "busy", "missing", "prepare")}
     costs |= {"step_seconds": [0.5, 0.7], "prepare_cached": 0}
     return distilled if budget == "cost" else evaluated(distilled, {"accuracy": [0.5, 0.7]}, provenance=provenance)
 
