@@ -216,8 +216,9 @@ def whole(budget: str) -> Distilled:
     written = distilled.record
     written["provenance"], written["resolved"], written["time_limit_seconds"] = provenance, {"lr": 0.1}, 60.0
     costs: Any = written["cost"]
+    words = ("meter", "busy", "missing", "prepare")
     for part in (costs, costs["memory"]):
-        part |= {name: 2 for name, value in part.items() if value is None and name not in ("meter", "busy", "missing", "prepare")}
+        part |= {name: 2 for name, value in part.items() if value is None and name not in words}
     costs |= {"step_seconds": [0.5, 0.7], "prepare_cached": 0}
     return distilled if budget == "cost" else evaluated(distilled, {"accuracy": [0.5, 0.7]}, provenance=provenance)
 
