@@ -189,6 +189,10 @@ OTHER = {
 }
 
 
+WORDS = ("meter", "busy", "missing", "prepare")
+"""Fields of the cost that are texts."""
+
+
 def whole(budget: str) -> Distilled:
     """A distillation in which everything has a value that may have one; its evaluation as well, except for costs."""
     provenance = measured_with("a command", device="A CPU", fingerprint="abc") | {
@@ -206,7 +210,7 @@ def whole(budget: str) -> Distilled:
     written["provenance"], written["resolved"], written["time_limit_seconds"] = provenance, {"lr": 0.1}, 60.0
     costs: Any = written["cost"]
     for part in (costs, costs["memory"]):
-        part |= {name: 2 for name, value in part.items() if value is None and name not in record.WORDS}
+        part |= {name: 2 for name, value in part.items() if value is None and name not in WORDS}
     costs |= {"step_seconds": [0.5, 0.7], "prepare_cached": 0}
     return distilled if budget == "cost" else evaluated(distilled, {"accuracy": [0.5, 0.7]}, provenance=provenance)
 
