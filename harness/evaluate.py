@@ -13,11 +13,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
-from benchmarks.errors import UserError, printable
+from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import Parser, end, exit_status, file_path, long_parser
@@ -26,11 +26,14 @@ from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
 from harness.plan.options import describe, split
 from harness.plan.pending import asks, reason_to_distil
-from harness.plan.planning import asked_configs, device_of, load_data, questions
+from harness.plan.planning import asked_configs, check_networks, device_of, load_data, questions
 from harness.plan.request import FILE_FIELDS, EvaluateRequest, add_flags, told
 from harness.records import record
 from harness.records.record import RECORD, SET, Distilled
 from harness.run import carry_out, say
+
+if TYPE_CHECKING:
+    from benchmarks.datasets import RawData
 
 PROGRAM = "python -m harness.evaluate"
 # torch is imported where it is used: --help must not wait for it.
@@ -77,7 +80,8 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> tuple[list[Path],
     if parsed.help:
         parser.print_help()
         if request.evaluations:
-            print(f"\n{describe({name: evaluations.get(name).Config() for name in request.evaluations})}")
+            configs = asked_configs(request, request.evaluations, request.budget or "quick")
+            print(f"\n{describe(configs)}")
         sys.exit(0)
     if not parsed.paths:
         raise UserError(f"no folder or file is named; for instance: {program} results/local --protocol common")
@@ -127,17 +131,19 @@ def _jobs(folder: Path, fields: Mapping[str, Any]) -> list[Job]:
     asked_configs(request, request.asked_evaluations, "quick")  # an option that is wrong is wrong of all sets
 
     @functools.cache
-    def fingerprint(source: str, image_size: int | None) -> str:
-        return load_data(source, root, cache, dataclasses.replace(request, image_size=image_size)).fingerprint
+    def data(source: str, image_size: int | None) -> RawData:
+        return load_data(source, root, cache, dataclasses.replace(request, image_size=image_size))
 
     jobs = []
     for distilled in all_distilled:
         try:
             job = _job(distilled, fields, device, root, cache)
             of = job.distillation
-            # Data that is not needed need not be there.
-            if any(asks(job, distilled.record)) and fingerprint(job.source, of.image_size) != of.data_fingerprint:
-                raise UserError(f"it was made from other images than those of {job.source}")
+            if any(asks(job, distilled.record)):  # data that is not needed need not be there
+                raw = data(job.source, of.image_size)
+                if raw.fingerprint != of.data_fingerprint:
+                    raise UserError(f"it was made from other images than those of {job.source}")
+                check_networks(job, raw)
             jobs.append(job)
         except UserError as reason:
             say(f"{distilled.folder.name}: left out, {reason}")
@@ -167,8 +173,9 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
         raise UserError("only the cost of its steps was asked for")
     source = distillation.dataset
     if source.startswith("folder:"):
-        source = request.dataset or ""
-        if f"folder:{printable(Path(source.removeprefix('folder:')).resolve().name)}" != distillation.dataset:
+        # The place where they lay when it was distilled; the fingerprint tells whether they still do.
+        source = request.dataset or written["provenance"].get("source") or ""
+        if not source.startswith("folder:"):
             raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
     elif request.dataset not in (None, source):
         raise UserError(f"it was distilled from {source}")

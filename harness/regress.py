@@ -10,6 +10,7 @@ says which.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -76,6 +77,9 @@ def _main(arguments: Sequence[str], program: str) -> int:
     if options.counters_only:
         sides = [list(map(counters_alone, side)) for side in sides]
     comparison = compare(sides[0], sides[1], bounds)
+    if options.counters_only:  # what was left out on purpose is not "not measured"
+        told = tuple(each for each in comparison.findings if each.verdict != "not compared" or each.lost)
+        comparison = dataclasses.replace(comparison, findings=told)
     text = markdown(comparison)
     print(text, end="")
     if options.output is not None:

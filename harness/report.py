@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from benchmarks.errors import UserError, printable
 from harness.command_line import Parser, end, exit_status, file_path
+from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
@@ -82,7 +83,9 @@ def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, lis
     if not options.folders:
         raise UserError(f"no folder is given; for instance: {parser.prog} {DEFAULT_OUTPUT}")
     output = options.output or options.folders[0]
-    for folder in (*options.folders, output):
+    if options.output is not None:
+        check_writable(options.output, "--output")
+    for folder in options.folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
     distilled: dict[Path, Distilled] = {}

@@ -34,7 +34,7 @@ from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
 from harness.plan.options import describe, split
 from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
-from harness.plan.planning import check_writable, merged, plan, resolve, unpublished
+from harness.plan.planning import asked_configs, check_writable, merged, plan, resolve, unpublished
 from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
 from harness.records.files import only_runner
@@ -390,10 +390,10 @@ def _hyperparameters(parsed: argparse.Namespace) -> str:
     """The hyper-parameters as they stand for the first data set, ipc and budget asked for; options of evaluations."""
     dataset, ipc = (parsed.datasets or ("digits",))[0], (parsed.ipcs or (1,))[0]
     budget, names, asked = parsed.budget or Request.budget, parsed.methods or (), parsed.evaluations or ()
-    Request(methods=names, datasets=(dataset,), ipcs=(ipc,), budget=budget, evaluations=asked or None)
+    request = Request(methods=names, datasets=(dataset,), ipcs=(ipc,), budget=budget, evaluations=asked or None)
     resolved = resolve({name: methods.get(name) for name in names}, dataset, ipc, budget, {})
     configs = {name: config for name, (config, _) in resolved.items()}
-    configs |= {name: evaluations.get(name).Config() for name in asked}
+    configs |= asked_configs(request, asked, budget)
     return f"Options, with the values they have on {dataset}, ipc {ipc}, budget {budget}:\n{describe(configs)}"
 
 

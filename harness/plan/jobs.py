@@ -157,6 +157,9 @@ class Job:
         return Path(self.folder)
 
     def __str__(self) -> str:
+        if self.distillation.method == WHOLE_DATA:
+            recipes = {str(q.config["protocol"]) for q in self.questions if "protocol" in q.config}
+            return f"{self.distillation}, recipe {', '.join(sorted(recipes))}"
         if not self.beside:
             return str(self.distillation)
         return f"{self.distillation.interleaved} by turns: {self.distillation}"

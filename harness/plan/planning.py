@@ -21,7 +21,7 @@ from harness import evaluations
 from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
 from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json
-from harness.plan.options import parse
+from harness.plan.options import flag_of, parse, typed
 from harness.plan.request import Evaluating, Request
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def plan(request: Request) -> list[Job]:
                     time_limit_seconds=request.time_limit,
                 )
             )
+        for job in own:
+            check_networks(job, raw)
         if request.ceiling:
             own += _ceilings(own, request.output)
         if request.interleave:
@@ -129,6 +131,12 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
         config = evaluations.get(name).Config
         shared = told if issubclass(config, Training) else {}
         defaults[name] = config(**{key: value for key, value in shared.items() if value is not None})
+    flags = {"networks": "networks_evaluated", "steps": "evaluate_steps", "networks_at_once": "networks_at_once"}
+    for name, tokens in request.options.items():
+        for field in flags.keys() & typed(name, tokens).keys() if name in defaults else ():
+            if getattr(request, flags[field]) is not None:
+                both = f"{flag_of(name, field)} and --{flags[field].replace('_', '-')}"
+                raise UserError(f"{both} say the same: leave one of them out")
     return parse(defaults, request.options)
 
 
@@ -145,6 +153,24 @@ def questions(asked: Mapping[str, Any], distillation: Distillation, native: str)
             config = resolved(config, distillation.to_dict(), native)
         made.append(Question(name, as_json(config), evaluations.get(name).grows))
     return tuple(made)
+
+
+def check_networks(job: Job, raw: RawData) -> None:
+    """Raises UserError where a network that ``job`` asks to be trained does not fit the images of ``raw``."""
+    from benchmarks.networks import NetworkSpec
+
+    channels, height, width = raw.train_images.shape[1:]
+    for question in job.questions:
+        config = question.config
+        if "network" in config and "depth" in config:
+            NetworkSpec(
+                name=config["network"],
+                in_channels=channels,
+                image_size=(height, width),
+                num_classes=len(raw.class_names),
+                width=config["width"],
+                depth=config["depth"],
+            )
 
 
 def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:

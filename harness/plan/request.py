@@ -175,6 +175,8 @@ class Request(Evaluating):
             choose("method", name, methods.names())
         for name in self.datasets:
             if not name.startswith("folder:"):
+                if name not in DATASETS and Path(name).is_dir():
+                    raise UserError(f"unknown data set {name!r}: a folder of your own is folder:{name}")
                 choose("data set", name, [*DATASETS, "folder:PATH"])
             elif not name.removeprefix("folder:").strip():
                 raise UserError("--dataset folder: has no path: write folder:PATH")

@@ -224,6 +224,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], entry: str) -> str:
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The entry in the header, and the tensors. Raises UserError where `_write` did not write this."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: the set of a distillation is the file set.safetensors in its folder")
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:

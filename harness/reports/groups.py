@@ -32,6 +32,7 @@ LISTED = ("python", "torchvision", "frepo_bench", "platform", "commit", "dirty")
 IMMATERIAL = {
     "command": "how the cell was asked for: what it asked for is in the distillation and the configuration",
     "started": "when it began",
+    "source": "where the images lay; the fingerprint tells them apart",
     "data_fingerprint": "the distillation has it",
     "files": "their SHA-256 are in the configuration, and a note names them",
     "class_order": "the configuration has another order than ours",

@@ -185,7 +185,7 @@ def counters_alone(distilled: Distilled) -> Distilled:
     record = distilled.record
     cost = new_record("", {}, {}, {}, {})["cost"]
     cost.update({name: record["cost"][name] for name in COUNTERS})  # type: ignore[typeddict-item, literal-required]
-    bare: Record = {**record, "cost": cost, "provenance": {"device": "any machine"}}
+    bare: Record = {**record, "cost": cost, "provenance": {"device": "machines of any kind, counters alone"}}
     return Distilled(distilled.folder, bare)
 
 
