@@ -19,8 +19,7 @@ from benchmarks.datasets import RawData, Shape, blank
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, generator_for
 from harness.measure.counters import Counters, Uncounted, count
-from harness.plan.jobs import Job
-from harness.plan.jobs import from_json
+from harness.plan.jobs import Job, from_json
 from harness.plan.planning import plan
 from harness.plan.request import Request
 from methods.base import Method
