@@ -150,7 +150,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
     filled = [(title, cells) for title, cells in columns if set(cells) - {NONE}]
     best = _best(groups)
     return Table(
-        caption=f"{'. '.join([*_caption(groups, best), _where(groups)])}.",
+        caption=f"{'. '.join([*_caption(groups, best), _where(groups), *_missing(groups)])}.",
         columns=tuple(title for title, _ in filled),
         rows=tuple(zip(*(cells for _, cells in filled), strict=True)),
         bold=frozenset((i, filled.index(scores[0])) for i in best),
@@ -186,6 +186,14 @@ def _where(groups: Sequence[Group]) -> str:
     counted = f" with {threads} CPU thread{'' if threads == '1' else 's'}" if threads else ""
     meaning = f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""
     return f"Measured on {device}{counted}, budget {budget}{meaning}, {kind} protocol, version {version}"
+
+
+def _missing(groups: Sequence[Group]) -> list[str]:
+    """Name the tasks on which no real images drawn at random stand beside the accuracies."""
+    contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
+    drawn = {group.contest for group in groups if group.method == "random_real"}
+    missing = [text for contest, text in contests.items() if contest not in drawn]
+    return [f"Not measured here: random_real on {', '.join(missing)}"] if missing and groups[0].evaluated else []
 
 
 def measured_with(groups: Sequence[Group]) -> list[str]:
@@ -237,15 +245,11 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
     windows = span(count for group in groups for count in group.costs("steps_per_sample"))
     at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
     turns = listed(group.distillation.get("interleaved") for group in groups)
-    contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
-    drawn = {group.contest for group in groups if group.method == "random_real"}
-    missing = [text for contest, text in contests.items() if contest not in drawn]
     evaluated = groups[0].evaluated
     sentences: dict[str, Any] = {
         "Evaluated alike: on the same data at the same ipc, by the same recipe, network, width, preprocessing and "
         "training steps": evaluated and any(group.values for group in groups),
         "ipc all: networks trained on all real images by the same recipe": any(group.ceiling for group in groups),
-        f"Not measured here: random_real on {', '.join(missing)}": evaluated and missing,
         "Reported by papers: for their full schedules, not measured here": evaluated and any(map(reported_for, groups)),
         "Seconds: over windows of whole cycles, after the warm-up. Ratios of times are those of operations where every "
         "operation takes equally long": not evaluated,
