@@ -175,7 +175,7 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
     if source.startswith("folder:"):
         # The place where they lay when it was distilled; the fingerprint tells whether they still do.
         source = request.dataset or written["provenance"].get("source") or ""
-        if not source.startswith("folder:"):
+        if not source.startswith("folder:") or not (request.dataset or Path(source.removeprefix("folder:")).is_dir()):
             raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
     elif request.dataset not in (None, source):
         raise UserError(f"it was distilled from {source}")

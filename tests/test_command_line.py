@@ -459,7 +459,7 @@ except BaseException:
         (["harness.run", *RUN.split()], "shlex"),
         (["harness.run", *RUN.split(), "--forecast"], "torch"),
         (["harness.run", *RUN.split(), "--frepo.lr", "1", "--forecast"], "tyro"),
-        (["harness.report", "."], "pandas"),
+        (["harness.report", "."], "statistics"),
         (["harness.figures", "."], "pandas"),
         (["harness.regress", ".", "."], "statistics"),
         (["harness.evaluate", "README.md"], "shlex"),

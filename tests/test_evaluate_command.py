@@ -195,14 +195,16 @@ def images(folder: Path, colour: int) -> str:
 def test_an_image_folder_may_have_moved_but_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = images(tmp_path / "here/pets", 50), tmp_path / "out"
     assert run.main([*DISTIL, "--dataset", source, "--output", str(output)], launcher=in_process) == 0
-    (tmp_path / "here").rename(tmp_path / "there")
     ask = (output, "--evaluate-steps", 3)
+    assert main(*ask) == 0  # where they were
+    (tmp_path / "here/pets").rename(tmp_path / "cats")
+    ask = (output, "--evaluate-steps", 4)
     assert main(*ask) == 2
     assert "left out, its images are those of folder:pets: say --dataset folder:PATH" in capsys.readouterr().err
     assert main(*ask, "--dataset", images(tmp_path / "changed/pets", 70)) == 2
     assert "left out, it was made from other images than those of folder:" in capsys.readouterr().err
-    assert main(*ask, "--dataset", f"folder:{tmp_path / 'there/pets'}") == 0
-    assert len(all_in(output)[0].evaluations) == 2
+    assert main(*ask, "--dataset", f"folder:{tmp_path / 'cats'}") == 0
+    assert len(all_in(output)[0].evaluations) == 3
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,7 @@ def whole(budget: str) -> Distilled:
         **{"commit": "abc", "dirty": False, "threads": 1, "cuda": "13.0", "driver": "580.1", "platform": "Linux"},
         **{
             "environment": {"OMP_WAIT_POLICY": "passive"},
+            "source": "folder:/somewhere",
             "files": [{"name": "a", "sha256": "b"}],
             "class_order": "sorted names of class folders",
             "doubts": ["The images are odd."],
