@@ -256,6 +256,6 @@ def _lecun_normal(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> N
 
 
 _CUT = 2.0
-"""Where the normal distribution is truncated, in its standard deviations before truncation."""
+"""Point of truncation, in standard deviations of the normal distribution before it."""
 _TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of the standard normal distribution truncated at ±2."""

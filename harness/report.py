@@ -76,7 +76,7 @@ def folders_parser(program: str, description: str) -> Parser:
 
 
 def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], bool]:
-    """Where to write, the distillations in the folders of ``options``, and whether no file is damaged.
+    """The folder to write into, the distillations in those of ``options``, and whether no file is damaged.
 
     Each damaged file has a line on standard error. Raises UserError for no folder, and for one that is not there.
     """

@@ -205,7 +205,7 @@ class _Run:
         self._begun: dict[str, tuple[str, float, dict[Path, os.stat_result]]] = {}
         """Folder → number and name of its job, when it began, and the answers that were there."""
         self._said = ""
-        """Whose line was the last."""
+        """Place of the job that the last line was about."""
 
     def through(self, launcher: Launcher) -> None:
         try:

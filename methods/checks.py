@@ -281,7 +281,7 @@ def imported(source: str, package: str = "") -> Iterator[str]:
 
 
 def forbidden(source: str, package: str = "") -> Iterator[str]:
-    """What the source of a method does although no method may, a sentence each; ``package`` as in `imported`."""
+    """Things that the source of a method does although no method may, a sentence each; ``package`` as in `imported`."""
     for module in imported(source, package):
         top, _, inner = module.partition(".")
         if top in FORBIDDEN:

@@ -9,9 +9,10 @@ import pytest
 
 from harness.check_method import main
 from methods.checks import CHECKS
-from tests.test_documents import ROOT
+from tests.test_documents import ROOT, blocks
 from tests.test_registry import Install, install  # noqa: F401  (a fixture)
-from tests.test_third_party import METHOD
+
+METHOD = blocks("python", "docs/adding_a_method.md")[0]
 
 RAISE = "        raise RuntimeError('two\\nlines')"
 

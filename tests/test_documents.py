@@ -98,6 +98,19 @@ def test_links_lead_somewhere(document: str) -> None:
         assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists(), target
 
 
+def anchors(document: Path) -> set[str]:
+    """The headings of ``document`` as links name them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_anchors_are_headings(document: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([\w-]+)\)", text_of(document)):
+        page = (ROOT / document).parent / target if target else ROOT / document
+        assert anchor in anchors(page), (target, anchor)
+
+
 @pytest.mark.parametrize("document", [document for document in GUIDES if document.startswith("docs/")])
 def test_every_page_is_linked_from_the_readme(document: str) -> None:
     assert f"]({document})" in text_of("README.md")

@@ -67,11 +67,6 @@ def test_every_requirement_is_pinned() -> None:
     assert all(re.fullmatch(r"[\w.]+", version) for version in pins().values())  # no local build of one machine
 
 
-def test_versions_are_the_supported_ones() -> None:
-    assert PROJECT["requires-python"] == ">=3.11"
-    assert pins()["torch"].startswith("2.13.")
-
-
 def test_every_folder_of_code_is_a_package() -> None:
     for layer in LAYERS:
         for path in (ROOT / layer).rglob("*.py"):
@@ -92,11 +87,6 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert newest.startswith(PROJECT["version"])
     for heading in ("### Code", "### Protocol", "### Results"):
         assert heading in newest
-
-
-def test_the_licence_is_mit() -> None:
-    assert PROJECT["license"] == "MIT"
-    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -67,7 +67,7 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
     if code is None:
         failed = "timeout", f"the time limit of {show_seconds(limit or 0)} has passed"
     elif code == -signal.SIGKILL and _out_of_memory_kills() > kills:
-        failed = "oom", "the kernel killed the process for want of memory"
+        failed = "oom", "the kernel killed the process because memory ran out"
     elif code < 0:
         failed = "error", f"the process was ended by {signal.Signals(-code).name}"
     elif code > 0:

@@ -49,7 +49,7 @@ def count(make: Callable[[], Method], device: torch.device) -> Counters:
 
     What a method keeps may need some steps to come into being: the optimiser of a network of a pool has no state before
     that network is drawn. Cycles are therefore run until a step leaves no more bytes behind than one before it did, but
-    only until every value of every integer drawn singly has come up: whoever still grows then, never stops. In place of
+    only until every value of every integer drawn singly has come up: what still grows then never stops. In place of
     their random values such integers take all their values in turn, so that few steps see all cases.
 
     Raises whatever the method raises. The global random state is not touched, the generator of the task is.

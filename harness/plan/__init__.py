@@ -1,1 +1,1 @@
-"""From a request to the distillations and evaluations that it asks for. Nothing here computes."""
+"""From a request to the distillations and evaluations that it asks for. Nothing here distils or trains."""

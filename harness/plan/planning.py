@@ -149,6 +149,8 @@ def questions(asked: Mapping[str, Any], distillation: Distillation, native: str)
 
     made = []
     for name, config in asked.items():
+        if evaluations.get(name).sets != "one":
+            raise UserError(f"{name} asks about several sets at once, which no run can plan yet: leave it out")
         if isinstance(config, Training):
             config = resolved(config, distillation.to_dict(), native)
         made.append(Question(name, as_json(config), evaluations.get(name).grows))

@@ -124,7 +124,7 @@ class Record(TypedDict):
     identity: str
     """8 hexadecimal digits, which follow from ``distillation``, ``config`` and ``protocol_version``."""
     distillation: dict[str, Any]
-    """Everything that determines the set, the hyper-parameters apart: the fields of `harness.plan.Distillation`."""
+    """Everything that determines the set except the hyper-parameters: as `harness.plan.jobs.Distillation`."""
     config: dict[str, Any]
     """Every hyper-parameter as asked for: known before the cell runs, so the same however the cell ends."""
     resolved: dict[str, Any]
@@ -386,10 +386,13 @@ DISTILLATION = {
         ("method", "dataset", "network", "norm", "preprocess", "device_kind", "dtype", "data_fingerprint"), str
     ),
     **dict.fromkeys(("ipc", "seed", "width", "depth"), int),
+    **dict.fromkeys(("steps", "image_size", "memory_limit_bytes"), int | None),
+    **dict.fromkeys(("seconds_include_prepare", "cost_only", "tf32"), bool),
+    "seconds": float | None,
+    "interleaved": str | None,
 }
-"""Fields of every distillation that tables and figures rely on."""
+"""Fields of every distillation, as `harness.plan.jobs.Distillation` has them."""
 OPTIONAL: dict[str, Any] = {
-    "distillation": {"steps": int | None, "image_size": int | None},
     "provenance": {"threads": float | None, "device": str | None},
 }
 """Fields of parts that may be missing."""

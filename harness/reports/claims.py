@@ -1,4 +1,4 @@
-"""What papers report and claim, and what was measured here of it: ratios, and times to an accuracy."""
+"""Claims and reported numbers of papers, beside what was measured here: ratios, and times to an accuracy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def reported() -> dict[str, Any]:
 
 
 def reported_for(group: Group) -> list[dict[str, Any]]:
-    """What papers report for the method, data set and ipc of ``group``."""
+    """Entries of papers for the method, data set and ipc of ``group``."""
     wanted = tuple(group.distillation[key] for key in ("method", "dataset", "ipc"))
     return [e for e in reported()["entries"] if (e["method"], e["dataset"], e["ipc"]) == wanted]
 
@@ -39,7 +39,7 @@ def reported_for(group: Group) -> list[dict[str, Any]]:
 
 def reference(group: Group) -> str:
     """The method that costs are compared with: ``OURS``; among methods timed by turns without it, the first."""
-    turns = group.distillation.get("interleaved")
+    turns = group.distillation["interleaved"]
     names = [OURS] if turns is None else str(turns).split(", ")
     return OURS if OURS in names else names[0]
 
@@ -57,7 +57,7 @@ def base_of(group: Group, groups: Iterable[Group]) -> Group | None:
 
 
 def _setting(group: Group) -> tuple[Any, ...]:
-    """What groups share whose costs are compared: everything but the method and what is the method's own."""
+    """Settings that groups share whose costs are compared: all except the method and the method's own."""
     shared = {k: v for k, v in {**group.circumstances, **group.distillation}.items() if k not in (*OWN, "seed")}
     shared = {name: value for name, value in shared.items() if value is not None}
     return group.table, group.contest, json.dumps(shared, sort_keys=True)
@@ -70,7 +70,7 @@ def seconds_ratio(group: Group, base: Group | None) -> tuple[float, float | None
     """
     if base is None or not group.median or not base.median:
         return None
-    if group.distillation.get("interleaved") is None:
+    if group.distillation["interleaved"] is None:
         return group.median / base.median, None, None
     mine, theirs = ({r["distillation"]["seed"]: r["cost"]["step_seconds"] for r in g.counted} for g in (group, base))
     seeds = [seed for seed in mine if seed in theirs]
@@ -137,7 +137,7 @@ def time_to_share(group: Group, share: float = 0.92) -> tuple[float, bool] | Non
 
 
 def claims(groups: Sequence[Group]) -> list[str]:
-    """What the paper claims of time and memory, and after it what the ``groups`` of one table have measured of it."""
+    """The paper's claim about time and memory, and after it what the ``groups`` of one table have measured of it."""
     evaluated = groups[0].evaluated
     settings = {id(g): "" if text == NONE else f", {text}" for g, text in zip(groups, variants(groups), strict=True)}
     lines: dict[Any, str] = {}

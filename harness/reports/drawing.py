@@ -28,18 +28,18 @@ STATUSES = {
 FORMATS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Ending → the metadata that must not be written, because they are never twice the same."""
 WIDTH_INCHES = 6.75
-"""Of the text of a two-column page."""
+"""Width of the text of a two-column page."""
 PANEL_INCHES, LINE_INCHES, LEGEND_INCHES = 1.6, 0.1, 0.24
 """Heights of a row of panels, of a line of the footer, and of a row of the legend."""
 FOOTER_CHARACTERS = 150
-"""In a line of the footer."""
+"""Characters in a line of the footer."""
 LEGEND_CHARACTERS, HANDLE_CHARACTERS = 115, 9
-"""In a row of the legend, and of these what the line before a label takes."""
+"""Characters in a row of the legend, and those that the line before a label takes."""
 DOTS_PER_INCH = 300
 ORDER = ("frepo", "mtt", "dsa", "dm", "bptt", "dc", "kip", "herding", "random_real", "whole_data")
-"""Of the legend; a method looks the same in every figure. Others come after them."""
+"""Order of the legend; a method looks the same in every figure. Others come after them."""
 COLOURS = (0, 3, 2, 1, 4, 9, 5, 6, 7, 7)
-"""Of ``ORDER``, in seaborn's palette for all eyes."""
+"""Indices into seaborn's palette for all eyes, one for each of ``ORDER``."""
 MARKERS = "osD^vP*<>"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.2)), (0, (7, 1.5, 1, 1.5, 1, 1.5)))
 """So that lines and points can be told apart without colour: as many markers as go round apart from the dashes."""
@@ -50,7 +50,7 @@ POINT: Mapping[str, Any] = {"markersize": 4, "elinewidth": 0.7, "capsize": 1.5, 
 CROSS: Mapping[str, Any] = {"marker": "X", "markersize": 5, "linestyle": "none", **EDGE}
 BESIDE: Mapping[str, Any] = {"ha": "right", "va": "center", "size": 5, "color": "0.25", "textcoords": "offset points"}
 BARS = "in proportion to operations"
-"""What the legend calls a ``BAR``."""
+"""Name of a ``BAR`` in the legend."""
 MARGIN = 0.08
 """Between the outermost points and the axes, as a fraction of what the points span."""
 TICKS = {"major.width": 0.6, "major.size": 3.0, "minor.width": 0.4, "minor.size": 1.5, "major.pad": 2.0}
@@ -95,9 +95,9 @@ class Panel:
     log_x: bool = True
     log_y: bool = False
     ticks: tuple[int, ...] = ()
-    """Where a logarithmic x axis is labelled; empty: at powers of ten."""
+    """Labels of a logarithmic x axis; empty: powers of ten."""
     names: tuple[str, ...] = ()
-    """What stands at 0, 1, 2, … of an x axis without numbers."""
+    """Labels at 0, 1, 2, … of an x axis without numbers."""
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ def drawings(distilled: Sequence[Distilled]) -> list[Drawing]:
 
 
 _Key = tuple[Any, ...]
-"""What tells a figure from others of its name."""
+"""Settings that tell a figure from others of its name."""
 _Value = Callable[[Group], tuple[float, float, float] | None]
-"""What a panel shows of a group: the point and the ends of its error bar."""
+"""Shows a group in a panel: the point and the ends of its error bar."""
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _cost(network: str, shown: Sequence[tuple[Group, ...]], meter: str | None) -
     rows = tuple(row for row in rows if any(line.x or line.marks for line in row[0].series))
     footer = [_task(groups[0], network), *measured_on(groups)]
     footer.append("Seconds: median and quartiles of one update of the synthetic images")
-    if turns := groups[0].distillation.get("interleaved"):
+    if turns := groups[0].distillation["interleaved"]:
         footer.append(f"Steps taken by turns in one process: {turns}")
     if any(line.expected for line in rows[0][0].series):
         footer.append(f"Bars: the seconds of {OURS} times the ratio of the operations of an iteration")
@@ -130,7 +130,7 @@ def _cost(network: str, shown: Sequence[tuple[Group, ...]], meter: str | None) -
 
 
 def _place(group: Group) -> tuple[str, int]:
-    """What groups with as many parameters share."""
+    """Settings that groups with as many parameters share."""
     return group.distillation["network"], group.distillation["width"]
 
 
@@ -274,7 +274,7 @@ def _elsewhere(group: Group) -> dict[str, Any]:
 def _comparable(
     groups: Sequence[Group], names: Sequence[str], recipe: Callable[[Group], str | None] = lambda group: ""
 ) -> Iterator[tuple[_Key, str, list[Group]]]:
-    """What may stand in one figure, with its key and its network; ``names``: settings that part it too.
+    """Groups that may stand in one figure, with its key and its network; ``names``: settings that part them too.
 
     Networks trained on all real images stand in the figures of every ipc, and sets without a ``recipe`` in those of
     every recipe.

@@ -196,7 +196,7 @@ class Group:
 
     @property
     def table(self) -> tuple[str, str, str, str]:
-        """What all rows of a table share: device, budget, native or common protocol, and the version of the code."""
+        """Settings that all rows of a table share: device, budget, native or common protocol, and its version."""
         parts = [part["provenance"] for m in self.members for part in (m.record, *(r.record for r in m.results))]
         names = (provenance.get("device") for provenance in parts)
         device = next(filter(None, names), None) or self.distillation["device_kind"] or "unknown device"

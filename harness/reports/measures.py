@@ -1,4 +1,4 @@
-"""What evaluations measure, as columns and figures show it."""
+"""Values of evaluations, as columns and figures show them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Measure:
 
     @property
     def scale(self) -> float:
-        """What values are shown times."""
+        """Factor by which values are shown."""
         return 100.0 if self.quantity.percent else 1.0
 
     def text(self, group: Group) -> str:

@@ -55,7 +55,7 @@ BLOCKS = 20
 LONGER = 2
 """Windows that differ in length by more than this factor are not compared: long ones average what short ones show."""
 SHOWN = ("method", "dataset", "ipc", "network", "width")
-"""What names a cell, beside the budget, where no other cell has the same."""
+"""Settings that name a cell, beside the budget, where no other cell has the same."""
 
 
 def _bound(default: float, text: str) -> Any:
@@ -136,7 +136,7 @@ class Cell:
 
 
 def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: Bounds | None = None) -> Comparison:
-    """What changed from ``baseline`` to ``later``, which texts call NEW.
+    """Changes from ``baseline`` to ``later``, which texts call NEW.
 
     Raises UserError where either is empty, nothing was measured on the same device, or no cell is in both.
     """
@@ -196,7 +196,7 @@ def _cells(distilled: Iterable[Distilled]) -> dict[str, Cell]:
     """Identity → the distillations that differ in nothing but the seed."""
     together: dict[str, list[Distilled]] = {}
     for folder in sorted(distinct(distilled), key=lambda folder: folder.record["distillation"]["seed"]):
-        settings = _without_nulls(Group((Member(folder.record),)).settings)
+        settings = Group((Member(folder.record),)).settings
         key = json.dumps([_measured_on(folder.record), settings], sort_keys=True)
         together.setdefault(key, []).append(folder)
     return {key: _cell(together[key]) for key in sorted(together)}
@@ -208,15 +208,10 @@ def _cell(distilled: Sequence[Distilled]) -> Cell:
         accuracies = tuple(e for e in folder.evaluations if e["evaluation"] == ACCURACY)
         for member in members(dataclasses.replace(folder, evaluations=accuracies), {}):
             for result in member.last(ACCURACY)[:1]:
-                key = [_without_nulls(member.recipe), _measured_on(result.record)]
+                key = [member.recipe, _measured_on(result.record)]
                 tested.setdefault(json.dumps(key, sort_keys=True), []).append(member)
     group = Group(tuple(Member(folder.record) for folder in distilled))
     return Cell(group, {key: Group(tuple(same)) for key, same in tested.items()})
-
-
-def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting that is null is the same as one that an older version did not have."""
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _measured_on(record: Record | EvaluationRecord) -> str:
@@ -247,7 +242,7 @@ def _apart(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
 
 
 def _circumstances(sides: Sequence[Sequence[Cell]]) -> list[str]:
-    """What else differed between the two ``sides``, and other work on the device."""
+    """Other differences between the two ``sides``, and other work on the device."""
     records = [[record for cell in side for record in cell.distilled.records] for side in sides]
     tested = [
         [e.record for cell in side for group in cell.tested.values() for m in group.members for e in m.results]
@@ -298,7 +293,7 @@ def _status(name: str, quantity: str, before: Group, after: Group) -> Finding:
 
 
 def _evaluations(name: str, old: Cell, new: Cell, bounds: Bounds) -> list[Finding]:
-    """What evaluations by the same recipe say; where there are several, the recipe is said."""
+    """Findings about evaluations by the same recipe; where there are several, the recipe is named."""
     recipes = {
         key: {**group.recipe, "on": _measured_on(group.members[0].last(ACCURACY)[0].record)}
         for key, group in {**old.tested, **new.tested}.items()
@@ -462,7 +457,7 @@ def flag(name: str) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """What a reviewer must see first, then what changed, then what did not, folded."""
+    """The comparison for a reviewer: counts first, then what changed, then what did not, folded."""
     counts = [f"{len(comparison.of(verdict))} {verdict}" for verdict in (*CHANGED, UNCHANGED)]
     if lost := sum(finding.lost for finding in comparison.findings):
         counts.append(f"{lost} not compared")

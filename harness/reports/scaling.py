@@ -23,7 +23,7 @@ from harness.reports.render import TEX_HEAD, Table, csv, latex, markdown
 from harness.reports.tables import measured_on
 
 LEVEL = 0.95
-"""Of the confidence intervals."""
+"""Level of the confidence intervals."""
 LEAST = 3
 """Points of a fit; through two every line goes exactly."""
 
@@ -81,7 +81,7 @@ QUANTITIES: Mapping[str, Callable[[Group], float | None]] = {
     },
     "peak of live tensors": lambda group: group.most("peak_live_bytes"),
 }
-"""What grows: name → its value for one width; None where it was not measured."""
+"""Quantities that grow: name → value for one width; None where it was not measured."""
 AGAINST: Mapping[str, Callable[[Group], float | None]] = {
     "width": lambda group: float(group.distillation["width"]),
     "parameters": lambda group: group.most("parameters"),

@@ -165,7 +165,7 @@ def tabulated(groups: Sequence[Group]) -> Table:
 
 
 def _caption(groups: Sequence[Group], best: set[int]) -> list[str]:
-    """What the numbers of the table are: sentences without their stop."""
+    """Meaning of the numbers of the table: sentences without their stop."""
     if groups[0].evaluated:
         words = accuracy_words(groups)
         if words is None:
@@ -244,7 +244,7 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
     """What readers must know of the numbers beside the caption: sentences without their stop."""
     windows = span(count for group in groups for count in group.costs("steps_per_sample"))
     at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
-    turns = listed(group.distillation.get("interleaved") for group in groups)
+    turns = listed(group.distillation["interleaved"] for group in groups)
     evaluated = groups[0].evaluated
     sentences: dict[str, Any] = {
         "Evaluated alike: on the same data at the same ipc, by the same recipe, network, width, preprocessing and "
