@@ -33,6 +33,8 @@ DISTILLATION = {
     "device_kind": "cpu",
     "dtype": "float32",
     "data_fingerprint": "0123456789abcdef",
+    **{"image_size": None, "seconds": None, "seconds_include_prepare": False, "cost_only": False, "tf32": False},
+    **{"memory_limit_bytes": None, "interleaved": None},
 }
 RECIPE = {
     **{"protocol": "frepo", "network": None, "width": None, "depth": None, "steps": None},
