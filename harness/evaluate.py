@@ -163,10 +163,7 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
         asked_before["protocol"] = before["protocol"]
     request = EvaluateRequest(**{**asked_before, **fields})
     assert request.budget is not None
-    try:
-        distillation = Distillation(**written["distillation"])
-    except TypeError as error:
-        raise UserError("its record does not have the fields of this version") from error
+    distillation = Distillation(**written["distillation"])
     if written["status"] != "ok":
         raise UserError(f"its status is {written['status']}")
     if distillation.cost_only:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from benchmarks.errors import UserError
 from benchmarks.files import replacing
+from harness.plan.jobs import Distillation
 from harness.records import provenance, record
 from harness.records.record import EVALUATIONS, RECORD, Distilled
 from tests.builders import evaluated, made, saved
@@ -318,3 +320,11 @@ def test_the_spread_is_that_of_a_sample() -> None:
     assert mean == pytest.approx(0.2) and std == pytest.approx(0.1)
     assert record.summarise([0.4]) == (0.4, None)
     assert record.summarise([]) == (None, None)
+
+
+def test_the_fields_of_a_distillation_are_those_of_its_record(tmp_path: Path) -> None:
+    assert record.DISTILLATION.keys() == {each.name for each in dataclasses.fields(Distillation)}
+    path = write(example(), tmp_path) / RECORD
+    change(path, "distillation.colour", "red")
+    with pytest.raises(UserError, match=r"unknown distillation\.colour$"):
+        record.load(path)

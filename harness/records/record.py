@@ -403,6 +403,7 @@ def _record_problem(content: Any) -> str | None:
     return (
         _outline_problem(content, Record)
         or _fields_problem(content["distillation"], DISTILLATION, "distillation.")
+        or next((f"unknown distillation.{name}" for name in content["distillation"] if name not in DISTILLATION), None)
         or _fields_problem(content["asked"], {"budget": str, "protocol": str}, "asked.")
     )
 
