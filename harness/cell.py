@@ -145,7 +145,7 @@ class _Cell:
                 shown(done)
 
             try:
-                values = evaluation.run([synthetic], self.benchmark, job.distillation.seed, progress, count(written))
+                values = evaluation.run([synthetic], [self.benchmark], job.distillation.seed, progress, count(written))
             finally:
                 shown.close()
                 written["busy"] = "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None

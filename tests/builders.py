@@ -220,9 +220,9 @@ class Probe(Evaluation):
     seen: ClassVar[list[tuple[Synthetic, Benchmark]]] = []
 
     def run(
-        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+        self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
-        self.seen.append((sets[0], benchmark))
+        self.seen.append((sets[0], benchmarks[0]))
         return {self.config.name: [self.config.rate]}
 
 

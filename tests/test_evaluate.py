@@ -50,7 +50,7 @@ def run(
 ) -> dict[str, list[float]]:
     """Values of two networks, trained for 30 steps; ``config`` changes that."""
     evaluation = Accuracy(AccuracyConfig(**{"protocol": protocol, "networks": 2, "steps": 30, **config}))
-    return dict(evaluation.run([synthetic], digits, seed, lambda done, total: None, begin))
+    return dict(evaluation.run([synthetic], [digits], seed, lambda done, total: None, begin))
 
 
 def test_there_is_a_value_for_each_network_and_the_same_again(synthetic: Synthetic, digits: Benchmark) -> None:
@@ -133,7 +133,7 @@ def test_progress_counts_over_all_networks(
 ) -> None:
     seen: list[tuple[int, int]] = []
     evaluation = Accuracy(AccuracyConfig(protocol="common", networks=4, networks_at_once=at_once, steps=3))
-    evaluation.run([synthetic], digits, 0, lambda done, total: seen.append((done, total)), 1)
+    evaluation.run([synthetic], [digits], 0, lambda done, total: seen.append((done, total)), 1)
     assert seen == [(done, 9) for done in expected]
     assert evaluation.cost["networks_at_once"] == at_once
     assert evaluation.cost["parameters"] == network_spec(digits, evaluation.config).parameters()
@@ -232,7 +232,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 def at_once(synthetic: Synthetic, digits: Benchmark, **config: Any) -> float:
     """How many networks were trained at a time."""
     evaluation = Accuracy(AccuracyConfig(**{"protocol": "common", "networks": 3, "steps": 3, **config}))
-    evaluation.run([synthetic], digits, 0, lambda done, total: None)
+    evaluation.run([synthetic], [digits], 0, lambda done, total: None)
     return evaluation.cost["networks_at_once"]
 
 

@@ -27,7 +27,9 @@ class Quantity:
     """Whether values are fractions, shown times 100."""
     against: str | None = None
     """None: the values repeat one measurement, so a table shows mean ± sample standard deviation. Else they are a
-    series, and this is the label of the axis that they are drawn against, from 1 on; a table shows the last one."""
+    series, and this is the label of the axis that they are drawn against; a table shows the last one."""
+    at: str | None = None
+    """The field of ``Config`` with the places of the values on that axis; None: 1, 2, 3, …"""
     drawn: bool = True
     """Whether a figure shows it, method beside method."""
 
@@ -44,23 +46,34 @@ class Evaluation(ABC):
     quantities: ClassVar[Mapping[str, Quantity]]
     """Everything that ``run`` may return, in the order of the columns."""
     sets: ClassVar[Literal["one", "sequence"]] = "one"
-    """Whether it asks about one set or about several."""
+    """Whether it asks about one set, or about one for each of its `views`."""
     grows: ClassVar[str | None] = None
     """The field of ``Config`` that counts the values, if there is one. It is no part of the identity: asking for more
     computes those that are missing."""
+    each: ClassVar[str | None] = None
+    """The field of ``Config`` for which a list makes several questions, one for each item, with an answer each."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.cost: dict[str, float] = {}
         """Numbers that ``run`` adds to the record's cost, beside the seconds."""
 
+    def views(self) -> tuple[str, ...]:
+        """Views of the data set, such as ``@images:0-1000``, in order: a set is distilled from each.
+
+        An empty string is the whole data set. An evaluation with ``sets = "sequence"`` is given the sets of all views,
+        one with ``sets = "one"`` has one view.
+        """
+        return ("",)
+
     @abstractmethod
     def run(
-        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+        self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
         """Raw values by name, one per network, attacker or step.
 
-        ``sets``: on the device and in the space of the images of ``benchmark``, whose test images answer the question.
+        ``sets``: each on the device and in the space of the images of its own benchmark, the one at the same place in
+        ``benchmarks``, which loads them when they are asked for.
         ``seed``: of the distillation; what is drawn depends on it and on an index, never on the method, so that
         comparisons are paired. ``begin``: how many values are there already, where the evaluation grows; they are
         computed from that index on.

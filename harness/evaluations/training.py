@@ -76,13 +76,13 @@ class NetworkEvaluation(Evaluation):
         """Values of one trained ``network``, which is in evaluation mode, one for each quantity that applies."""
 
     def run(
-        self, sets: Sequence[Synthetic], benchmark: Benchmark, seed: int, progress: Progress, begin: int = 0
+        self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
         """Train networks ``begin`` to ``config.networks`` − 1, and test each.
 
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
-        (synthetic,) = sets
+        (synthetic,), (benchmark,) = sets, benchmarks
         config, learned_lr = self.config, PROTOCOLS[self.config.protocol].recipe.learned_lr
         if learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
             raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
