@@ -27,12 +27,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
 def _main(arguments: Sequence[str], program: str) -> int:
     parser = folders_parser(program, "Draw the figures of folders, and fit exponents.")
-    output, distilled, whole = read_folders(parser, parser.parse(arguments))
+    output, distilled, damaged = read_folders(parser, parser.parse(arguments))
     written = [*scaling.write(distilled, output), *write(distilled, output)]
     if not written:
         raise UserError(f"nothing in {output} to draw: no curves, and no iterations at several widths")
     print("\n".join(printable(str(path)) for path in written))
-    return 0 if whole else 1
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

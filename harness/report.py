@@ -1,6 +1,6 @@
-"""Folders of distillations → tables: on screen, ``table.md``, ``table.tex``, ``table.csv``.
+"""Folders of distillations → tables, on screen and as Markdown, LaTeX and CSV; and a page, ``report.html``.
 
-python -m harness.report results/local
+python -m harness.report results/local --format markdown,latex,html
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from benchmarks.errors import UserError, printable
+from benchmarks.errors import UserError, choose, printable
 from harness.command_line import Parser, end, exit_status, file_path
 from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
@@ -23,10 +23,16 @@ from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, scre
 from harness.reports.tables import rows, tables
 
 PROGRAM = "python -m harness.report"
+FORMATS = {"markdown": "table.md", "latex": "table.tex", "csv": "table.csv", "html": "report.html"}
+"""Format → its file."""
+USUAL = ("markdown", "latex", "csv")
+"""Formats that are written where none are named."""
 
 
-def write(distilled: Sequence[Distilled], folder: Path) -> None:
-    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``.
+def write(
+    distilled: Sequence[Distilled], folder: Path, formats: Sequence[str] = USUAL, damaged: Sequence[str] = ()
+) -> None:
+    """Write the files of ``formats`` into ``folder``. ``damaged``: a line for each file that could not be read.
 
     Raises UserError where there are no records, and where the files cannot be written.
     """
@@ -35,11 +41,18 @@ def write(distilled: Sequence[Distilled], folder: Path) -> None:
     groups = grouped(distilled)
     made = tables(groups)
     contents = {
-        "table.md": "\n\n".join(markdown(table) for table in made) + "\n",
-        "table.tex": TEX_HEAD + "\n".join(latex(table) for table in made),
-        "table.csv": csv(rows(groups)),
+        "markdown": lambda: "\n\n".join(markdown(table) for table in made) + "\n",
+        "latex": lambda: TEX_HEAD + "\n".join(latex(table) for table in made),
+        "csv": lambda: csv(rows(groups)),
+        "html": lambda: _html(distilled, damaged),
     }
-    write_texts(contents, folder, "the tables")
+    write_texts({FORMATS[name]: contents[name]() for name in formats}, folder, "the tables")
+
+
+def _html(distilled: Sequence[Distilled], damaged: Sequence[str]) -> str:
+    from harness.reports.html import page  # slow, and seldom asked for
+
+    return page(distilled, damaged)
 
 
 def show(distilled: Sequence[Distilled]) -> str:
@@ -75,10 +88,18 @@ def folders_parser(program: str, description: str) -> Parser:
     return parser
 
 
-def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], bool]:
-    """The folder to write into, the distillations in those of ``options``, and whether no file is damaged.
+def formats_of(text: str) -> tuple[str, ...]:
+    """Formats on the command line, each once."""
+    try:
+        return tuple(dict.fromkeys(choose("format", name.strip(), FORMATS) for name in text.split(",")))
+    except UserError as error:  # argparse has words of its own for a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
 
-    Each damaged file has a line on standard error. Raises UserError for no folder, and for one that is not there.
+
+def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], list[str]]:
+    """The folder to write into, the distillations in those of ``options``, and a line for each damaged file.
+
+    The lines stand on standard error as well. Raises UserError for no folder, and for one that is not there.
     """
     if not options.folders:
         raise UserError(f"no folder is given; for instance: {parser.prog} {DEFAULT_OUTPUT}")
@@ -96,7 +117,7 @@ def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, lis
         lines |= dict.fromkeys(damaged)
     for line in lines:
         print(printable(line), file=sys.stderr)
-    return output, list(distilled.values()), not lines
+    return output, list(distilled.values()), list(lines)
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
@@ -108,21 +129,33 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 def _main(arguments: Sequence[str], program: str) -> int:
     parser = folders_parser(program, "Make the tables of folders again.")
     parser.add_argument(
+        "--format",
+        type=formats_of,
+        default=USUAL,
+        metavar="A,B",
+        help=f"what to write: {', '.join(FORMATS)}; by default {','.join(USUAL)}",
+    )
+    parser.add_argument(
         "--page",
         type=file_path,
         metavar="FILE",
         help="write a Markdown page as well, with the tables, figures and notes.md of every FOLDER",
     )
     options = parser.parse(arguments)
-    output, distilled, whole = read_folders(parser, options)
+    if options.page is not None and "markdown" not in options.format:
+        raise UserError("--page shows the tables in Markdown: name markdown in --format")
+    output, distilled, damaged = read_folders(parser, options)
     if options.page is None:
-        write(distilled, output)
+        write(distilled, output, options.format, damaged)
         print(show(distilled))
+        if "html" in options.format:
+            print(f"\nThe page: {printable(str(output / FORMATS['html']))}")
     else:
         for folder in options.folders:
-            write([each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())], folder)
+            inside = [each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())]
+            write(inside, folder, options.format)
         write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
-    return 0 if whole else 1
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

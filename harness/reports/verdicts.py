@@ -1,0 +1,134 @@
+"""What a paper claims, what was measured of it here, and what follows: one line each.
+
+A verdict is about what was measured, on the device and at the size that stand beside it. *Confirmed* is only what has
+the size of the claim; where nothing was measured, the claim is *not tested here*.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.reports.claims import base_of, seconds_ratio, size_ratio, time_to
+from harness.reports.groups import OURS, Group
+from harness.reports.render import listed, span, times
+
+Word = Literal["confirmed", "not confirmed", "not tested here"]
+LEVEL = 0.05
+"""Of the paired test before a method is called better than another."""
+UNDISTILLED = ("random_real", "herding", "whole_data")
+"""Methods that choose real images: no rivals of one that distils."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and its test."""
+
+    claimed: str
+    measured: str
+    on: str
+    """Device, data sets, sizes."""
+    n: str
+    """How many numbers it rests on."""
+    word: Word
+
+
+def verdicts(groups: Sequence[Group]) -> list[Verdict]:
+    """The claims of FRePo's abstract that records of one folder can test, in the order of the abstract."""
+    return [
+        _ratio(groups, "Two orders of magnitude faster training than mtt (100 times, on their GPU)", 100, _time),
+        _ratio(groups, "An order of magnitude less memory than mtt (10 times, on their GPU)", 10, _memory),
+        _accuracy(groups),
+    ]
+
+
+_Measured = tuple[float, str, int]
+"""A ratio, the words that say of what, and on how many numbers it rests."""
+_Measure = Callable[[Group, Group], _Measured | None]
+
+
+def _ratio(groups: Sequence[Group], claimed: str, least: float, measure: _Measure) -> Verdict:
+    """How many times as much ``mtt`` takes as FRePo, for the largest width of every task and device."""
+    found: dict[tuple[object, ...], tuple[Group, _Measured]] = {}
+    for group in groups:  # in the order of their widths
+        base = base_of(group, [other for other in groups if other.table == group.table])
+        if base is None or base.method != OURS or group.method != "mtt":
+            continue
+        if measured := measure(group, base):
+            found[group.table[0], group.contest, group.evaluated] = group, measured
+    if not found:
+        return Verdict(claimed, "–", "no mtt beside frepo on the same data, network and width", "–", "not tested here")
+    ratios = [ratio for _, (ratio, _, _) in found.values()]
+    words = listed(words for _, (_, words, _) in found.values())
+    low, high = times(min(ratios)), times(max(ratios))
+    return Verdict(
+        claimed,
+        f"{low if low == high else f'{low} to {high}'} {words}",
+        _on([group for group, _ in found.values()]),
+        str(sum(count for _, (_, _, count) in found.values())),
+        "confirmed" if min(ratios) >= least else "not confirmed",
+    )
+
+
+def _time(rival: Group, ours: Group) -> _Measured | None:
+    """Seconds to the accuracy that the rival ends with; without curves, the seconds of an iteration."""
+    if len(rival.curve) > 1 and len(ours.curve) > 1:
+        target = statistics.fmean(rival.curve[-1].values)
+        reached = time_to(ours.curve, target), time_to(rival.curve, target)
+        if reached[0] and reached[1]:
+            bound = "at least " if reached[0][1] else ""
+            count = len(ours.curve[-1].values) + len(rival.curve[-1].values)
+            return reached[1][0] / reached[0][0], f"the seconds ({bound}to the accuracy that mtt ends with)", count
+    ratio = seconds_ratio(rival, ours)
+    return (ratio[0], "the seconds of an iteration", len(rival.step_seconds)) if ratio else None
+
+
+def _memory(rival: Group, ours: Group) -> _Measured | None:
+    ratio = size_ratio(rival, ours, "headline")
+    return (ratio, "the peak memory", len(rival.counted)) if ratio else None
+
+
+def _accuracy(groups: Sequence[Group]) -> Verdict:
+    """Whether FRePo's sets train better networks than those of every other method that distils."""
+    claimed = "State of the art: a higher test accuracy than the previous methods"
+    ahead, tested, used, count = 0, 0, list[Group](), 0
+    for ours in (group for group in groups if group.method == OURS and group.values):
+        rivals = [
+            g
+            for g in groups
+            if g.table == ours.table and g.contest == ours.contest and g.values and g.method not in (*UNDISTILLED, OURS)
+        ]
+        if rivals:
+            tested += 1
+            ahead += all(better(ours, rival) for rival in rivals)
+            used += [ours, *rivals]
+            count += sum(len(group.values) for group in (ours, *rivals))
+    if not tested:
+        return Verdict(claimed, "–", "no other method that distils beside frepo", "–", "not tested here")
+    words = (
+        f"ahead of all others in {ahead} of {tested} comparison{'s' if tested > 1 else ''} (paired test, p < {LEVEL})"
+    )
+    return Verdict(claimed, words, _on(used), str(count), "confirmed" if ahead == tested else "not confirmed")
+
+
+def better(ours: Group, rival: Group, level: float = LEVEL) -> bool:
+    """Whether the mean accuracy of ``ours`` is higher by a paired t-test over the seeds that both have."""
+    from scipy.stats import ttest_1samp
+
+    means = [{m.seed: statistics.fmean(m.values()) for m in group.members if m.values()} for group in (ours, rival)]
+    apart = [means[0][seed] - means[1][seed] for seed in means[0] if seed in means[1]]
+    if len(apart) < 2 or statistics.fmean(apart) <= 0:
+        return False
+    if len(set(apart)) == 1:
+        return True
+    return float(ttest_1samp(apart, 0.0, alternative="greater").pvalue) < level
+
+
+def _on(groups: Sequence[Group]) -> str:
+    devices = listed(group.table[0] for group in groups)
+    sets = listed(group.distillation["dataset"] for group in groups)
+    ipcs = span(int(group.distillation["ipc"]) for group in groups)
+    widths = span(int(group.distillation["width"]) for group in groups)
+    return f"{devices}; {sets}; ipc {ipcs}; width {widths}"
