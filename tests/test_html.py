@@ -54,11 +54,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     return digits(tmp_path_factory.mktemp("digits"), "standardise")
 
 
-def stored(root: Path, benchmark: Benchmark, *distilled: Distilled) -> list[Distilled]:
+def stored(root: Path, small: Benchmark, *distilled: Distilled) -> list[Distilled]:
     """Folders of ``distilled`` in ``root``, each that ended well with a set of ten real images per class."""
     for place, each in enumerate(distilled):
         if not each.record["artifact"]:
@@ -66,7 +66,7 @@ def stored(root: Path, benchmark: Benchmark, *distilled: Distilled) -> list[Dist
         folder = root / f"{place}-{each.folder}"
         folder.mkdir(parents=True)
         asked = each.record["distillation"]
-        digest = artifact.save(folder / record.SET, some_set(benchmark), benchmark, distillation=asked, config={})
+        digest = artifact.save(folder / record.SET, some_set(small), small, distillation=asked, config={})
         each.record["artifact"]["sha256"] = digest
         for evaluation in each.evaluations:
             for part in evaluation["sets"]:
@@ -157,8 +157,8 @@ def test_what_records_say_is_text_and_never_markup() -> None:
     assert "49" not in "".join(text for text in page.texts if "7*7" in text).replace("{{7*7}}", "")
 
 
-def test_names_in_sets_are_text_as_well(tmp_path: Path, benchmark: Benchmark) -> None:
-    named = dataclasses.replace(benchmark, class_names=(HOSTILE,) * 10)
+def test_names_in_sets_are_text_as_well(tmp_path: Path, small: Benchmark) -> None:
+    named = dataclasses.replace(small, class_names=(HOSTILE,) * 10)
     page = Page(html.page(stored(tmp_path, named, made((0.9,), dataset=HOSTILE, ipc=10))))
     assert len(page.all("script")) == 1 and len(page.all("img")) == 1
     (labels,) = [attributes["data-labels"] for _, attributes in page.elements if "data-labels" in attributes]
@@ -170,17 +170,18 @@ def test_a_page_of_table_1_is_below_five_megabytes() -> None:
     sets = ("mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "svhn", "cub200")
     names = ("frepo", "mtt", "dsa", "dm", "kip", "random_real")
     records = [
-        made((0.5 + seed / 100,) * 5, krr=(0.5,) * 5, dataset=dataset, ipc=ipc, method=method, seed=seed)
+        made((0.5,) * 5, krr=(0.5,) * 5, dataset=dataset, ipc=ipc, method=method)
         for dataset in sets
         for ipc in (1, 10, 50)
         for method in names
-        for seed in (0, 1, 2)
     ]
     for each in records:
         each.record["cost"]["step_seconds"] = [0.1 + place / 1e7 for place in range(500)]
     text = html.page(records)
-    assert len(text.encode()) + html_images.LETTERS < 5_000_000
-    assert text.count('<details class="entry"') == 378
+    assert text.count('<details class="entry"') == 126
+    assert (
+        3 * len(text.encode()) + html_images.LETTERS < 5_000_000
+    )  # three seeds, and pictures in all the room they have
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def test_the_glance_has_every_method_of_every_task_and_no_other_number() -> None
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", glance, re.S)[1:]]
     shown = [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in rows]
     assert shown == [
-        ["mnist", "1", "91.0 ± 1.2", "82.2 ± 1.5", "55.0 ± 7.1"],
+        ["mnist", "1", "91.0 ± 1.2", "82.0 ± 1.4", "55.0 ± 7.1"],
         ["mnist", "10", "91.0 ± 1.2", "oom", "–"],
     ]
 
@@ -264,8 +265,8 @@ def shown_images(records: Sequence[Distilled]) -> html_images.Images:
     return html_images.images(grouped(records), records, lambda group: group.method)
 
 
-def test_pictures_are_the_natural_images_of_the_first_seed(tmp_path: Path, benchmark: Benchmark) -> None:
-    records = stored(tmp_path, benchmark, *(made((0.9,), ipc=10, seed=seed) for seed in (0, 1)))
+def test_pictures_are_the_natural_images_of_the_first_seed(tmp_path: Path, small: Benchmark) -> None:
+    records = stored(tmp_path, small, *(made((0.9,), ipc=10, seed=seed) for seed in (0, 1)))
     found = shown_images(records)
     (block,) = found.blocks
     (sheet,) = block.sheets
@@ -279,8 +280,8 @@ def test_pictures_are_the_natural_images_of_the_first_seed(tmp_path: Path, bench
     assert not found.missing and not found.coarse and not found.left_out
 
 
-def test_a_set_that_is_not_as_it_was_written_is_not_shown(tmp_path: Path, benchmark: Benchmark) -> None:
-    records = stored(tmp_path, benchmark, *(made((0.9,), ipc=10, seed=seed) for seed in (0, 1)))
+def test_a_set_that_is_not_as_it_was_written_is_not_shown(tmp_path: Path, small: Benchmark) -> None:
+    records = stored(tmp_path, small, *(made((0.9,), ipc=10, seed=seed) for seed in (0, 1)))
     for seed, content in ((0, b"altered"), (1, None)):
         (path,) = [each.set_path for each in records if each.record["distillation"]["seed"] == seed]
         path.write_bytes(content) if content else path.unlink()
@@ -289,14 +290,14 @@ def test_a_set_that_is_not_as_it_was_written_is_not_shown(tmp_path: Path, benchm
         assert [why for _, why in found.missing] == ["its set set.safetensors is not as it was written"]
 
 
-def test_soft_labels_name_their_largest_classes(benchmark: Benchmark, tmp_path: Path) -> None:
-    synthetic = some_set(benchmark)
+def test_soft_labels_name_their_largest_classes(small: Benchmark, tmp_path: Path) -> None:
+    synthetic = some_set(small)
     labels = synthetic.labels.clone()
     labels[0, :4] = torch.tensor([0.8, 0.1, -0.2, 0.4])
     digest = artifact.save(
         tmp_path / record.SET,
         Synthetic(synthetic.images, labels, "centred"),
-        benchmark,
+        small,
         distillation={},
         config={},
     )
@@ -328,7 +329,7 @@ def test_pictures_of_noise_take_the_room_that_was_reckoned() -> None:
 def test_as_many_images_are_shown_as_there_is_room_for() -> None:
     few = [a_set(10, 50, 32, 3)] * 2
     many = [a_set(100, ipc, 32, 3) for ipc in (1, 10, 50) for _ in range(6 * 7)]
-    huge = [a_set(200, 10, 64, 3)] * 2000
+    huge = [a_set(2, 1, 64, 3)] * 2000
     assert html_images._room(few) == ((10, 10), False)
     level, coarse = html_images._room(many)
     assert coarse and level[0] == 10
@@ -422,18 +423,18 @@ def words(records: Sequence[Distilled]) -> list[str]:
 def test_claims_are_confirmed_only_at_their_size() -> None:
     ours = [cost("frepo", 0.1, 10 * 2**20)]
     assert words(ours) == ["not tested here"] * 3
-    assert words([*ours, cost("mtt", 9.9, 110 * 2**20)])[:2] == ["not confirmed", "confirmed"]
-    time, memory, _ = verdicts.verdicts(grouped([*ours, cost("mtt", 10.1, 90 * 2**20)]))
+    assert words([*ours, cost("mtt", 9.9, 110 * 2**20)])[1:] == ["confirmed", "not confirmed"]
+    _, memory, time = verdicts.verdicts(grouped([*ours, cost("mtt", 10.1, 90 * 2**20)]))
     assert (time.word, memory.word) == ("confirmed", "not confirmed")
     assert (time.measured, memory.measured) == ("101× the seconds of an iteration", "9.0× the peak memory")
     assert (time.on, time.n) == ("A CPU; mnist; ipc 1; width 32", "3")
 
 
 def test_the_time_is_that_to_the_accuracy_of_the_rival_where_there_are_curves() -> None:
-    ours = curve("frepo", [(1.0, 0.5), (2.0, 0.9)])
+    ours = curve("frepo", [(1.0, 0.4), (2.0, 0.5), (3.0, 0.9)])
     rival = curve("mtt", [(100.0, 0.4), (400.0, 0.5)])
-    time = verdicts.verdicts(grouped([ours, rival]))[0]
-    assert time.measured.startswith("400× the seconds (at least to the accuracy") and time.word == "confirmed"
+    time = verdicts.verdicts(grouped([ours, rival]))[2]
+    assert time.measured == "200× the seconds to the accuracy that mtt ends with" and time.word == "confirmed"
 
 
 def test_a_method_is_better_only_by_a_test_over_seeds() -> None:
@@ -441,12 +442,12 @@ def test_a_method_is_better_only_by_a_test_over_seeds() -> None:
         pairs = [(made((0.9 + d,), seed=s), made((0.9,), seed=s, method="dm")) for s, d in enumerate(apart)]
         return [each for pair in pairs for each in pair]
 
-    assert words(both(0.05))[2] == "not confirmed"  # one seed
-    assert words(both(0.05, 0.051, 0.052))[2] == "confirmed"
-    assert words(both(0.09, -0.02, 0.01))[2] == "not confirmed"
-    assert words(both(-0.05, -0.051, -0.052))[2] == "not confirmed"
+    assert words(both(0.05))[0] == "not confirmed"  # one seed
+    assert words(both(0.05, 0.051, 0.052))[0] == "confirmed"
+    assert words(both(0.09, -0.02, 0.01))[0] == "not confirmed"
+    assert words(both(-0.05, -0.051, -0.052))[0] == "not confirmed"
     random = [made((0.5,), method="random_real", steps=None, seed=seed) for seed in (0, 1)]
-    assert words([*random, made((0.9,)), made((0.9,), seed=1)])[2] == "not tested here"
+    assert words([*random, made((0.9,)), made((0.9,), seed=1)])[0] == "not tested here"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

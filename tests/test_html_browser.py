@@ -16,10 +16,12 @@ import pytest
 from benchmarks.datasets import Benchmark
 from harness.reports.html import page as html_page
 from tests.builders import cost, curve, made
-from tests.test_html import HOSTILE, benchmark, stored
+from tests.test_html import HOSTILE, small, stored
 
-__all__ = ["benchmark"]  # a fixture
+__all__ = ["small"]  # a fixture
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+TABLE = "#t2"
+"""The table of the native protocol."""
 PHONE = {"width": 375, "height": 812}
 
 
@@ -41,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory, benchmark: Benchmark) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory, small: Benchmark) -> Path:
     """A page of everything that a page can have, with a hostile name in every place."""
     root = tmp_path_factory.mktemp("page")
     records = [
@@ -55,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, benchmark: Benchmark) -> Pa
         *(cost(name, 0.1 * width / 8, width=width) for name in ("frepo", "mtt") for width in (8, 16, 32)),
     ]
     path = root / "report.html"
-    path.write_text(html_page(stored(root / "records", benchmark, *records), [HOSTILE]), encoding="utf-8")
+    path.write_text(html_page(stored(root / "records", small, *records), [HOSTILE]), encoding="utf-8")
     return path
 
 
@@ -95,46 +97,45 @@ def column(opened: Opened, table: str, title: str) -> list[str]:
 
 
 def test_a_click_sorts_up_down_and_back(opened: Opened) -> None:
-    table = "#t1"
-    before = column(opened, table, "accuracy (%)")
-    head = opened.page.locator(f"{table} th button", has_text="accuracy (%)").first
+    before = column(opened, TABLE, "accuracy (%)")
+    head = opened.page.locator(f"{TABLE} th button", has_text="accuracy (%)").first
     numbers = []
     for direction in ("descending", "ascending"):
         head.click()
         assert head.locator("..").get_attribute("aria-sort") == direction
-        shown = column(opened, table, "accuracy (%)")
+        shown = column(opened, TABLE, "accuracy (%)")
         assert sorted(shown) == sorted(before)
         numbers.append([float(text.split()[0]) for text in shown if text[0].isdigit()])
         assert not any(text[0].isdigit() for text in shown[len(numbers[-1]) :])  # what has no number is last
     assert numbers[0] == sorted(numbers[0], reverse=True) == numbers[1][::-1] and len(set(numbers[0])) > 2
     head.click()
-    assert column(opened, table, "accuracy (%)") == before
+    assert column(opened, TABLE, "accuracy (%)") == before
     assert head.locator("..").get_attribute("aria-sort") == "none"
 
 
 def test_the_keyboard_sorts(opened: Opened) -> None:
-    head = opened.page.locator("#t1 th button", has_text="method").first
+    head = opened.page.locator(f"{TABLE} th button", has_text="method").first
     head.focus()
     assert head.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"  # focus can be seen
     opened.page.keyboard.press("Enter")
-    methods = column(opened, "#t1", "method")
+    methods = column(opened, TABLE, "method")
     assert methods == sorted(methods) and len(set(methods)) > 2
     opened.page.keyboard.press("Space")
-    assert column(opened, "#t1", "method") == methods[::-1]
+    assert column(opened, TABLE, "method") == methods[::-1]
 
 
 def test_the_filter_keeps_rows_with_all_words(opened: Opened) -> None:
-    table = opened.page.locator("#t1")
-    there = len(column(opened, "#t1", "method"))
+    table = opened.page.locator(TABLE)
+    there = len(column(opened, TABLE, "method"))
     table.locator("input[type=search]").fill("mtt mnist")
-    assert column(opened, "#t1", "method") == ["mtt"]
+    assert column(opened, TABLE, "method") == ["mtt"]
     assert table.locator(".tools output").inner_text() == f"1 of {there} rows"
     table.locator("input[type=search]").fill("")
-    assert len(column(opened, "#t1", "method")) == there
+    assert len(column(opened, TABLE, "method")) == there
 
 
 def test_columns_are_hidden_and_shown(opened: Opened) -> None:
-    table = opened.page.locator("#t1")
+    table = opened.page.locator(TABLE)
     head = table.locator("th", has_text="steps")
     assert head.is_visible()
     table.locator(".columns summary").click()
@@ -161,20 +162,20 @@ def test_a_method_is_switched_off_in_its_figure(opened: Opened) -> None:
 
 
 def test_labels_are_told_by_mouse_and_by_keys(opened: Opened) -> None:
-    block = opened.page.locator(".block").first
+    block = opened.page.locator(".block", has_text="mnist, 10 images")
     sheet = block.locator(".pixels").first
     sheet.hover(position={"x": 44 * 4 + 5, "y": 44 * 3 + 5})
     assert block.locator("output").inner_text() == "frepo: 3, image 5 of 10: label 3"
     opened.page.mouse.move(0, 0)
     assert "arrow keys" in block.locator("output").inner_text()
-    sheet.focus()
+    sheet.focus()  # the keys go on where the mouse was
     for key in ("ArrowDown", "ArrowDown", "ArrowUp", "ArrowRight"):
         opened.page.keyboard.press(key)
-    assert block.locator("output").inner_text() == "frepo: 1, image 6 of 10: label 1"
+    assert block.locator("output").inner_text() == "frepo: 4, image 6 of 10: label 4"
 
 
 def test_a_link_opens_the_record_with_command_and_configuration(opened: Opened) -> None:
-    opened.page.locator("#t1 tbody a").first.click()
+    opened.page.locator(f"{TABLE} tbody a").first.click()
     entry = opened.page.locator("details.entry[open]")
     assert entry.count() == 1 and entry.locator("pre").first.is_visible()
     for part in ("Command", "Configuration", "Record", "Evaluation: accuracy"):
@@ -182,14 +183,14 @@ def test_a_link_opens_the_record_with_command_and_configuration(opened: Opened) 
     place = entry.get_attribute("id")
     assert opened.page.evaluate("document.activeElement.parentElement.id") == place
     entry.locator("summary").click()
-    opened.page.locator(f"#t1 tbody a[href='#{place}']").first.click()  # once more, with the address as it is
+    opened.page.locator(f"{TABLE} tbody a[href='#{place}']").first.click()  # once more, with the address as it is
     assert opened.page.locator(f"#{place}").get_attribute("open") is not None
     opened.page.locator("#find").fill("dm")
     assert 0 < opened.page.locator("details.entry:visible").count() < opened.page.locator("details.entry").count()
 
 
 def test_a_hostile_name_is_shown_as_it_is(opened: Opened) -> None:
-    assert HOSTILE in column(opened, "#t1", "data set")
+    assert HOSTILE in column(opened, TABLE, "data set")
     assert opened.page.locator("script").count() == 1
 
 
@@ -222,15 +223,15 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, report: Path) -> None
     tab = Opened(browser, report, viewport=PHONE, has_touch=True, is_mobile=True, color_scheme="dark")
     width = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
     assert tab.page.evaluate(width) == PHONE["width"]
-    box = tab.page.locator("#t1 .box")
+    box = tab.page.locator(f"{TABLE} .box")
     assert box.evaluate("e => e.scrollWidth > e.clientWidth")  # the table scrolls in its own box
     for summary in tab.page.locator("details:not(.entry) > summary").all():
         summary.click()
-    tab.page.locator("#t1 tbody a").first.click()
+    tab.page.locator(f"{TABLE} tbody a").first.click()
     assert tab.page.evaluate(width) == PHONE["width"]
-    sheet = tab.page.locator(".pixels").first
-    sheet.tap(position={"x": 5, "y": 36 * 2 + 5})
-    assert tab.page.locator(".block output").first.inner_text() == "frepo: 2, image 1 of 10: label 2"
+    block = tab.page.locator(".block", has_text="mnist, 10 images")
+    block.locator(".pixels").first.tap(position={"x": 5, "y": 36 * 2 + 5})
+    assert block.locator("output").inner_text() == "frepo: 2, image 1 of 10: label 2"
     assert tab.said == []
     tab.context.close()
 
@@ -239,5 +240,5 @@ def test_paper_has_the_numbers_and_no_controls(browser: Any, report: Path) -> No
     tab = Opened(browser, report)
     tab.page.emulate_media(media="print")
     assert not tab.page.locator(".tools").first.is_visible() and not tab.page.locator("nav").is_visible()
-    assert tab.page.locator("#t1 table").is_visible() and tab.page.locator(".panels svg").first.is_visible()
+    assert tab.page.locator(f"{TABLE} table").is_visible() and tab.page.locator(".panels svg").first.is_visible()
     tab.context.close()

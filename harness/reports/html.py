@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,13 @@ class TableData:
         """The number by which a cell is sorted; None: by its text."""
         return self.values.get((row, column), leading(self.rows[row][column]))
 
-    @property
+    @cached_property
     def numeric(self) -> tuple[bool, ...]:
         """Of every column, whether most of its cells begin with a number."""
         columns = [[self.sorts(i, j) for i, row in enumerate(self.rows) if row[j] != NONE] for j in self._places]
         return tuple(sum(value is not None for value in column) * 2 > len(column) for column in columns)
 
-    @property
+    @cached_property
     def common(self) -> tuple[int, ...]:
         """Columns that say the same in every row: the page tells it once, and hides them at first."""
         same = [j for j in self._places if j and len({row[j] for row in self.rows}) == 1]
@@ -73,28 +74,35 @@ class TableData:
         return range(len(self.columns))
 
 
+Pair = tuple[list[Group], Table]
+"""Groups, and the table of which they are the rows."""
+
+
 def leading(text: str) -> float | None:
     """The number with which ``text`` begins, as ``93.5`` of ``93.5 ± 1.4``; None where there is none."""
-    found = re.match(r"[-−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?(?![\w.])|[-−]?\d[\d,]*(\.\d+)?(?=×|k\b|M\b)", text)
+    found = re.match(r"[-−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?(?![\w.])", text)
     return float(found[0].replace(",", "").replace("−", "-")) if found else None
 
 
-def tables(distilled: Sequence[Distilled]) -> list[TableData]:
-    """All tables of the page, in their order. Tables of experiments join here."""
-    folders = distinct(distilled)
-    places = {id(folder.record): place for place, folder in enumerate(folders)}
-    groups = grouped(folders)
+def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableData]:
+    """All tables of the page, in their order. Tables of experiments join here.
+
+    ``distilled``: the records of the page, none twice. ``pairs``: as `measured` gives them.
+    """
+    places = {id(each.record): place for place, each in enumerate(distilled)}
     made = []
-    for same, table in by_table(groups):
+    for same, table in pairs:
         behind = [[(f"seed {m.seed}", places[id(m.record)]) for m in group.members] for group in same]
         made.append(TableData.of(_title(same), table, behind))
     return made + [TableData.of("How cost grows with the network", table) for table in scaling.tables(distilled)]
 
 
-def by_table(groups: Sequence[Group]) -> list[tuple[list[Group], Table]]:
-    """The tables, each with the groups of its rows."""
+def measured(groups: Sequence[Group]) -> list[Pair]:
+    """The tables of what was measured, those with accuracies first, each with the groups of its rows."""
     keys = sorted({group.table for group in groups})
-    return list(zip([[g for g in groups if g.table == key] for key in keys], measured_tables(groups), strict=True))
+    parts = [[group for group in groups if group.table == key] for key in keys]
+    pairs = zip(parts, measured_tables(groups), strict=True)
+    return sorted(pairs, key=lambda pair: not pair[0][0].evaluated)
 
 
 def page(distilled: Sequence[Distilled], damaged: Sequence[str] = ()) -> str:
@@ -103,6 +111,7 @@ def page(distilled: Sequence[Distilled], damaged: Sequence[str] = ()) -> str:
 
     folders = distinct(distilled)
     groups = grouped(folders)
+    pairs = measured(groups)
     here = Path(__file__)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here.parent),
@@ -117,9 +126,9 @@ def page(distilled: Sequence[Distilled], damaged: Sequence[str] = ()) -> str:
         script=here.with_name("html.js").read_text("utf-8"),
         facts=_facts(folders, groups, methods),
         verdicts=verdicts(groups),
-        glances=[_glance(same, table, methods) for same, table in by_table(groups) if _compared(same)],
-        tables=tables(distilled),
-        figures=[svg.figure(drawing) for drawing in figures.drawings(distilled)],
+        glances=[_glance(same, table, methods) for same, table in pairs if _compared(same)],
+        tables=tables(folders, pairs),
+        figures=[svg.figure(drawing) for drawing in figures.drawings(folders)],
         images=images(groups, folders, _accuracy_text),
         unmeasured=unmeasured(folders, groups, damaged),
         records=_records(folders),
