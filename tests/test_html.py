@@ -379,6 +379,7 @@ def a_drawing(**panel: Any) -> Drawing:
     lines = (
         Series("frepo", "frepo", (1.0, 10.0), (50.0, 60.0), (49.0, 58.0), (51.0, 62.0), expected=((1.0, 55.0),)),
         Series("mtt", "mtt (a<b)", (1.0,), (40.0,), (40.0,), (40.0,), marks=((10.0, "oom"),)),
+        Series("dm", "dm", (), (), (), (), marks=((1.0, "timeout"),)),
     )
     shown = Panel("seconds", "accuracy (%)", lines, (Level("random_real", "random_real", 20.0, 2.0),), **panel)
     return Drawing("a", ((shown,),), ("mnist, 1 image", "measured"))
@@ -386,12 +387,13 @@ def a_drawing(**panel: Any) -> Drawing:
 
 def test_every_line_can_be_switched_off_and_tells_its_numbers() -> None:
     figure = svg.figure(a_drawing())
-    assert [label for label, _ in figure.legend] == ["frepo", "mtt (a<b)", "random_real"]
+    assert [label for label, _ in figure.legend] == ["frepo", "mtt (a<b)", "dm", "random_real"]
     (drawn,) = figure.panels
-    assert sorted(re.findall(r'<g class="c\d" data-s="(\d)">', drawn)) == ["0", "1", "2"]
+    assert sorted(re.findall(r'<g class="c\d" data-s="(\d)">', drawn)) == ["0", "1", "2", "3"]
     assert "<title>frepo, seconds 10: 60 (58 to 62)</title>" in drawn
     assert "<title>mtt (a&lt;b): out of memory at 10</title>" in drawn
     assert drawn.count('class="point"') == 3 and drawn.count('class="bar"') == 1 and drawn.count('class="band"') == 1
+    assert drawn.count('class="cross"') == 2 and '<path d="M"' not in drawn  # dm has marks alone
     assert (figure.title, figure.caption) == ("mnist, 1 image", "measured.")
 
 
@@ -442,7 +444,7 @@ def test_a_method_is_better_only_by_a_test_over_seeds() -> None:
         pairs = [(made((0.9 + d,), seed=s), made((0.9,), seed=s, method="dm")) for s, d in enumerate(apart)]
         return [each for pair in pairs for each in pair]
 
-    assert words(both(0.05))[0] == "not confirmed"  # one seed
+    assert words(both(0.05))[0] == "not tested here"  # one seed
     assert words(both(0.05, 0.051, 0.052))[0] == "confirmed"
     assert words(both(0.09, -0.02, 0.01))[0] == "not confirmed"
     assert words(both(-0.05, -0.051, -0.052))[0] == "not confirmed"

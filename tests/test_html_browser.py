@@ -175,7 +175,7 @@ def test_labels_are_told_by_mouse_and_by_keys(opened: Opened) -> None:
 
 
 def test_a_link_opens_the_record_with_command_and_configuration(opened: Opened) -> None:
-    opened.page.locator(f"{TABLE} tbody a").first.click()
+    opened.page.locator(f"{TABLE} tbody tr", has_text="frepo").locator("a").first.click()
     entry = opened.page.locator("details.entry[open]")
     assert entry.count() == 1 and entry.locator("pre").first.is_visible()
     for part in ("Command", "Configuration", "Record", "Evaluation: accuracy"):

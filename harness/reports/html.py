@@ -19,7 +19,7 @@ from benchmarks.errors import printable
 from harness.records.record import RECORD, Distilled, EvaluationRecord, summarise
 from harness.reports import figures, scaling, svg
 from harness.reports.drawing import ORDER
-from harness.reports.groups import NONE, Group, distinct, grouped
+from harness.reports.groups import CEILING, NONE, Group, distinct, grouped
 from harness.reports.html_images import images
 from harness.reports.render import Table, listed, percent
 from harness.reports.tables import tables as measured_tables
@@ -146,20 +146,21 @@ def _facts(folders: Sequence[Distilled], groups: Sequence[Group], methods: Seque
     facts = {
         "Distillations": f"{len(folders)}" + (f" ({failed})" if failed else ""),
         "Evaluations": str(evaluations),
+        "Images per class": listed(each["ipc"] for each in asked if each["method"] != CEILING),
+        "Seeds": listed(each["seed"] for each in asked),
+        "Budgets": listed(group.table[1] for group in groups),
+        "Protocols": listed(group.table[2] for group in groups),
+        "Version": listed(group.table[3] for group in groups),
+        "Devices": listed(group.table[0] for group in groups),
         "Methods": ", ".join(methods),
         "Data sets": listed(each["dataset"] for each in asked),
-        "Images per class": listed(each["ipc"] for each in asked if each["method"] != "whole_data"),
-        "Seeds": listed(each["seed"] for each in asked),
-        "Devices": listed(group.table[0] for group in groups),
-        "Budgets": listed(group.table[1] for group in groups),
-        "Protocols": listed(f"{group.table[2]}, version {group.table[3]}" for group in groups),
     }
     return [(name, printable(text)) for name, text in facts.items() if text]
 
 
-def _title(groups: Sequence[Group]) -> str:
+def _title(groups: Sequence[Group], what: str = "") -> str:
     device, budget, kind, _ = groups[0].table
-    what = "Accuracy and cost" if groups[0].evaluated else "Cost of an iteration"
+    what = what or ("Accuracy and cost" if groups[0].evaluated else "Cost of an iteration")
     return printable(f"{what}: {kind} protocol, budget {budget}, {device}")
 
 
@@ -185,7 +186,7 @@ def _glance(groups: Sequence[Group], table: Table, methods: Sequence[str]) -> Ta
             ]
             tested = [(number, group) for number, group in same if group.values]
             texts = [_accuracy_text(group) for _, group in tested] or [s for _, g in same for s, _ in g.statuses]
-            if any(number in best for number, _ in tested):
+            if tested and all(number in best for number, _ in tested):
                 bold.add((place, len(row)))
             if tested:
                 values[place, len(row)] = max(summarise(group.values)[0] or 0.0 for _, group in tested)
@@ -194,7 +195,12 @@ def _glance(groups: Sequence[Group], table: Table, methods: Sequence[str]) -> Ta
     caption = "Test accuracy in %, mean ± sample standard deviation. Several numbers: several settings, see the table. "
     bolded = "Bold: the best of those that were evaluated alike." if bold else "No two were evaluated alike."
     return TableData(
-        _title(groups), caption + bolded, ("data set", "ipc", *shown), tuple(rows), frozenset(bold), values=values
+        _title(groups, "Accuracy"),
+        caption + bolded,
+        ("data set", "ipc", *shown),
+        tuple(rows),
+        frozenset(bold),
+        values=values,
     )
 
 

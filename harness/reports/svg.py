@@ -248,7 +248,9 @@ def _series(line: Series, across: Axis, up: Axis, look: Look, panel: Panel) -> s
     shown = [point for point in points if _drawable(point, panel)]
     steps = "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y, _, _ in shown)
     dash = DASHES[look.variant % len(DASHES)]
-    parts = [element("path", d=f"M{steps}", class_="line first" if look.first else "line", stroke_dasharray=dash)]
+    parts = [
+        element("path", d=steps and f"M{steps}", class_="line first" if look.first else "line", stroke_dasharray=dash)
+    ]
     bars = [(across(x), up(low), across(x), up(high)) for x, _, low, high in shown if low < high]
     if bars:
         parts.append(element("path", d=_lines(bars), class_="bar"))
