@@ -305,7 +305,7 @@ def test_soft_labels_name_their_largest_classes(small: Benchmark, tmp_path: Path
     distilled.record["artifact"] = {"name": record.SET, "sha256": digest}
     found = shown_images([Distilled(tmp_path, distilled.record)])
     told = json.loads(found.blocks[0].sheets[0].labels)[0]
-    assert told == "0, image 1 of 10: learned label (centred) 0 0.80, 3 0.40, 1 0.10, …"
+    assert told == "0, image 1 of 10: learned label (centred) 0: 0.80, 3: 0.40, 1: 0.10, …"
 
 
 def a_set(classes: int, ipc: int, side: int, channels: int) -> html_images._Set:

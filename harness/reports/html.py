@@ -285,9 +285,8 @@ def _records(folders: Sequence[Distilled]) -> list[RecordData]:
     made = []
     for place, folder in enumerate(folders):
         asked, there = folder.record["distillation"], kept.get(place, [])
-        name = (
-            f"{asked['method']} · {asked['dataset']} · ipc {asked['ipc']} · {asked['network']}, width {asked['width']}"
-        )
+        ipc = "all" if asked["method"] == CEILING else asked["ipc"]
+        name = f"{asked['method']} · {asked['dataset']} · ipc {ipc} · {asked['network']}, width {asked['width']}"
         command = folder.record["provenance"].get("command")
         made.append(
             RecordData(

@@ -20,7 +20,7 @@ from harness.reports.groups import Group
 if TYPE_CHECKING:
     from harness.records.artifact import Artifact
 
-LETTERS = 2_300_000
+LETTERS = 2_800_000
 """Of all pictures together."""
 SIDE = 64
 """Pixels of the longer side; larger images are made smaller."""
@@ -131,7 +131,7 @@ def _room(sets: Sequence[_Set]) -> tuple[tuple[int, int], bool]:
 def _letters(each: _Set, level: tuple[int, int], coarse: bool) -> float:
     rows, columns = (min(most, there) for most, there in zip(level, each.pixels.shape[:2], strict=True))
     height, width, channels = each.pixels.shape[2:]
-    return HEAD + rows * columns * (height * width * (1 if coarse else channels) * 4 / 3 + 60)
+    return HEAD + float(rows * columns * (height * width * (1 if coarse else channels) * 4 / 3 + 60))
 
 
 def _read(group: Group, place: int, folder: Distilled) -> _Set:
@@ -141,13 +141,16 @@ def _read(group: Group, place: int, folder: Distilled) -> _Set:
 
     from harness.records.artifact import load, lost
 
-    if problem := lost(folder.set_path, (folder.record["artifact"] or {})["sha256"]):
+    assert folder.record["artifact"]
+    if problem := lost(folder.set_path, folder.record["artifact"]["sha256"]):
         raise UserError(problem)
     artifact = load(folder.set_path)
     count, ipc = len(artifact.images), max(1, int(group.distillation["ipc"]))
     classes = count // ipc
-    if not classes or classes * ipc != count or artifact.images.ndim != 4 or len(artifact.labels) != count:
+    if not classes or classes * ipc != count or artifact.images.ndim != 4:
         raise UserError(f"its set has {count} images, which are not {ipc} for each class")
+    if artifact.labels.ndim != 2 or len(artifact.labels) != count or not artifact.labels.shape[1]:
+        raise UserError(f"its set has labels of shape {tuple(artifact.labels.shape)} for {count} images")
     rows, columns = min(LEVELS[0][0], classes), min(LEVELS[0][1], ipc)
     chosen = [row * ipc + column for row in range(rows) for column in range(columns)]
     natural = artifact.preprocess.inverse(artifact.images[chosen]).clamp(0, 1).nan_to_num()
@@ -158,9 +161,12 @@ def _read(group: Group, place: int, folder: Distilled) -> _Set:
     if scale < 1:
         import numpy as np
 
-        size = tuple(max(1, round(side * scale)) for side in reversed(natural.shape[2:]))
-        small = [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).resize(size) for image in pixels]
-        pixels = np.stack([np.asarray(image).reshape(size[1], size[0], -1) for image in small])
+        height, width = (max(1, round(side * scale)) for side in natural.shape[2:])
+        small = [
+            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).resize((width, height))
+            for image in pixels
+        ]
+        pixels = np.stack([np.asarray(image).reshape(height, width, -1) for image in small])
     names, labels = [], []
     for row in range(rows):
         first = row * ipc
@@ -190,7 +196,7 @@ def _label(artifact: Artifact, place: int) -> str:
     if len(label) > 1 and float(label.sort().values[:-1].max() - label.min()) < 1e-6:
         return f"label {_name(artifact, int(top.indices[0]))}"
     kind = "learned label (centred)" if artifact.label_space == "centred" else "soft label"
-    shown = [f"{_name(artifact, int(i))} {value:.2f}" for i, value in zip(top.indices, values, strict=True)]
+    shown = [f"{_name(artifact, int(i))}: {value:.2f}" for i, value in zip(top.indices, values, strict=True)]
     return f"{kind} {', '.join(shown)}{', …' if len(label) > len(shown) else ''}"
 
 

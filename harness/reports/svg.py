@@ -195,9 +195,9 @@ def _named(panel: Panel, styles: Mapping[str, Look]) -> str:
     parts.append(text(panel.y_label, 0, 14, class_="title"))
     for level in panel.levels:
         at = across(level.mean)
-        line = element("path", d=_lines([(at, TOP, at, bottom)]), class_="line", stroke_dasharray="4 3")
+        mark = element("path", d=_lines([(at, TOP, at, bottom)]), class_="line", stroke_dasharray="4 3")
         title = element("title", html.escape(f"{level.label}: {level.mean:.4g}"))
-        parts.append(_group(level.label, styles, title + line + text(level.label, at, TOP - 3, "middle")))
+        parts.append(_group(level.label, styles, title + mark + text(level.label, at, TOP - 3, "middle")))
     for line in panel.series:
         drawn = ""
         for x, y, low, high in zip(line.x, line.y, line.low, line.high, strict=True):
