@@ -19,7 +19,7 @@ from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import Network, NetworkSpec
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
@@ -78,16 +78,27 @@ class NetworkEvaluation(Evaluation):
     def run(
         self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
-        """Train networks ``begin`` to ``config.networks`` − 1, and test each.
+        """Train networks ``begin`` to ``config.networks`` − 1 on the set, and test each. Raises as `tested` does."""
+        (synthetic,), (benchmark,) = sets, benchmarks
+        return self.tested(synthetic, benchmark, seed, progress, begin)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks are trained: the recipe of the protocol."""
+        return PROTOCOLS[self.config.protocol].recipe
+
+    def tested(
+        self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, progress: Progress, begin: int = 0
+    ) -> dict[str, list[float]]:
+        """Train networks ``begin`` to ``config.networks`` − 1 of ``seed`` on ``synthetic``, and test each.
 
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
-        (synthetic,), (benchmark,) = sets, benchmarks
-        config, learned_lr = self.config, PROTOCOLS[self.config.protocol].recipe.learned_lr
-        if learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
+        config, recipe = self.config, self.recipe
+        if recipe.learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
             raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
         count = config.networks - begin
-        at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
+        at_once = config.networks_at_once or _networks_at_once(config, recipe, synthetic, benchmark, count)
         self.cost |= {"networks_at_once": at_once, "parameters": network_spec(benchmark, config).parameters()}
         values: dict[str, list[float]] = {}
         for first in range(0, count, at_once):
@@ -97,7 +108,7 @@ class NetworkEvaluation(Evaluation):
                 progress(own.start * steps + len(own) * done, count * steps)
 
             indices = [begin + index for index in own]
-            for network in trained_networks(config, synthetic, benchmark, seed, indices, shown):
+            for network in trained_networks(config, synthetic, benchmark, seed, indices, shown, recipe):
                 for name, value in self.test(network.eval(), synthetic, benchmark).items():
                     values.setdefault(name, []).append(value)
         return values
@@ -144,12 +155,13 @@ def trained_networks(
     seed: int | str,
     indices: Iterable[int],
     progress: Progress | None = None,
+    recipe: Recipe | None = None,
 ) -> list[Network]:
     """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``progress(done, total)`` counts the training steps of one network.
+    ``progress(done, total)`` counts the training steps of one network. ``recipe``: by default that of the protocol.
     """
-    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, PROTOCOLS[config.protocol].recipe
+    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, recipe or PROTOCOLS[config.protocol].recipe
     spec, indices = network_spec(benchmark, config), list(indices)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
@@ -169,14 +181,16 @@ def trained_networks(
     return networks
 
 
-def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchmark, networks: int) -> int:
+def _networks_at_once(
+    config: Training, recipe: Recipe, synthetic: Synthetic, benchmark: Benchmark, networks: int
+) -> int:
     """How many of ``networks`` are best trained at a time: 1 or all, whichever takes less time on this device.
 
     On a GPU both ways are tried, with networks and generators that are thrown away. Nothing is tried on a CPU, which
     would lose the same bits from run to run for little, nor where there is little to gain: for one network, or few
     steps.
     """
-    steps = PROTOCOLS[config.protocol].recipe.steps(len(synthetic.images))
+    steps = recipe.steps(len(synthetic.images))
     few = networks <= 1 or min(steps, config.steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1
@@ -191,7 +205,7 @@ def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchma
             if done in (TRIAL_WARMUP, steps):
                 readings.append(clock.read())
 
-        trained_networks(short, synthetic, benchmark, "trial", range(count), progress)
+        trained_networks(short, synthetic, benchmark, "trial", range(count), progress, recipe)
         return readings[1] - readings[0]
 
     try:
