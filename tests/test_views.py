@@ -27,6 +27,7 @@ from harness.plan.request import Request
 from harness.records import artifact
 from harness.records.importers import doubts, fitted, read
 from harness.records.record import PICTURE, SET
+from harness.reports.images import started_as
 from methods.base import Synthetic
 from tests.builders import all_in, in_process, quick
 from tests.dummies import Dummy, dummy
@@ -252,8 +253,9 @@ def test_a_set_on_disk_says_which_classes_it_has(tmp_path: Path) -> None:
     made = benchmark(STEP)
     images, classes = made.task.draw_per_class()
     labels = torch.nn.functional.one_hot(classes, 10).float()
-    artifact.save(tmp_path / SET, Synthetic(images, labels, "probability"), made, distillation={}, config={})
-    assert artifact.load(tmp_path / SET).classes == (4, 9)
+    artifact.save(tmp_path / SET, Synthetic(images, labels, "probability"), made, distillation={"ipc": 2}, config={})
+    loaded = artifact.load(tmp_path / SET)
+    assert loaded.classes == (4, 9) and started_as(loaded) == [4, 4, 9, 9]
     with Image.open(tmp_path / PICTURE) as drawn:
         pixels = np.array(drawn)
     left = pixels.shape[1] - 2 * 66
