@@ -836,6 +836,26 @@ def test_published_photographs_are_cut_and_averaged_as_published(name: str, tmp_
     assert np.abs(raw.train_images[0].permute(1, 2, 0).numpy() - expected).max() <= 0.5 + 1e-9
 
 
+def test_imagewoof_is_whitened_by_a_checkerboard_of_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of 128×128 with blocks of 64×64, in small: 16×16 with blocks of 8×8, of more numbers than images."""
+    monkeypatch.setattr(preprocess, "ZCA_BLOCK", 8)
+    for split in ("train", "val"):
+        for wnid in wordnet_ids("imagewoof").values():
+            for i in range(3):
+                file = tmp_path / "imagewoof2-160" / split / wnid / f"{i}.JPEG"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "JPEG")
+    raw = load_raw("imagewoof", tmp_path, image_size=16)
+    loaded = benchmark("imagewoof", tmp_path, preprocess="zca_frepo", image_size=16, dtype=torch.float64)
+    zca = loaded.preprocess.zca
+    assert zca and (zca.block, zca.layout, zca.whiten.shape) == (8, "strided", (192, 192))
+    assert loaded.preprocess.mean.tolist() == pytest.approx([0.4917, 0.4613, 0.3931])
+    restored = loaded.preprocess.inverse(loaded.task.images)
+    torch.testing.assert_close(restored, raw.train_images.double() / 255, rtol=0, atol=1e-9)
+    eigenvalues = torch.linalg.eigvalsh(zca.whiten)
+    assert int(((eigenvalues - 1).abs() < 1e-6).sum()) == 192 - 30, "factors after the number of images are 1"
+
+
 def imagenet64(root: Path, *, npz: bool = False) -> list[np.ndarray]:
     """Batches of two images each, with the labels i and 1000; returns the images of the training batches."""
     folder = root / "imagenet64"
