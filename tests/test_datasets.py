@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import DATASETS, folders
+from benchmarks import DATASETS, folders, preprocess
 from benchmarks._torchvision import datasets as torchvision_datasets
 from benchmarks.data import image_files, source
 from benchmarks.datasets import Benchmark, RawData, load, load_raw, wordnet_ids
