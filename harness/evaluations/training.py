@@ -11,7 +11,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -66,7 +66,7 @@ class NetworkEvaluation(Evaluation):
     """An evaluation that trains fresh networks on one set and tests each."""
 
     Config = Training
-    sets = "one"
+    sets: ClassVar[Literal["one", "sequence"]] = "one"
     grows: ClassVar[str | None] = "networks"
 
     config: Training
