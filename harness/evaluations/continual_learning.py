@@ -54,8 +54,8 @@ class ContinualLearningConfig(Training):
         super().__post_init__()
         if self.class_steps < 1:
             raise UserError(f"class_steps is {self.class_steps}; it must be at least 1")
-        if not 0 <= self.order < 2**32:
-            raise UserError(f"order is {self.order}; it must be at least 0 and below 2^32")
+        if not 0 <= self.order < 10**9:  # a seed that the name of a view can hold
+            raise UserError(f"order is {self.order}; it must be at least 0 and below 10^9")
 
 
 class ContinualLearning(NetworkEvaluation):
