@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import Network, NetworkSpec
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
@@ -75,6 +75,12 @@ class NetworkEvaluation(Evaluation):
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
         """Values of one trained ``network``, which is in evaluation mode, one for each quantity that applies."""
 
+    def train(
+        self, synthetic: Synthetic, benchmark: Benchmark, seed: int, indices: Sequence[int], progress: Progress
+    ) -> list[Network]:
+        """The networks ``indices``, trained together; ``progress(done, total)`` counts the steps of one."""
+        return trained_networks(self.config, synthetic, benchmark, seed, indices, progress)
+
     def run(
         self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
@@ -97,7 +103,7 @@ class NetworkEvaluation(Evaluation):
                 progress(own.start * steps + len(own) * done, count * steps)
 
             indices = [begin + index for index in own]
-            for network in trained_networks(config, synthetic, benchmark, seed, indices, shown):
+            for network in self.train(synthetic, benchmark, seed, indices, shown):
                 for name, value in self.test(network.eval(), synthetic, benchmark).items():
                     values.setdefault(name, []).append(value)
         return values
@@ -144,16 +150,28 @@ def trained_networks(
     seed: int | str,
     indices: Iterable[int],
     progress: Progress | None = None,
+    *,
+    recipe: Recipe | None = None,
+    look: Callable[[Sequence[Network], int, int], None] | None = None,
 ) -> list[Network]:
     """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``progress(done, total)`` counts the training steps of one network.
+    ``progress(done, total)`` counts the training steps of one network. ``recipe``: in place of the protocol's.
+    ``look(networks, done, total)`` may test the networks after every step; it leaves them in training mode.
     """
-    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, PROTOCOLS[config.protocol].recipe
+    device, dtype = synthetic.images.device, synthetic.images.dtype
+    recipe = recipe or PROTOCOLS[config.protocol].recipe
     spec, indices = network_spec(benchmark, config), list(indices)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]
+
+    def after(done: int, steps: int) -> None:
+        if progress is not None:
+            progress(done, steps)
+        if look is not None:
+            look(networks, done, steps)
+
     train_together(
         networks,
         synthetic.images,
@@ -164,7 +182,7 @@ def trained_networks(
         generators=[generator_for("evaluation", seed, index) for index in indices],
         lr=synthetic.lr,
         max_steps=config.steps,
-        progress=progress,
+        progress=after,
     )
     return networks
 
