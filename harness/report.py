@@ -22,7 +22,7 @@ from harness.reports.comparisons import comparison_rows, comparison_tables
 from harness.reports.groups import grouped
 from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
-from harness.reports.verdicts import claims_rows, claims_table
+from harness.reports.verdicts import claims_lines, claims_rows, claims_table
 
 PROGRAM = "python -m harness.report"
 
@@ -47,16 +47,17 @@ def write(
     made = {"table": (tables(groups, intervals=intervals), rows(groups))}
     if comparisons:
         made["comparisons"] = comparison_tables(groups), comparison_rows(groups)
+    shown = [screen(table) for own, _ in made.values() for table in own]
     if claims:
         made["claims"] = [claims_table(groups)], claims_rows(groups)
+        shown.append(claims_lines(groups))
     contents = {}
-    for name, (shown, lines) in made.items():
-        if shown:
-            contents[f"{name}.md"] = "\n\n".join(markdown(table) for table in shown) + "\n"
-            contents[f"{name}.tex"] = TEX_HEAD + "\n".join(latex(table) for table in shown)
-            contents[f"{name}.csv"] = csv(lines)
+    for name, (own, lines) in made.items():
+        contents[f"{name}.md"] = "\n\n".join(markdown(table) for table in own) + "\n"
+        contents[f"{name}.tex"] = TEX_HEAD + "\n".join(latex(table) for table in own)
+        contents[f"{name}.csv"] = csv(lines)
     write_texts(contents, folder, "the tables")
-    return "\n\n".join(screen(table) for shown, _ in made.values() for table in shown)
+    return "\n\n".join(shown)
 
 
 def show(distilled: Sequence[Distilled]) -> str:

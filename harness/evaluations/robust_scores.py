@@ -46,7 +46,8 @@ class RobustScores(NetworkEvaluation):
     ) -> Mapping[str, list[float]]:
         """Values of every network, as `NetworkEvaluation.run`; each is trained twice."""
         values: dict[str, list[float]] = {}
-        for place, self.left_out in enumerate((HARD, BARE)):
+        for place, name in enumerate((HARD, BARE)):
+            self.left_out = name
 
             def shown(done: int, total: int, place: int = place) -> None:
                 progress(place * total + done, 2 * total)

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.reports.groups import ACCURACY, NONE, Group, variants
+from harness.reports.groups import NONE, Group, variants
 from harness.reports.render import Table, listed
 from harness.reports.statistics import FEWEST_PAIRS, FEWEST_SEEDS, LEVEL, Comparison, Interval, compare, holm, interval
 
-Verdict = Literal["better", "better for these sets", "not distinguishable", "too few"]
+Outcome = Literal["better", "better for these sets", "not distinguishable", "too few"]
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Two rows that were evaluated alike; the first has the higher mean."""
+class RowComparison:
+    """Two rows that were evaluated alike; where values pair, the mean difference is at least 0."""
 
     first: int
     second: int
@@ -35,7 +35,7 @@ class Contest:
     """The smallest that the corrected p could be."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Outcome:
         """``better``: a test over seeds says so. ``better for these sets``: there are too few seeds for any test to
         say so, and the interval of the difference excludes 0.
         """
@@ -59,28 +59,30 @@ def interval_of(group: Group) -> Interval | None:
     return interval([member.values() for member in group.members])
 
 
-def contests(groups: Sequence[Group]) -> list[Contest]:
+def row_comparisons(groups: Sequence[Group]) -> list[RowComparison]:
     """All pairs of rows of one table that were evaluated alike, networks trained on all real images apart."""
+    values = [by_seed(group) for group in groups]
+    compared = []
+    for pair in (pair for places in _alike(groups) for pair in itertools.combinations(places, 2)):
+        ways = [(one, other, compare(values[one], values[other])) for one, other in (pair, pair[::-1])]
+        compared.append(next((way for way in ways if way[2] and way[2].difference >= 0), ways[0]))
+    tested = [own for _, _, own in compared if own and own.seeds >= FEWEST_SEEDS]
+    corrected = iter(holm([own.p for own in tested]))
+    made = []
+    for first, second, own in compared:
+        p = next(corrected) if own and own.seeds >= FEWEST_SEEDS else None
+        smallest = None if p is None or own is None else min(1.0, len(tested) * own.smallest_p)
+        made.append(RowComparison(first, second, own, p, smallest))
+    return made
+
+
+def _alike(groups: Sequence[Group]) -> list[list[int]]:
+    """Places of the rows that were evaluated alike, where there are at least two."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, group in enumerate(groups):
         if group.values and not group.ceiling:
             alike.setdefault(group.test, []).append(place)
-    values = [by_seed(group) for group in groups]
-    means = [statistics.fmean(group.values) if group.values else 0.0 for group in groups]
-    pairs = [
-        (one, other) if means[one] >= means[other] else (other, one)
-        for places in alike.values()
-        for one, other in itertools.combinations(places, 2)
-    ]
-    compared = [compare(values[first], values[second]) for first, second in pairs]
-    tested = [own for own in compared if own and own.seeds >= FEWEST_SEEDS]
-    corrected = iter(holm([own.p for own in tested]))
-    made = []
-    for (first, second), own in zip(pairs, compared, strict=True):
-        p = next(corrected) if own and own.seeds >= FEWEST_SEEDS else None
-        smallest = None if p is None or own is None else min(1.0, len(tested) * own.smallest_p)
-        made.append(Contest(first, second, own, p, smallest))
-    return made
+    return [places for places in alike.values() if len(places) > 1]
 
 
 def best(groups: Sequence[Group]) -> set[int]:
@@ -88,14 +90,15 @@ def best(groups: Sequence[Group]) -> set[int]:
 
     A row is like the highest where its mean is the same, or where a comparison does not tell the two apart.
     """
-    made = contests(groups)
-    beaten = {contest.second for contest in made}
-    highest = {contest.first for contest in made} - beaten
+    highest: set[int] = set()
+    for places in _alike(groups):
+        means = {place: statistics.fmean(groups[place].values) for place in places}
+        highest |= {place for place, mean in means.items() if mean == max(means.values())}
     equal = {
-        c.second
-        for c in made
-        if c.first in highest
-        and (c.verdict == "not distinguishable" or (c.comparison and c.comparison.difference == 0))
+        place
+        for each in row_comparisons(groups)
+        for place, other in ((each.first, each.second), (each.second, each.first))
+        if other in highest and each.verdict == "not distinguishable"
     }
     return highest | equal
 
@@ -105,7 +108,7 @@ def comparison_tables(groups: Sequence[Group]) -> list[Table]:
     tables = []
     for key in sorted({group.table for group in groups}):
         same = [group for group in groups if group.table == key]
-        if made := contests(same):
+        if made := row_comparisons(same):
             tables.append(_table(key, same, made))
     return tables
 
@@ -122,26 +125,26 @@ def comparison_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     for key in sorted({group.table for group in groups}):
         same = [group for group in groups if group.table == key]
         names = _names(same)
-        for contest in contests(same):
-            own = contest.comparison
+        for each in row_comparisons(same):
+            own = each.comparison
             found.append(
                 {
                     **dict(zip(("device", "budget", "protocol_kind", "protocol_version"), key, strict=True)),
-                    "dataset": same[contest.first].distillation["dataset"],
-                    "ipc": same[contest.first].distillation["ipc"],
-                    "recipe": same[contest.first].protocol,
-                    "method": names[contest.first],
-                    "compared_with": names[contest.second],
+                    "dataset": same[each.first].distillation["dataset"],
+                    "ipc": same[each.first].distillation["ipc"],
+                    "recipe": same[each.first].protocol,
+                    "method": names[each.first],
+                    "compared_with": names[each.second],
                     "difference": own and own.difference,
                     "difference_low": own and own.interval and own.interval.low,
                     "difference_high": own and own.interval and own.interval.high,
                     "interval_over": own and own.interval and own.interval.over,
                     "p": own and own.p,
-                    "p_corrected": contest.p,
-                    "smallest_p_corrected": contest.smallest_p,
+                    "p_corrected": each.p,
+                    "smallest_p_corrected": each.smallest_p,
                     "pairs": own.pairs if own else 0,
                     "seeds": own.seeds if own else 0,
-                    "verdict": contest.verdict,
+                    "verdict": each.verdict,
                 }
             )
     return found
@@ -152,30 +155,30 @@ def _names(groups: Sequence[Group]) -> list[str]:
     return [group.method + ("" if setting == NONE else f" ({setting})") for group, setting in pairs]
 
 
-def _table(key: Sequence[str], groups: Sequence[Group], made: Sequence[Contest]) -> Table:
+def _table(key: Sequence[str], groups: Sequence[Group], made: Sequence[RowComparison]) -> Table:
     names = _names(groups)
 
-    def row(contest: Contest) -> tuple[str, ...]:
-        group, own = groups[contest.first], contest.comparison
+    def row(each: RowComparison) -> tuple[str, ...]:
+        group, own = groups[each.first], each.comparison
         known = own.interval if own else None
         return (
             group.distillation["dataset"],
             group.ipc,
             group.protocol,
-            names[contest.first],
-            names[contest.second],
+            names[each.first],
+            names[each.second],
             f"{100 * own.difference:+.1f}" if own else NONE,
             f"{100 * known.low:+.1f} to {100 * known.high:+.1f}" if known else NONE,
             known.over if known else NONE,
-            NONE if contest.p is None else f"{contest.p:.2g}",
-            NONE if contest.smallest_p is None else f"{contest.smallest_p:.2g}",
+            NONE if each.p is None else f"{each.p:.2g}",
+            NONE if each.smallest_p is None else f"{each.smallest_p:.2g}",
             str(own.pairs if own else 0),
             str(own.seeds if own else 0),
-            contest.verdict,
+            each.verdict,
         )
 
     device, budget, kind, version = key
-    tested = sum(contest.p is not None for contest in made)
+    tested = sum(each.p is not None for each in made)
     words = {
         "better": f"better: p ≤ {LEVEL:g}, of the exact test that changes the signs of the differences of the seeds",
         "better for these sets": "better for these sets: the seeds are too few for p to be so small, and the interval "
@@ -183,17 +186,17 @@ def _table(key: Sequence[str], groups: Sequence[Group], made: Sequence[Contest])
         "not distinguishable": "not distinguishable: p is larger, or the interval holds 0",
         "too few": f"too few: fewer than {FEWEST_PAIRS} pairs",
     }
-    verdicts = [contest.verdict for contest in made]
+    verdicts = [each.verdict for each in made]
     return Table(
-        caption=f"Accuracy of method less that of the method compared with, in pairs of networks that share seed, index "
-        f"and recipe. Measured on {device}, budget {budget}, {kind} protocol, version {version}.",
+        caption="Accuracy of method less that of the method compared with, in pairs of networks that share seed, "
+        f"index and recipe. Measured on {device}, budget {budget}, {kind} protocol, version {version}.",
         columns=COLUMNS,
         rows=tuple(map(row, made)),
         bold=frozenset(),
         notes=(
             f"Verdicts: {'; '.join(text for verdict, text in words.items() if verdict in verdicts)}.",
-            f"p is corrected by Holm for the {tested} tests of this table; smallest p: the least that it could be with so "
-            "many seeds." * (tested > 0),
+            f"p is corrected by Holm for the {tested} tests of this table; smallest p: the least that it could be with "
+            "so many seeds." * (tested > 0),
             _coverage(listed(c.comparison.interval.over for c in made if c.comparison and c.comparison.interval)),
         ),
     )

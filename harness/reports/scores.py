@@ -1,8 +1,8 @@
 """Scores of what labels and augmentation contribute, computed from several accuracies of the same recipe.
 
 Li et al., DD-Ranking: Rethinking the Evaluation of Dataset Distillation (2025), https://arxiv.org/abs/2505.13300. Both
-scores lie in [0, 1] for accuracies as fractions. The package ``ddranking`` 0.2 puts percent into the exponential, so its
-scores are others.
+scores lie in [0, 1] for accuracies as fractions. The package ``ddranking`` 0.2 puts percent into the exponential, and
+takes the best epoch on the test images, so its scores are others.
 """
 
 from __future__ import annotations

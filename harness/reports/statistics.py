@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,8 +134,8 @@ class Comparison:
     seeds: int
 
 
-def compare(first: Mapping[int, Sequence[float]], second: Mapping[int, Sequence[float]]) -> Comparison | None:
-    """Compare values that pair by seed (the keys) and by place in the list. None where nothing pairs.
+def compare(first: Mapping[Any, Sequence[float]], second: Mapping[Any, Sequence[float]]) -> Comparison | None:
+    """Compare values that pair by seed, which are the keys, and by place in the list. None where nothing pairs.
 
     The pairs of a seed share its distillations, so the test is of the means of the seeds, never of the networks.
     """

@@ -269,8 +269,8 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
         "Evaluated alike: on the same data at the same ipc, by the same recipe, network, width, preprocessing and "
         "training steps": evaluated and any(group.values for group in groups),
         "ipc all: networks trained on all real images by the same recipe": any(group.ceiling for group in groups),
-        f"Selection gap: the highest accuracy of {looks} sets on the way, chosen on the test images as most published code "
-        "does, less that of the last set; over the seeds": evaluated and looks,
+        f"Selection gap: the highest accuracy of {looks} sets on the way, chosen on the test images as most published "
+        "code does, less that of the last set; over the seeds": evaluated and looks,
         "LRS, ARS: label-robust and augmentation-robust score (Li et al., 2025), of accuracies as fractions; higher is "
         "better": any(set(vars(own).values()) - {None} for own in scores(groups)),
         "Reported by papers: for their full schedules, not measured here": evaluated and any(map(reported_for, groups)),
