@@ -248,5 +248,5 @@ def test_the_command_shows_every_claim(tmp_path: Path, capsys: pytest.CaptureFix
     table = pd.read_csv(tmp_path / "claims.csv")
     assert len(table) == len(CLAIMS) and [*table["word"]].count("confirmed") == 1
     text = (tmp_path / "claims.md").read_text()
-    assert text.startswith("Claims of Zhou") and "| confirmed" in text and "A CPU; budget quick; width 32" in text
+    assert text.startswith("Claims of Zhou") and " confirmed |" in text and "A CPU; budget quick; width 32" in text
     assert r"\begin{tabular}" in (tmp_path / "claims.tex").read_text()

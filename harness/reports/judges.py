@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.reports.claims import base_of, seconds_ratio, size_ratio, time_to, time_to_share
@@ -43,7 +43,7 @@ class _Row(NamedTuple):
     """Values of a group by a key that pairs them with those of other groups: the seed, or more."""
 
     group: Group
-    values: Mapping[Hashable, Sequence[float]]
+    values: Mapping[Any, Sequence[float]]
 
     @property
     def mean(self) -> float:
@@ -89,7 +89,7 @@ def _accuracies(groups: Iterable[Group]) -> dict[tuple[Any, ...], list[_Row]]:
     for group in groups:
         if group.values and (values := by_seed(group)) and not group.ceiling and not _is_view(group):
             key = group.table, group.contest, group.distillation["width"], group.recipe.get("steps")
-            settings.setdefault(key, []).append(_Row(group, {**values}))
+            settings.setdefault(key, []).append(_Row(group, values))
     return settings
 
 
@@ -233,7 +233,7 @@ def _architectures(groups: Sequence[Group]) -> dict[tuple[Any, ...], dict[str, l
     """Rows of the evaluation ``cross_architecture``, by setting and by architecture."""
     settings: dict[tuple[Any, ...], dict[str, list[_Row]]] = {}
     for group in groups:
-        values: dict[str, dict[Hashable, list[float]]] = {}
+        values: dict[str, dict[Any, list[float]]] = {}
         for seed, config, own in _values(group, "cross_architecture", "accuracy"):
             values.setdefault(" ".join(config["architectures"]), {})[seed] = own
         for architecture, by in values.items():
@@ -277,7 +277,7 @@ class _Continual(NamedTuple):
 
 def _continual(groups: Sequence[Group]) -> dict[_Continual, list[_Row]]:
     """Rows of the accuracy after the last step, of every order of the classes and seed."""
-    settings: dict[_Continual, dict[str, tuple[Group, dict[Hashable, list[float]]]]] = {}
+    settings: dict[_Continual, dict[str, tuple[Group, dict[Any, list[float]]]]] = {}
     for group in groups:
         for seed, config, series in _values(group, "continual_learning", "continual_accuracy"):
             asked, steps = group.distillation, int(config["class_steps"])
@@ -337,7 +337,7 @@ def _attacks(groups: Sequence[Group], quantity: str, *, first: bool = False) -> 
     """Rows of the evaluation ``membership_inference`` after the longest training, or the shortest, by setting."""
     settings: dict[str, dict[str, _Row]] = {}
     for group in groups:
-        by: dict[str, dict[Hashable, list[float]]] = {}
+        by: dict[str, dict[Any, list[float]]] = {}
         for seed, config, series in _values(group, "membership_inference", quantity):
             words = f"{group.distillation['dataset']}, augmentation {config['augment']}"
             by.setdefault(f"{words}, {config['lengths'][-1]} steps", {})[seed] = [series[0 if first else -1]]
@@ -381,11 +381,15 @@ def useful(groups: Sequence[Group]) -> Iterator[Finding]:
 
 def grows_with_training(groups: Sequence[Group]) -> Iterator[Finding]:
     """AUC of the threshold attack after the shortest and the longest training, on real data and on FRePo's set."""
-    begin = {id(row.group): row for rows in _attacks(groups, AUC[0], first=True).values() for row in rows}
+    begin = {
+        (setting, id(row.group)): row.mean
+        for setting, rows in _attacks(groups, AUC[0], first=True).items()
+        for row in rows
+    }
     for setting, rows in _attacks(groups, AUC[0]).items():
         for real in _of(rows, CEILING):
             for ours in _of(rows, OURS):
-                starts = [begin[id(row.group)].mean for row in (real, ours)]
+                starts = [begin[setting, id(row.group)] for row in (real, ours)]
                 words = (
                     f"{setting}: AUC on real data from {starts[0]:.2f} to {real.mean:.2f}, on FRePo's set from "
                     f"{starts[1]:.2f} to {ours.mean:.2f}"
