@@ -82,7 +82,17 @@ def test_a_claim_about_many_classes_is_tested_on_them_alone() -> None:
     assert verdict("Above all", records).word == "not tested here"
     there = [made(HIGH, dataset="cifar100"), made(LOW, method="mtt", dataset="cifar100")]
     assert verdict("Above all", there).word == "confirmed"
+    part = [
+        made(HIGH, dataset="folder:tiny-imagenet-32-100"),
+        made(LOW, method="mtt", dataset="folder:tiny-imagenet-32-100"),
+    ]
+    assert verdict("Above all", part).word == "confirmed"
     assert verdict("Above all", [made(HIGH, dataset="cifar100", ipc=10)]).word == "not tested here"
+
+
+def test_numbers_without_meaning_decide_nothing() -> None:
+    records = [made(HIGH, budget="smoke"), made(LOW, method="mtt", budget="smoke")]
+    assert verdict("Higher test accuracy", records).word == "not tested here"
 
 
 def test_views_of_a_data_set_are_no_table_1() -> None:
@@ -244,6 +254,7 @@ def test_the_command_shows_every_claim(tmp_path: Path, capsys: pytest.CaptureFix
     folder = saved(tmp_path, made(HIGH), made(LOW, method="mtt"))
     assert report.main([folder, "--claims"]) == 0
     shown = capsys.readouterr().out
+    assert max(map(len, shown.partition("CONFIRMED")[2].splitlines())) <= 100
     assert "CONFIRMED: Higher test accuracy" in shown and "NOT TESTED HERE: Continual learning" in shown
     table = pd.read_csv(tmp_path / "claims.csv")
     assert len(table) == len(CLAIMS) and [*table["word"]].count("confirmed") == 1

@@ -97,6 +97,13 @@ def _is_view(group: Group) -> bool:
     return "@" in group.distillation["dataset"]
 
 
+def _is_one(group: Group, datasets: Collection[str]) -> bool:
+    """Whether its data is one of ``datasets``, or a folder of images that is named after one, as a part of it is."""
+    name = str(group.distillation["dataset"])
+    folder = name.removeprefix("folder:").lower().replace("-", "_")
+    return name in datasets or (name != folder and folder.startswith(tuple(datasets)))
+
+
 def _task(group: Group) -> str:
     return f"{group.distillation['dataset']} at ipc {group.ipc}, {group.table[2]} protocol"
 
@@ -121,7 +128,7 @@ def accuracy(
     """FRePo's accuracy against the best of ``rivals`` on every task."""
     for rows in _accuracies(groups).values():
         asked = rows[0].group.distillation
-        if (datasets is None or asked["dataset"] in datasets) and (ipcs is None or asked["ipc"] in ipcs):
+        if (datasets is None or _is_one(rows[0].group, datasets)) and (ipcs is None or asked["ipc"] in ipcs):
             yield from _against_best(_task(rows[0].group), rows, rivals)
 
 
@@ -131,7 +138,7 @@ def kernel_regression(groups: Sequence[Group], datasets: Collection[str], *, sim
         for row in rows:
             group = row.group
             krr = {member.seed: member.values("krr_accuracy") for member in group.members}
-            if group.method != OURS or group.distillation["dataset"] not in datasets or not any(krr.values()):
+            if group.method != OURS or not _is_one(group, datasets) or not any(krr.values()):
                 continue
             kernel = _Row(group, {seed: values for seed, values in krr.items() if values})
             found = _difference(_task(group), kernel, row, against="the network")
@@ -144,7 +151,7 @@ def learned_labels(groups: Sequence[Group]) -> Iterator[Finding]:
     for rows in _accuracies(groups).values():
         ours = [row for row in rows if row.group.method == OURS]
         for row in ours:
-            if row.group.records[0]["config"].get("learn_label") and row.group.distillation["dataset"] in MANY_CLASSES:
+            if row.group.records[0]["config"].get("learn_label") and _is_one(row.group, MANY_CLASSES):
                 fixed = {**row.group.settings, "config.learn_label": False}
                 for other in ours:
                     if other.group.settings == fixed:

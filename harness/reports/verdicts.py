@@ -55,7 +55,8 @@ class Verdict:
 
 
 def verdicts(groups: Sequence[Group]) -> list[Verdict]:
-    """All claims, in the order of the paper."""
+    """All claims, in the order of the paper. What was run to see that it runs has numbers without meaning."""
+    groups = [group for group in groups if group.table[1] != "smoke"]
     return [_verdict(claim, list(claim.judge(groups))) for claim in CLAIMS]
 
 
@@ -65,6 +66,7 @@ def _verdict(claim: Claim, findings: Sequence[Finding]) -> Verdict:
     if held:
         enough = sum(held) > len(held) / 2 if claim.most else all(held)
         word = "confirmed" if enough else "not confirmed"
+    findings = sorted(findings, key=lambda finding: finding.holds is None)
     told = [finding.words + ("" if finding.holds is not None else " (too few values)") for finding in findings]
     counted = f"in {sum(held)} of {len(held)} settings: " if len(held) > 1 else ""
     more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
@@ -102,7 +104,7 @@ CLAIMS = (
         "abstract, §4.2, table 1",
         "Above all with many classes at one image per class: CIFAR-100 28.7 against 24.3 %, Tiny ImageNet 15.4 against "
         "8.8 %, CUB-200 12.4 against 2.2 %",
-        "the same on cifar100, tiny_imagenet and cub200 at ipc 1",
+        "the same on cifar100, tiny_imagenet, cub200 and parts of them at ipc 1",
         functools.partial(judges.accuracy, datasets=MANY_CLASSES, ipcs=(1,)),
     ),
     Claim(
@@ -132,7 +134,7 @@ CLAIMS = (
     Claim(
         "§4.2, table 1",
         "On complex data sets the KRR predictor is better than the network",
-        "KRR accuracy less accuracy on cifar100, tiny_imagenet and cub200: the interval is above 0",
+        "KRR accuracy less accuracy on cifar100, tiny_imagenet, cub200 and parts of them: the interval is above 0",
         functools.partial(judges.kernel_regression, datasets=MANY_CLASSES, similar=False),
     ),
     Claim(
@@ -144,8 +146,8 @@ CLAIMS = (
     Claim(
         "§4.2",
         "Learned labels are crucial with many labels",
-        "FRePo with learned labels less FRePo with fixed ones (--frepo.learn-label False) on cifar100, tiny_imagenet "
-        "and cub200: the interval is above 0",
+        "FRePo with learned labels less FRePo with fixed ones (--frepo.learn-label False) on cifar100, tiny_imagenet, "
+        "cub200 and parts of them: the interval is above 0",
         judges.learned_labels,
     ),
     Claim(
@@ -243,8 +245,9 @@ def claims_lines(groups: Sequence[Group]) -> str:
     lines = []
     for each in verdicts(groups):
         measured = f"{each.measured}. On {each.on}; n = {each.n}." if each.n != NONE else ""
-        lines.append(textwrap.fill(f"{each.word.upper()}: {each.claimed} ({each.where}). {measured}".rstrip(), 100))
-    return "\n\n".join(printable(line) for line in lines)
+        line = f"{each.word.upper()}: {each.claimed} ({each.where}). {measured}".rstrip()
+        lines.append(textwrap.fill(printable(line), 100))
+    return "\n\n".join(lines)
 
 
 def claims_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
