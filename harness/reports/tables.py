@@ -28,6 +28,7 @@ from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumst
 from harness.reports.measures import Measure, measures, with_marks
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
 from harness.reports.scores import scores
+from harness.reports.statistics import FEWEST_PAIRS
 
 COUNTERS = ("peak_live_bytes", "flops_per_step", "saved_bytes_per_step", "forecast_bytes", "joules_per_step")
 PEAKS = ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
@@ -187,7 +188,7 @@ def _caption(groups: Sequence[Group], bold: set[int]) -> list[str]:
             return ["Nothing was evaluated"]
         meaning = (
             "Bold: the highest mean of at least two rows that were evaluated alike, and every row that a comparison in "
-            "pairs does not tell from it"
+            f"at least {FEWEST_PAIRS} pairs does not tell from it"
         )
         none = "No row is bold as the best: no two were evaluated alike"
         return [f"Accuracy: top-1 on the test set after the last step, {words}", meaning if bold else none]
