@@ -57,6 +57,11 @@ class ContinualLearningConfig(Training):
         if not 0 <= self.order < 10**9:  # a seed that the name of a view can hold
             raise UserError(f"order is {self.order}; it must be at least 0 and below 10^9")
 
+    def recipe(self, synthetic: Synthetic) -> Recipe:
+        """That of the protocol; where its length depends on the number of images, with `STEPS` steps."""
+        recipe = super().recipe(synthetic)
+        return dataclasses.replace(recipe, steps_by_images=((1, STEPS),)) if recipe.steps_by_images else recipe
+
 
 class ContinualLearning(NetworkEvaluation):
     """Accuracy on all classes seen, after every step."""
@@ -79,12 +84,6 @@ class ContinualLearning(NetworkEvaluation):
         count, leak = self.config.class_steps, "-leak" if self.config.leak else ""
         return tuple(f"@step:{step}-of-{count}-order-{self.config.order}{leak}" for step in range(count))
 
-    @property
-    def recipe(self) -> Recipe:
-        """That of the protocol; where its length depends on the number of images, with `STEPS` steps."""
-        recipe = super().recipe
-        return dataclasses.replace(recipe, steps_by_images=((1, STEPS),)) if recipe.steps_by_images else recipe
-
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
         """Top-1 accuracy over all outputs."""
         return {"continual_accuracy": accuracy(predict(network, benchmark.test_images), benchmark.test_labels)}
@@ -99,9 +98,8 @@ class ContinualLearning(NetworkEvaluation):
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
         images = [sum(len(own.images) for own in sets[: step + 1]) for step in range(len(sets))]
-        lengths = [
-            self.config.networks * min(length, self.config.steps or length) for length in map(self.recipe.steps, images)
-        ]
+        recipe = self.config.recipe(dataclasses.replace(sets[0], lr=None))  # its length is that of every step
+        lengths = [self.config.networks * min(n, self.config.steps or n) for n in map(recipe.steps, images)]
         earlier: list[Synthetic] = []
 
         def after(step: int) -> list[float]:
