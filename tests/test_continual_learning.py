@@ -102,16 +102,14 @@ class Seen:
         self.labels: list[Tensor] = []
         self.recipes: list[Any] = []
         self.starts: list[Tensor] = []
-        self.lr: list[Tensor | None] = []
         train = training.train_together
 
-        def spy(networks, images, labels, label_space, recipe, *, lr, **options):  # type: ignore[no-untyped-def]
+        def spy(networks, images, labels, label_space, recipe, **options):  # type: ignore[no-untyped-def]
             self.images.append(images)
             self.labels.append(labels)
             self.recipes.append(recipe)
-            self.lr.append(lr)
             self.starts.append(next(networks[0].parameters()).detach().clone())
-            train(networks, images, labels, label_space, recipe, lr=lr, **options)
+            train(networks, images, labels, label_space, recipe, **options)
 
         monkeypatch.setattr(training, "train_together", spy)
 
@@ -218,7 +216,7 @@ def test_learned_step_sizes_are_averaged_where_the_recipe_uses_them(monkeypatch:
     sets = [dataclasses.replace(own, lr=torch.tensor(lr)) for own, lr in zip(sets, (0.1, 0.3), strict=True)]
     seen = Seen(monkeypatch)
     evaluation.run(sets, benchmarks, 0, silent)
-    assert [float(lr.mean()) for lr in seen.lr if lr is not None] == pytest.approx([0.1, 0.2])
+    assert [recipe.lr for recipe in seen.recipes] == pytest.approx([0.1, 0.2])
     sets[1] = dataclasses.replace(sets[1], lr=torch.tensor(-0.3))
     with pytest.raises(Untrainable, match=r"the learned step size is -0\.1"):
         evaluation.run(sets, benchmarks, 0, silent)

@@ -229,7 +229,7 @@ def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchma
             if done in (TRIAL_WARMUP, steps):
                 readings.append(clock.read())
 
-        trained_networks(short, synthetic, benchmark, "trial", range(count), progress, recipe)
+        trained_networks(short, synthetic, benchmark, "trial", range(count), progress)
         return readings[1] - readings[0]
 
     try:
