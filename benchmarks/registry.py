@@ -44,8 +44,8 @@ class Registry:
         ``base``.
         """
         if self.classes and name in self.classes:
-            file, _, member = self.classes[name].partition(":")
-            return getattr(importlib.import_module(f"{self.package}.{file}"), member)
+            file, _, class_name = self.classes[name].partition(":")
+            return getattr(importlib.import_module(f"{self.package}.{file}"), class_name)
         choose(self.kind, name, self.names())
         if name in self._builtin():
             module = importlib.import_module(f"{self.package}.{name}")
