@@ -19,7 +19,7 @@ from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import Network, NetworkSpec
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
@@ -61,6 +61,26 @@ class Training:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
+    def spec(self, benchmark: Benchmark) -> NetworkSpec:
+        """The network that is trained, of a resolved configuration. Raises UserError where it does not fit the images.
+
+        Its norm is the one that the protocol tests with.
+        """
+        return network_spec(benchmark, self)
+
+    def recipe(self, synthetic: Synthetic) -> Recipe:
+        """How it is trained, with the step size that was learned with the set where the recipe uses that.
+
+        Raises Untrainable where that step size is below 0.
+        """
+        recipe = PROTOCOLS[self.protocol].recipe
+        if not recipe.learned_lr or synthetic.lr is None:
+            return recipe
+        lr = float(synthetic.lr.detach().mean())
+        if lr < 0:
+            raise Untrainable(f"the learned step size is {lr:.3g}")
+        return dataclasses.replace(recipe, lr=lr, learned_lr=False)
+
 
 class NetworkEvaluation(Evaluation):
     """An evaluation that trains fresh networks on one set and tests each."""
@@ -83,12 +103,9 @@ class NetworkEvaluation(Evaluation):
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
         (synthetic,), (benchmark,) = sets, benchmarks
-        config, learned_lr = self.config, PROTOCOLS[self.config.protocol].recipe.learned_lr
-        if learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
-            raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
-        count = config.networks - begin
+        config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
-        self.cost |= {"networks_at_once": at_once, "parameters": network_spec(benchmark, config).parameters()}
+        self.cost |= {"networks_at_once": at_once, "parameters": config.spec(benchmark).parameters()}
         values: dict[str, list[float]] = {}
         for first in range(0, count, at_once):
             own = range(first, min(first + at_once, count))
@@ -147,10 +164,10 @@ def trained_networks(
 ) -> list[Network]:
     """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``progress(done, total)`` counts the training steps of one network.
+    ``progress(done, total)`` counts the training steps of one network. Raises Untrainable as `Training.recipe` does.
     """
-    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, PROTOCOLS[config.protocol].recipe
-    spec, indices = network_spec(benchmark, config), list(indices)
+    device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
+    spec, recipe = config.spec(benchmark), config.recipe(synthetic)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]
@@ -162,7 +179,6 @@ def trained_networks(
         recipe,
         flip=recipe.flip(benchmark.flip, benchmark.name),
         generators=[generator_for("evaluation", seed, index) for index in indices],
-        lr=synthetic.lr,
         max_steps=config.steps,
         progress=progress,
     )
@@ -176,7 +192,7 @@ def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchma
     would lose the same bits from run to run for little, nor where there is little to gain: for one network, or few
     steps.
     """
-    steps = PROTOCOLS[config.protocol].recipe.steps(len(synthetic.images))
+    steps = config.recipe(synthetic).steps(len(synthetic.images))
     few = networks <= 1 or min(steps, config.steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1
