@@ -181,7 +181,7 @@ class Bench:
         own, left = split(raw, trial.task.ipc, self.held_out, trial.draw)
         forward = self.preprocess(trial.task.dataset, way.preprocess).forward
         spec = NetworkSpec(
-            name=cast(Any, way.network),
+            name=way.network,
             in_channels=raw.train_images.shape[1],
             image_size=(raw.train_images.shape[2], raw.train_images.shape[3]),
             num_classes=len(raw.class_names),

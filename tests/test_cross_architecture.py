@@ -84,8 +84,9 @@ def test_an_architecture_is_a_network_with_a_norm_and_a_protocol() -> None:
     ("changes", "reason"),
     [
         ({"architectures": ("convent",)}, "unknown network 'convent': did you mean 'convnet'"),
-        ({"architectures": ("convnet:bach",)}, "unknown norm 'bach': did you mean 'batch'"),
-        ({"architectures": ("convnet:",)}, "unknown norm ''"),
+        ({"architectures": ("convnet:bach",)}, "unknown norm of convnet 'bach': did you mean 'batch'"),
+        ({"architectures": ("alexnet:instance",)}, "unknown norm of alexnet 'instance'. Known: batch, none"),
+        ({"architectures": ("convnet:",)}, "unknown norm of convnet ''"),
         ({"architectures": ("convnet@frep",)}, "unknown protocol 'frep': did you mean 'frepo'"),
         ({"architectures": ()}, "architectures is empty"),
         ({"lr": 0.0}, "lr must be above 0"),
@@ -113,6 +114,8 @@ def test_the_network_norm_and_depth_that_are_trained(digits: Benchmark) -> None:
     )
     assert spec("convnet_doubling@frepo")[1] == "none", "the norm with which that protocol tests"
     assert spec("convnet_doubling:batch@frepo")[1] == "batch"
+    assert spec("resnet18@frepo") == ("resnet18", "instance", 8, None), "its usual norm: it has no form without"
+    assert spec("resnet18:batch")[1] == "batch"
     with pytest.raises(UserError, match="a question of its own"):
         CrossArchitectureConfig(architectures=("convnet", "convnet_doubling")).spec(digits)
 

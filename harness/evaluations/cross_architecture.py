@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch import Tensor
 from benchmarks import NETWORKS, NORMS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
-from benchmarks.networks import Network, NetworkSpec
+from benchmarks.networks import Network, NetworkSpec, get, usual_norm
+from benchmarks.networks.layers import Norm
 from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import accuracy, predict
@@ -31,7 +32,7 @@ from methods.base import Synthetic
 
 OWN = "own"
 """In place of a network's name: the one of the protocol, or that distilled, as ``network`` says."""
-TABLE2 = ("own", "own:none", "resnet18", "resnet18:batch", "vgg11:batch", "alexnet:none")
+TABLE2 = ("own", "own:none", "resnet18", "resnet18:batch", "vgg11:batch", "alexnet")
 """The columns of FRePo's table 2: Conv, Conv-NN, ResNet-DN, ResNet-BN, VGG-BN, AlexNet."""
 
 
@@ -39,7 +40,7 @@ class Architecture(NamedTuple):
     """A network, its norm and the protocol by whose recipe it is trained; None: as the configuration says."""
 
     network: str
-    norm: str | None
+    norm: Norm | None
     protocol: str | None
 
     @classmethod
@@ -49,10 +50,10 @@ class Architecture(NamedTuple):
         network, colon, norm = name.partition(":")
         choose("network", network, (OWN, *NETWORKS))
         if colon:
-            choose("norm", norm, NORMS)
+            choose(f"norm of {network}", norm, NORMS if network == OWN else get(network).norms)
         if at:
             choose("protocol", protocol, PROTOCOLS)
-        return cls(network, norm or None, protocol or None)
+        return cls(network, cast(Norm, norm) if colon else None, protocol if at else None)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class CrossArchitectureConfig(Training):
 
     architectures: tuple[str, ...] = TABLE2
     """A network each, such as ``resnet18``, ``resnet18:batch`` with that norm, ``resnet18:batch@vico`` by the recipe of
-    that protocol. ``own`` is the network by which the set is tested otherwise. Without a norm: the protocol's."""
+    that protocol. ``own`` is the network by which the set is tested otherwise. Without a norm: the protocol's, or the
+    usual one of a network that does not have it."""
     lr: float | None = None
     """Step size of the optimiser. None: searched."""
     lr_search: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -98,13 +100,13 @@ class CrossArchitectureConfig(Training):
     def spec(self, benchmark: Benchmark) -> NetworkSpec:
         """The network that is trained. Raises UserError where it does not fit the images."""
         own, asked = super().spec(benchmark), self.architecture
-        same = asked.network in (OWN, own.name)
-        norm = asked.norm or (PROTOCOLS[asked.protocol].test_norm if asked.protocol else own.norm)
+        name = own.name if asked.network == OWN else asked.network
+        wanted = PROTOCOLS[asked.protocol or self.protocol].test_norm
         return dataclasses.replace(
             own,
-            name=own.name if same else cast(Any, asked.network),
-            depth=own.depth if same else None,
-            norm=cast(Any, norm),
+            name=name,
+            depth=own.depth if name == own.name else None,
+            norm=asked.norm or usual_norm(name, wanted),
         )
 
     def recipe(self, synthetic: Synthetic) -> Recipe:

@@ -18,7 +18,7 @@ import torch
 from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
-from benchmarks.networks import Network, NetworkSpec
+from benchmarks.networks import Network, NetworkSpec, usual_norm
 from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
@@ -44,9 +44,10 @@ class Training:
     network: str | None = None
     """None: the network that distilled under ``native``, else the protocol's."""
     width: int | None = None
-    """Channels of the first block. None: those of the network that distilled."""
+    """128: as published. None: that of the network that distilled."""
     depth: int | None = None
-    """Blocks. None: those of the network that distilled, or by image size for another network."""
+    """Blocks. None: those of the network that distilled, or by image size for another network. Some networks have a
+    depth of their own."""
     steps: int | None = None
     """At most so many optimiser steps for each network; the schedule shrinks with them. None: the recipe's."""
     networks: int = 5
@@ -62,10 +63,7 @@ class Training:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
     def spec(self, benchmark: Benchmark) -> NetworkSpec:
-        """The network that is trained, of a resolved configuration. Raises UserError where it does not fit the images.
-
-        Its norm is the one that the protocol tests with.
-        """
+        """The network that is trained, of a resolved configuration. Raises UserError as `network_spec` does."""
         return network_spec(benchmark, self)
 
     def recipe(self, synthetic: Synthetic) -> Recipe:
@@ -141,16 +139,17 @@ def resolved(config: Training, distillation: Mapping[str, Any], native: str) -> 
 
 
 def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
-    """The network of a resolved ``config``, with the norm that its protocol tests with.
+    """The network of a resolved ``config``, with the norm that its protocol tests with, or else its usual one.
 
     Raises UserError for a network that does not fit the images.
     """
+    name = config.network or benchmark.spec.name
     return dataclasses.replace(
         benchmark.spec,
-        name=config.network or benchmark.spec.name,  # type: ignore[arg-type]  # checked on construction
+        name=name,
         width=config.width or benchmark.spec.width,
         depth=config.depth,
-        norm=PROTOCOLS[config.protocol].test_norm,
+        norm=usual_norm(name, PROTOCOLS[config.protocol].test_norm),
     )
 
 
