@@ -92,12 +92,12 @@ class Rung:
 
 
 RUNGS = (
-    Rung(images=100, draws=1, steps=100, kept=6),
-    Rung(images=10_000, draws=1, steps=200, kept=3),
-    Rung(images=10_000, draws=5, steps=200, kept=2),
+    Rung(images=100, draws=1, steps=100, kept=5),
+    Rung(images=10_000, draws=1, steps=100, kept=3),
+    Rung(images=10_000, draws=5, steps=100, kept=2),
 )
 """The first candidate after the last of them is the choice."""
-CHECK = Rung(images=100, draws=2, steps=None, kept=2)
+CHECK = Rung(images=100, draws=1, steps=None, kept=2)
 """The finalists with whole recipes, where these are short, to show whether shortened ones mislead. Decides nothing."""
 
 

@@ -84,9 +84,9 @@ def test_an_architecture_is_a_network_with_a_norm_and_a_protocol() -> None:
     ("changes", "reason"),
     [
         ({"architectures": ("convent",)}, "unknown network 'convent': did you mean 'convnet'"),
-        ({"architectures": ("convnet:bach",)}, "unknown norm of convnet 'bach': did you mean 'batch'"),
-        ({"architectures": ("alexnet:instance",)}, "unknown norm of alexnet 'instance'. Known: batch, none"),
-        ({"architectures": ("convnet:",)}, "unknown norm of convnet ''"),
+        ({"architectures": ("convnet:bach",)}, "unknown norm 'bach': did you mean 'batch'"),
+        ({"architectures": ("alexnet:instance",)}, "alexnet has no form with norm 'instance'; it has none, batch"),
+        ({"architectures": ("convnet:",)}, "unknown norm ''"),
         ({"architectures": ("convnet@frep",)}, "unknown protocol 'frep': did you mean 'frepo'"),
         ({"architectures": ()}, "architectures is empty"),
         ({"lr": 0.0}, "lr must be above 0"),
@@ -117,7 +117,7 @@ def test_the_network_norm_and_depth_that_are_trained(digits: Benchmark) -> None:
     assert spec("resnet18@frepo") == ("resnet18", "instance", 8, None), "its usual norm: it has no form without"
     assert spec("resnet18:batch")[1] == "batch"
     with pytest.raises(UserError, match="a question of its own"):
-        CrossArchitectureConfig(architectures=("convnet", "convnet_doubling")).spec(digits)
+        CrossArchitectureConfig("vico", architectures=("convnet", "convnet_doubling")).spec(digits)
 
 
 # --- the step size

@@ -50,7 +50,9 @@ class Architecture(NamedTuple):
         network, colon, norm = name.partition(":")
         choose("network", network, (OWN, *NETWORKS))
         if colon:
-            choose(f"norm of {network}", norm, NORMS if network == OWN else get(network).norms)
+            choose("norm", norm, NORMS)
+        if colon and network != OWN and norm not in (norms := get(network).norms):
+            raise UserError(f"{network} has no form with norm {norm!r}; it has {', '.join(norms)}")
         if at:
             choose("protocol", protocol, PROTOCOLS)
         return cls(network, cast(Norm, norm) if colon else None, protocol if at else None)
