@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.data.views import base_name
+from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status, file_path, long_parser
+from harness.command_line import Parser, end, exit_status, file_path, listed, long_parser
 from harness.launch.local import Launcher, launch
 from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
@@ -50,7 +52,8 @@ def _parser(program: str) -> Parser:
         f"data sets       {', '.join(DATASETS)},\n                folder:PATH\n"
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
-        f"protocols       {', '.join(('native', *PROTOCOLS))}\nnetworks        {', '.join(NETWORKS)}\n\n"
+        f"protocols       {', '.join(('native', *PROTOCOLS))}\n"
+        f"{listed('networks', NETWORKS, 16)}\n\n"
         "--evaluations NAMES --help shows the options of these evaluations, as --EVALUATION.OPTION.",
     )
     parser.add_argument("paths", type=file_path, nargs="*", metavar="PATH", help="a folder, or the files of one set")
@@ -171,9 +174,10 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
     source = distillation.dataset
     if source.startswith("folder:"):
         # The place where they lay when it was distilled; the fingerprint tells whether they still do.
-        source = request.dataset or written["provenance"].get("source") or ""
-        if not source.startswith("folder:") or not (request.dataset or Path(source.removeprefix("folder:")).is_dir()):
+        base = base_name(request.dataset or written["provenance"].get("source") or "")
+        if not base.startswith("folder:") or not (request.dataset or Path(base.removeprefix("folder:")).is_dir()):
             raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
+        source = base + split_views(distillation.dataset)[1]
     elif request.dataset not in (None, source):
         raise UserError(f"it was distilled from {source}")
     if request.image_size not in (None, distillation.image_size):

@@ -22,10 +22,11 @@ from benchmarks.datasets import Benchmark
 from harness import report
 from harness.records import artifact, record
 from harness.records.record import Distilled
-from harness.reports import html, html_images, svg, verdicts
+from harness.reports import html, html_images, svg
 from harness.reports.drawing import Drawing, Level, Panel, Series
 from harness.reports.groups import grouped
 from harness.reports.tables import tables
+from harness.reports.verdicts import verdicts
 from methods.base import Synthetic
 from tests.builders import cost, curve, made, saved
 from tests.test_artifact import digits, some_set
@@ -227,6 +228,17 @@ def test_the_glance_has_every_method_of_every_task_and_no_other_number() -> None
     ]
 
 
+def test_every_claim_is_told_with_its_verdict() -> None:
+    records = some_records()
+    page = html.page(records)
+    text = " ".join(" ".join(Page(page).texts).split())
+    judged = verdicts(grouped(records))
+    for verdict in judged:
+        assert verdict.claimed in text and verdict.decided_by in text and verdict.measured in text
+    told = re.findall(r'<p class="verdict">(.*?)</p>', page)
+    assert sorted(told) == sorted(verdict.word for verdict in judged) and len(set(told)) > 1
+
+
 # --- what was not measured --------------------------------------------------------------------------------------------
 
 
@@ -413,43 +425,6 @@ def test_a_panel_of_names_has_a_row_for_each() -> None:
     (drawn,) = svg.figure(Drawing("n", ((panel,),), ("task",))).panels
     rows = [float(y) for _, y in re.findall(r'translate\(([\d.]+) ([\d.]+)\)" class="point"', drawn)]
     assert rows[1] - rows[0] == svg.ROW
-
-
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-
-def words(records: Sequence[Distilled]) -> list[str]:
-    return [verdict.word for verdict in verdicts.verdicts(grouped(records))]
-
-
-def test_claims_are_confirmed_only_at_their_size() -> None:
-    ours = [cost("frepo", 0.1, 10 * 2**20)]
-    assert words(ours) == ["not tested here"] * 3
-    assert words([*ours, cost("mtt", 9.9, 110 * 2**20)])[1:] == ["confirmed", "not confirmed"]
-    _, memory, time = verdicts.verdicts(grouped([*ours, cost("mtt", 10.1, 90 * 2**20)]))
-    assert (time.word, memory.word) == ("confirmed", "not confirmed")
-    assert (time.measured, memory.measured) == ("101× the seconds of an iteration", "9.0× the peak memory")
-    assert (time.on, time.n) == ("A CPU; mnist; ipc 1; width 32", "3")
-
-
-def test_the_time_is_that_to_the_accuracy_of_the_rival_where_there_are_curves() -> None:
-    ours = curve("frepo", [(1.0, 0.4), (2.0, 0.5), (3.0, 0.9)])
-    rival = curve("mtt", [(100.0, 0.4), (400.0, 0.5)])
-    time = verdicts.verdicts(grouped([ours, rival]))[2]
-    assert time.measured == "200× the seconds to the accuracy that mtt ends with" and time.word == "confirmed"
-
-
-def test_a_method_is_better_only_by_a_test_over_seeds() -> None:
-    def both(*apart: float) -> list[Distilled]:
-        pairs = [(made((0.9 + d,), seed=s), made((0.9,), seed=s, method="dm")) for s, d in enumerate(apart)]
-        return [each for pair in pairs for each in pair]
-
-    assert words(both(0.05))[0] == "not tested here"  # one seed
-    assert words(both(0.05, 0.051, 0.052))[0] == "confirmed"
-    assert words(both(0.09, -0.02, 0.01))[0] == "not confirmed"
-    assert words(both(-0.05, -0.051, -0.052))[0] == "not confirmed"
-    random = [made((0.5,), method="random_real", steps=None, seed=seed) for seed in (0, 1)]
-    assert words([*random, made((0.9,)), made((0.9,), seed=1)])[0] == "not tested here"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -51,9 +51,13 @@ class RawData:
     flip: bool
     """Whether a mirrored image still belongs to its class."""
     fingerprint: str
-    """SHA-256 over the four tensors, in hexadecimal."""
+    """SHA-256 over the four tensors, in hexadecimal; of a view, over that of the data behind it and the view."""
     left_out: str = ""
     """One line about what lies in the class folders of an image folder and is not in the tensors; else empty."""
+    fit_images: Tensor | None = None
+    """(K, channels, height, width) uint8: what preprocessing is fitted on; None: the training images."""
+    published_statistics: bool = True
+    """Whether preprocessing may use published statistics of the whole set."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,10 @@ class Source:
         tensors, about = self.cached(cache if self.slow else None, [], decode)
         return RawData(
             name=self.name,
-            **{name: tensors[name] for name in TENSORS},
+            train_images=tensors["train_images"],
+            train_labels=tensors["train_labels"],
+            test_images=tensors["test_images"],
+            test_labels=tensors["test_labels"],
             class_names=tuple(about["class_names"]),
             flip=self.name not in NO_FLIP,
             fingerprint=about["fingerprint"],

@@ -29,10 +29,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
+from benchmarks.data.views import base_name
 from benchmarks.datasets import PUBLISHED, RawData, load_raw, stand_in
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
-from benchmarks.task import Task, generator_for
+from benchmarks.task import Task, class_sizes, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
 from harness.plan.jobs import Distillation, Job, from_json
@@ -119,7 +120,7 @@ def _row(job: Job, room: int | None) -> list[str]:
 
 @functools.cache
 def _read(source: str, root: str, cache: str, image_size: int | None) -> RawData:
-    if source in PUBLISHED:
+    if base_name(source) in PUBLISHED:
         return stand_in(source, image_size)
     return load_raw(source, Path(root), image_size=image_size, cache=Path(cache))
 
@@ -153,7 +154,7 @@ def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawD
 
 def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Task:
     channels, height, width = raw.train_images.shape[1:]
-    name, norm = cast(Any, distillation.network), cast(Any, distillation.norm)
+    name, norm = distillation.network, cast(Any, distillation.norm)
     size, classes, dtype = (height, width), len(raw.class_names), getattr(torch, distillation.dtype)
     spec = NetworkSpec(name, channels, size, classes, distillation.width, distillation.depth, norm)
     return _Task(
@@ -164,18 +165,21 @@ def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Tas
         network=functools.partial(spec.build, device=device, dtype=dtype),
         generator=generator_for("count"),
         flip=raw.flip,
-        classes=raw.train_labels,
+        values=raw.train_labels,
     )
 
 
 @dataclass(frozen=True)
 class _Task(Task):
-    classes: Tensor
+    values: Tensor
     """The labels with their values."""
 
+    @functools.cached_property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(class_sizes(self.values))
+
     def rows_of_classes(self) -> list[Tensor]:
-        counts = self.classes.bincount(minlength=self.num_classes).tolist()
-        return list(torch.split(self.classes.argsort(stable=True), counts))
+        return list(torch.split(self.values.argsort(stable=True), list(class_sizes(self.values).values())))
 
 
 class _Store(UserDict[str, Any]):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.data.views import base_name, split
 from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
@@ -60,7 +61,7 @@ def plan(request: Request) -> list[Job]:
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
     jobs: list[Job] = []
     for source in request.datasets:
-        if request.forecast and source in PUBLISHED:
+        if request.forecast and base_name(source) in PUBLISHED:
             raw = stand_in(source, request.image_size)
         else:
             raw = load_data(source, root, cache, request)
@@ -159,7 +160,7 @@ def questions(asked: Mapping[str, Any], distillation: Distillation, native: str)
 
 def check_networks(job: Job, raw: RawData) -> None:
     """Raises UserError where a network that ``job`` asks to be trained does not fit the images of ``raw``."""
-    from benchmarks.networks import NetworkSpec
+    from benchmarks.networks import NetworkSpec, usual_norm
 
     channels, height, width = raw.train_images.shape[1:]
     for question in job.questions:
@@ -172,6 +173,7 @@ def check_networks(job: Job, raw: RawData) -> None:
                 num_classes=len(raw.class_names),
                 width=config["width"],
                 depth=config["depth"],
+                norm=usual_norm(config["network"], "none"),
             )
 
 
@@ -194,13 +196,15 @@ def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
 
 def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
     """A job for each recipe, network and preprocessing in ``jobs``, about networks trained on all real images."""
+    from benchmarks.networks import usual_norm
+
     ceilings = []
     for job in jobs:
         distillation = dataclasses.replace(
             job.distillation,
             method=WHOLE_DATA,
             ipc=0,
-            norm="none",
+            norm=usual_norm(job.distillation.network, "none"),
             steps=None,
             seconds=None,
             seconds_include_prepare=False,
@@ -223,7 +227,7 @@ def resolve(
     for name, method in classes.items():
         if budget == COST and not method.iterative:
             raise UserError(f"{name} has no steps that --budget cost could time: leave it out")
-        published = method.PAPER.get((dataset, ipc))
+        published = method.PAPER.get((base_name(dataset), ipc))
         if budget == "paper" and not has_published(method, dataset, ipc):
             known: dict[str, list[str]] = {}
             for other, number in method.PAPER:
@@ -244,7 +248,7 @@ def resolve(
 
 def has_published(method: type[Method], dataset: str, ipc: int) -> bool:
     """Whether ``--budget paper`` has settings for ``method``; one without steps needs none."""
-    return not method.iterative or "steps" in method.PAPER.get((dataset, ipc), {})
+    return not method.iterative or "steps" in method.PAPER.get((base_name(dataset), ipc), {})
 
 
 def unpublished(request: Request) -> list[tuple[str, str, int]]:
@@ -264,7 +268,7 @@ def unpublished(request: Request) -> list[tuple[str, str, int]]:
 
 def _is_reduced(method: type[Method], distillation: Distillation, config: Mapping[str, Any]) -> bool:
     """Whether a cost cell prepares less than the method does: what its ``BUDGETS`` change for it is in force."""
-    published = method.PAPER.get((distillation.dataset, distillation.ipc), {})
+    published = method.PAPER.get((base_name(distillation.dataset), distillation.ipc), {})
     full = as_json(dataclasses.replace(method.Config(), **{k: v for k, v in published.items() if k != "steps"}))
     return any(config[name] != full[name] for name in method.BUDGETS.get(COST, {}) if name != "steps")
 
@@ -302,28 +306,29 @@ def _distillation(
     steps: int | None,
     device: str,
 ) -> Distillation:
-    from benchmarks.networks import NetworkSpec
+    from benchmarks.networks import NetworkSpec, usual_norm
     from benchmarks.protocols import PROTOCOLS
+    from benchmarks.task import class_sizes
 
     protocol = PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
     seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
     channels, height, breadth = raw.train_images.shape[1:]
-    network = protocol.network if request.network in (None, "native") else request.network
+    network = protocol.network if request.network is None or request.network == "native" else request.network
     spec = NetworkSpec(
-        name=network,  # type: ignore[arg-type]  # checked on construction
+        name=network,
         in_channels=channels,
         image_size=(height, breadth),
         num_classes=len(raw.class_names),
         width=width,
         depth=request.depth,
-        norm=protocol.distill_norm,
+        norm=usual_norm(network, protocol.distill_norm),
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
-    counts = raw.train_labels.bincount(minlength=len(raw.class_names))
-    smallest, count = raw.class_names[int(counts.argmin())], int(counts.min())
+    count, smallest = min((size, c) for c, size in class_sizes(raw.train_labels).items())
     if ipc > count:
-        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
+        few = f"class {raw.class_names[smallest]!r} has {count} training images"
+        raise UserError(f"ipc {ipc} is too many for {raw.name}: {few}")
     return Distillation(
         method=name,
         dataset=raw.name,
@@ -352,14 +357,15 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
     from benchmarks.datasets import PUBLISHED, load_raw
 
     if (size := request.image_size) is not None:
-        shape = PUBLISHED.get(source)
+        shape = PUBLISHED.get(base_name(source))
         pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
         _fits(pixels, "cpu", f"--image-size {size}: the images alone")
     raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
     if source.startswith("folder:"):
-        name = Path(source.removeprefix("folder:")).resolve().name
+        base, suffix = split(source)
+        name = Path(base.removeprefix("folder:")).resolve().name
         # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
-        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}")
+        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}{suffix}")
     if raw.left_out:
         _tell(raw.left_out)
     return raw

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
@@ -154,9 +155,9 @@ class Request(Evaluating):
     datasets: tuple[str, ...] = flag("what is distilled", "NAMES", names, default=(), aliases=("dataset",))
     ipcs: tuple[int, ...] = flag("synthetic images per class (1)", "N,…", _integers, default=(1,), aliases=("ipc",))
     widths: tuple[int, ...] | None = flag(
-        f"channels of the first block ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
+        f"of the networks, {WIDTH} as published ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
     )
-    depth: int | None = flag("blocks of the network (by image size)", "N", whole)
+    depth: int | None = flag("blocks of a ConvNet (by image size)", "N", whole)
     seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", _integers, aliases=("seed",))
     budget: str = flag(f"{_BUDGET_WORDS} (quick)", "NAME", default="quick")
     steps: int | None = flag("updates of the synthetic images (by method and budget)", "N", whole)
@@ -174,6 +175,7 @@ class Request(Evaluating):
         for name in self.methods:
             choose("method", name, methods.names())
         for name in self.datasets:
+            name, _ = parse_views(name)
             if not name.startswith("folder:"):
                 if name not in DATASETS and Path(name).is_dir():
                     raise UserError(f"unknown data set {name!r}: a folder of your own is folder:{name}")
@@ -241,7 +243,7 @@ class EvaluateRequest(Evaluating):
         "what its label numbers mean: a file with a class on each line, or sorted, files, mtt, … (as its format says)",
         "ORDER",
     )
-    width: int | None = flag("channels of the networks' first block (by budget)", "N", whole)
+    width: int | None = flag(f"of the networks, {WIDTH} as published (by budget)", "N", whole)
     seed: int | None = flag("of the networks and of the order and augmentation they see (0)", "N", whole)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.errors import printable
 from harness.records.record import RECORD, Distilled, EvaluationRecord, summarise
 from harness.reports import figures, scaling, svg
+from harness.reports.comparisons import comparison_tables
 from harness.reports.drawing import ORDER
 from harness.reports.groups import CEILING, NONE, Group, distinct, grouped
 from harness.reports.html_images import images
@@ -97,21 +98,31 @@ def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableD
     return made + [TableData.of("How cost grows with the network", table) for table in scaling.tables(distilled)]
 
 
-def measured(groups: Sequence[Group]) -> list[Pair]:
+def measured(groups: Sequence[Group], *, intervals: bool = False) -> list[Pair]:
     """The tables of what was measured, those with accuracies first, each with the groups of its rows."""
     keys = sorted({group.table for group in groups})
     parts = [[group for group in groups if group.table == key] for key in keys]
-    pairs = zip(parts, measured_tables(groups), strict=True)
+    pairs = zip(parts, measured_tables(groups, intervals=intervals), strict=True)
     return sorted(pairs, key=lambda pair: not pair[0][0].evaluated)
 
 
-def page(distilled: Sequence[Distilled], damaged: Sequence[str] = ()) -> str:
-    """The page. ``damaged``: a line for each file that could not be read."""
+def page(
+    distilled: Sequence[Distilled],
+    damaged: Sequence[str] = (),
+    *,
+    intervals: bool = False,
+    comparisons: bool = False,
+) -> str:
+    """The page. ``damaged``: a line for each file that could not be read.
+
+    ``intervals``: tables have a column of them. ``comparisons``: which method is better than which has tables.
+    """
     import jinja2  # slow, and --help must not wait for it
 
     folders = distinct(distilled)
     groups = grouped(folders)
-    pairs = measured(groups)
+    pairs = measured(groups, intervals=intervals)
+    apart = comparison_tables(groups) if comparisons else []
     here = Path(__file__)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here.parent),
@@ -121,15 +132,16 @@ def page(distilled: Sequence[Distilled], damaged: Sequence[str] = ()) -> str:
         lstrip_blocks=True,
     )
     methods = sorted({g.method for g in groups}, key=lambda name: (name not in ORDER, (*ORDER, name).index(name)))
+    shown = sorted(groups, key=lambda g: (g.distillation["dataset"], g.distillation["ipc"], methods.index(g.method)))
     return environment.get_template("html.jinja").render(
         style=here.with_name("html.css").read_text("utf-8"),
         script=here.with_name("html.js").read_text("utf-8"),
         facts=_facts(folders, groups, methods),
         verdicts=verdicts(groups),
         glances=[_glance(same, table, methods) for same, table in pairs if _compared(same)],
-        tables=tables(folders, pairs),
+        tables=[*tables(folders, pairs), *(TableData.of("Which is better", table) for table in apart)],
         figures=[svg.figure(drawing) for drawing in figures.drawings(folders)],
-        images=images(groups, folders, _accuracy_text),
+        images=images(shown, folders, _accuracy_text),
         unmeasured=unmeasured(folders, groups, damaged),
         records=_records(folders),
     )

@@ -38,8 +38,13 @@ class Measure:
         return [result for member in group.members for result in member.last(self.evaluation, self.own)]
 
     def series(self, group: Group) -> list[list[float]]:
-        """The raw values of every evaluation that ended well."""
-        return [values for result in self.results(group) if (values := result.values(self.name))]
+        """The raw values of every evaluation that ended well, one list for each series."""
+        return [
+            series
+            for result in self.results(group)
+            if (values := result.values(self.name))
+            for series in self.quantity.series(values, result.record["config"])
+        ]
 
     def values(self, group: Group) -> list[float]:
         """Values over networks and seeds; of series, the last one of each."""
@@ -85,7 +90,11 @@ def measures(groups: Iterable[Group]) -> list[Measure]:
     made = []
     for evaluation, own in sorted(records, key=lambda key: (key[0] != ACCURACY, key)):
         config, others = json.loads(own), [json.loads(other) for name, other in records if name == evaluation]
+        known = plugin(evaluation)
+        # A list of which each item is a question of its own: the item names the column, without the field.
+        items = config.pop(known.each, []) if known and known.each else []
         apart = [f"{k}={v}" for k, v in config.items() if any(other.get(k, ...) != v for other in others)]
+        apart = [*map(str, items if isinstance(items, list) else [items]), *apart]
         prefix = evaluation + (f"[{', '.join(apart)}]" if apart else "")
         for place, (name, quantity) in enumerate(_quantities(evaluation, records[evaluation, own])):
             label = name if evaluation == ACCURACY else f"{prefix}.{name}".removesuffix(".")
