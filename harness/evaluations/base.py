@@ -29,9 +29,21 @@ class Quantity:
     """None: the values repeat one measurement, so a table shows mean ± sample standard deviation. Else they are a
     series, and this is the label of the axis that they are drawn against; a table shows the last one."""
     at: str | None = None
-    """The field of ``Config`` with the places of the values on that axis; None: 1, 2, 3, …"""
+    """The field of ``Config`` with the places of the values on that axis, in which case several series may follow each
+    other, such as one for each network; None: 1, 2, 3, …"""
+    tabled: bool = True
+    """Whether the tables of a run show it; the record and ``table.csv`` always have it."""
     drawn: bool = True
     """Whether a figure shows it, method beside method."""
+
+    def series(self, values: Sequence[float], config: Mapping[str, Any]) -> list[Sequence[float]]:
+        """``values`` of one evaluation, asked with ``config``, as the series that they hold."""
+        length = len(config.get(self.at or "", ())) or len(values)
+        return [values[begin : begin + length] for begin in range(0, len(values), length or 1)]
+
+    def repeated(self, values: Sequence[float], config: Mapping[str, Any]) -> list[float]:
+        """The values of one evaluation that repeat one measurement: all, or the last one of each series."""
+        return list(values) if self.against is None else [own[-1] for own in self.series(values, config)]
 
 
 class Evaluation(ABC):
@@ -100,5 +112,8 @@ def check_class(evaluation: type[Evaluation], shown: str) -> None:
     fields = {field.name for field in dataclasses.fields(config)}
     if evaluation.grows is not None and evaluation.grows not in fields:
         raise UserError(f"{shown}: grows is {evaluation.grows!r}, which is no field of its Config")
+    places = sorted({quantity.at for quantity in quantities.values() if quantity.at} - fields)
+    if places:
+        raise UserError(f"{shown}: a quantity is at {places[0]!r}, which is no field of its Config")
     if evaluation.sets not in ("one", "sequence"):
         raise UserError(f"{shown}: sets is {evaluation.sets!r}; it must be 'one' or 'sequence'")
