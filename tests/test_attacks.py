@@ -13,10 +13,10 @@ from harness.evaluations._attacks import (
     TRAINED,
     Observed,
     Scores,
+    attack_quantities,
     balanced,
     measured,
     observed,
-    quantities,
     random_for,
     roc,
     separate,
@@ -55,7 +55,7 @@ def test_rates_are_reported_only_where_there_are_enough_non_members() -> None:
     percent = {f"a_tpr_at_0.01{end}" for end in ends}
     assert names(99) == {"a_auc"} and names(100) == names(999) == {"a_auc"} | percent
     assert names(1000) == {"a_auc"} | percent | {f"a_tpr_at_0.001{end}" for end in ends}
-    assert names(1000) == set(quantities("a", "A", shown=True)), "and each of them can be shown"
+    assert names(1000) == set(attack_quantities("a", "A", shown=True)), "and each of them can be shown"
 
 
 def test_the_interval_holds_the_rate_and_is_as_wide_as_examples_are_few() -> None:

@@ -69,6 +69,8 @@ def test_the_evaluations_keep_to_the_interface(evaluation: Any) -> None:
     check_class(evaluation, evaluation.__name__)
     shown = [quantity for quantity in evaluation.quantities.values() if quantity.tabled]
     assert 4 <= len(shown) <= 7, "columns of a table"
+    for changes in evaluation.BUDGETS.values():
+        evaluation.Config(**changes)
     assert not {*RECIPE} & {field.name for field in dataclasses.fields(evaluation.Config)}, "answers join every row"
 
 

@@ -172,7 +172,7 @@ def rate_names(attack: str, level: float) -> tuple[str, str, str]:
     return name, f"{name}_lower", f"{name}_upper"
 
 
-def quantities(attack: str, title: str, *, shown: bool, **axis: str) -> dict[str, Quantity]:
+def attack_quantities(attack: str, title: str, *, shown: bool, **axis: str) -> dict[str, Quantity]:
     """How tables and figures show what `measured` returns. ``shown``: whether they do; ``axis``: if it is a series."""
     made = {f"{attack}_auc": Quantity(f"{title} AUC", percent=False, tabled=shown, drawn=shown, **axis)}
     for level in LEVELS:

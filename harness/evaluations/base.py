@@ -55,6 +55,8 @@ class Evaluation(ABC):
     Config: ClassVar[type[Any]]
     """Frozen dataclass; its fields are options of the command line, ``--NAME.FIELD``. One that trains networks inherits
     from `harness.evaluations.training.Training`."""
+    BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Budget → the fields of ``Config`` that it changes."""
     quantities: ClassVar[Mapping[str, Quantity]]
     """Everything that ``run`` may return, in the order of the columns."""
     sets: ClassVar[Literal["one", "sequence"]] = "one"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.training import accuracy, predict
 from harness.evaluations._attacked import Attacked, attacked_spec, train_attacked
-from harness.evaluations._attacks import Array, Scores, measured, quantities, random_for
+from harness.evaluations._attacks import Array, Scores, attack_quantities, measured, random_for
 from harness.evaluations._lira import ATTACKS, LEAST, confidence, judged, likelihood_ratio
 from harness.evaluations.base import Evaluation, Progress, Quantity, Untrainable
 from methods.base import Synthetic
@@ -63,13 +63,15 @@ class Lira(Evaluation):
     """How well likelihood ratios tell members from others, over all examples and attacked sets."""
 
     Config = LiraConfig
+    BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"members": 400, "shadows": 5, "training_steps": 20}}
     sets = "sequence"
+    each = "chunk"
     quantities: ClassVar[Mapping[str, Quantity]] = {
         "accuracy": Quantity("accuracy under attack (%)"),
         **{
             name: quantity
             for attack in (*SHOWN, *(other for other in ATTACKS if other not in SHOWN))
-            for name, quantity in quantities(attack, TITLES[attack], shown=attack in SHOWN).items()
+            for name, quantity in attack_quantities(attack, TITLES[attack], shown=attack in SHOWN).items()
         },
     }
     config: LiraConfig
@@ -101,7 +103,7 @@ class Lira(Evaluation):
             own, tested = self._asked(synthetic, benchmark, pixels, labels, seed, indices, shown)
             scores.append(own)
             accuracies += tested
-        self.cost |= {"parameters": attacked_spec(benchmarks[0]).parameters()}
+        self.cost |= {"parameters": attacked_spec(benchmarks[-1]).parameters()}
         return {"accuracy": accuracies, **self._attacked(torch.stack(scores).numpy(), members.numpy(), seed)}
 
     def _asked(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -28,9 +28,9 @@ from harness.evaluations._attacks import (
     TRAINED,
     Grid,
     Observed,
+    attack_quantities,
     measured,
     observed,
-    quantities,
     random_for,
     threshold_attack,
     trained_attack,
@@ -70,13 +70,24 @@ class MembershipInference(Evaluation):
     """
 
     Config = MembershipInferenceConfig
+    BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "smoke": {"members": 400, "lengths": (20,)},
+        "paper": {
+            "members": 10_000,
+            "lengths": (100, 250, 500, 1000, 2000, 4000, 8000, 16_000),
+            "repeats": 5,
+            "attacked": "last",
+            "grid": "published",
+        },
+    }
     quantities: ClassVar[Mapping[str, Quantity]] = {
         "accuracy": Quantity("accuracy under attack (%)", **AXIS),
-        **quantities("threshold", TITLES["threshold"], shown=True, **AXIS),
+        **attack_quantities("threshold", TITLES["threshold"], shown=True, **AXIS),
         "trained_auc": Quantity("best trained AUC", percent=False, **AXIS),
         **{f"{attacker}_auc": _hidden(f"{TITLES[attacker]} AUC") for attacker in TRAINED},
         **{f"{attacker}_advantage": _hidden(f"{title} advantage") for attacker, title in TITLES.items()},
     }
+    each = "chunk"
     config: MembershipInferenceConfig
 
     def views(self) -> tuple[str, ...]:
