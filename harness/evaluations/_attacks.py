@@ -132,17 +132,18 @@ class Scores:
     """Scores that an attack gives N examples as members of T networks: larger means more likely a member."""
 
     scores: Array
-    """(T, N)."""
+    """(T, N). NaN: the example is not judged as a member of that network."""
     members: Array
     """(T, N) bool: whether the example is a member."""
 
     def roc(self) -> Roc:
         """One curve over all examples and networks, on which members are positive."""
-        return roc(self.scores[self.members], self.scores[~self.members])
+        judged = np.isfinite(self.scores)
+        return roc(self.scores[judged & self.members], self.scores[judged & ~self.members])
 
     def measurable(self, level: float) -> bool:
         """Whether there is a non-member to be wrong about at a false-positive rate of ``level``."""
-        return int((~self.members).sum()) * level >= 1 - 1e-9
+        return int((np.isfinite(self.scores) & ~self.members).sum()) * level >= 1 - 1e-9
 
     def interval(self, level: float, random: np.random.RandomState) -> tuple[float, float]:
         """The ends of the 95 % percentile bootstrap interval of the true-positive rate at ``level``.
@@ -150,14 +151,14 @@ class Scores:
         Examples are drawn with repetition, each with its scores in all networks, because these are not independent.
         """
         thresholds, place = np.unique(-self.scores, return_inverse=True)
-        place = place.reshape(self.scores.shape)
+        place, judged = place.reshape(self.scores.shape), np.isfinite(self.scores)
         rates = []
         for _ in range(RESAMPLES):
             drawn = random.randint(place.shape[1], size=place.shape[1])
-            own, members = place[:, drawn], self.members[:, drawn]
-            if members.all() or not members.any():  # of a handful of examples
-                continue
-            rates.append(_curve(thresholds, own[members], own[~members]).tpr_at(level))
+            own, members, kept = place[:, drawn], self.members[:, drawn], judged[:, drawn]
+            positive, negative = own[kept & members], own[kept & ~members]
+            if len(positive) and len(negative):  # not so of a handful of examples
+                rates.append(_curve(thresholds, positive, negative).tpr_at(level))
         lower, upper = np.quantile(rates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(lower), float(upper)
 
