@@ -123,8 +123,11 @@ def roc(positive: Array, negative: Array) -> Roc:
 
 def _curve(thresholds: Array, positive: Array, negative: Array) -> Roc:
     """The curve for examples by the places of their scores in ``thresholds``."""
-    rates = [np.bincount(place, minlength=len(thresholds)).cumsum() / len(place) for place in (negative, positive)]
-    return Roc(thresholds, *rates)
+
+    def rates(places: Array) -> Array:
+        return np.bincount(places, minlength=len(thresholds)).cumsum() / len(places)
+
+    return Roc(thresholds, fpr=rates(negative), tpr=rates(positive))
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def rate_names(attack: str, level: float) -> tuple[str, str, str]:
     return name, f"{name}_lower", f"{name}_upper"
 
 
-def attack_quantities(attack: str, title: str, *, shown: bool, **axis: str) -> dict[str, Quantity]:
+def attack_quantities(attack: str, title: str, *, shown: bool, **axis: Any) -> dict[str, Quantity]:
     """How tables and figures show what `measured` returns. ``shown``: whether they do; ``axis``: if it is a series."""
     made = {f"{attack}_auc": Quantity(f"{title} AUC", percent=False, tabled=shown, drawn=shown, **axis)}
     for level in LEVELS:
@@ -218,7 +221,7 @@ class Trained:
 
 
 def trained_attack(
-    attacker: str, members: Observed, others: Observed, random: np.random.RandomState, grid: Grid = "short"
+    attacker: str, members: Observed, others: Observed, random: np.random.RandomState, grid: Mapping[str, list[Any]]
 ) -> Trained:
     """An attacker of ``TRAINED``, trained on one half of the examples to score the other, and the reverse.
 
@@ -235,7 +238,7 @@ def trained_attack(
     # The published attackers stop early, whether they have converged or not.
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         for train, test in StratifiedKFold(2).split(features[seen], labels[seen]):
-            search = GridSearchCV(_classifier(attacker, random), dict(GRIDS[grid][attacker]), cv=3)
+            search = GridSearchCV(_classifier(attacker, random), dict(grid), cv=3)
             search.fit(features[seen[train]], labels[seen[train]])
             scores[seen[test]] = search.predict_proba(features[seen[test]])[:, 1]
             best.append(search.best_params_)

@@ -150,7 +150,7 @@ class Lira(Evaluation):
         if not pairs:
             raise UserError("no example has enough shadows of both kinds: ask for more --lira.shadows")
         self.cost |= {"examples_of_a_target": pairs / len(targets)}
-        values = {}
+        values = dict[str, float]()
         for attack, own in zip(ATTACKS, ratios, strict=True):
             values |= measured(attack, Scores(own, members[targets]), random_for("intervals", attack, seed))
         return {name: [value] for name, value in values.items()}
