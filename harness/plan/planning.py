@@ -305,6 +305,7 @@ def _distillation(
 ) -> Distillation:
     from benchmarks.networks import NetworkSpec
     from benchmarks.protocols import PROTOCOLS
+    from benchmarks.task import class_sizes
 
     protocol = PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
     seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
@@ -321,10 +322,10 @@ def _distillation(
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
-    labels, counts = raw.train_labels.unique(return_counts=True)
-    smallest, count = raw.class_names[int(labels[counts.argmin()])], int(counts.min())
+    count, smallest = min((size, c) for c, size in class_sizes(raw.train_labels).items())
     if ipc > count:
-        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
+        few = f"class {raw.class_names[smallest]!r} has {count} training images"
+        raise UserError(f"ipc {ipc} is too many for {raw.name}: {few}")
     return Distillation(
         method=name,
         dataset=raw.name,

@@ -83,11 +83,11 @@ def is_learned(labels: Tensor) -> bool:
 
 
 def started_as(loaded: Artifact) -> list[int] | None:
-    """The class from which every image started: sets are class-major. None where not all classes have images."""
+    """The class from which every image started: sets are class-major. None where their number does not tell."""
     ipc = int(loaded.distillation["ipc"])
-    if len(loaded.images) != ipc * len(loaded.class_names):
+    if len(loaded.images) != ipc * len(loaded.classes):
         return None
-    return [index // ipc for index in range(len(loaded.images))]
+    return [loaded.classes[index // ipc] for index in range(len(loaded.images))]
 
 
 def shown_images(count: int, ipc: int) -> list[int]:
