@@ -124,7 +124,7 @@ def load(
         if ipc > count:
             raise UserError(f"ipc {ipc} is above the {count} training images of class {class_names[smallest]!r}")
         return NetworkSpec(
-            cast(Any, network),
+            network,
             in_channels=images.shape[1],
             image_size=(images.shape[2], images.shape[3]),
             num_classes=len(class_names),

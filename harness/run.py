@@ -27,7 +27,7 @@ from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status, long_parser
+from harness.command_line import Parser, end, exit_status, listed, long_parser
 from harness.launch.local import Launcher, started
 from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.experiments import EXPERIMENTS, requests
@@ -57,7 +57,7 @@ def _parser(program: str) -> Parser:
         "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
         f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
-        f"networks    {', '.join(NETWORKS)}\n"
+        f"{listed('networks', NETWORKS, 12)}\n"
         f"evaluations {', '.join(evaluations.names())}\n"
         f"experiments {', '.join(EXPERIMENTS)}\n\n"
         "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER;\n"
@@ -399,6 +399,7 @@ def _hyperparameters(parsed: argparse.Namespace) -> str:
 
 def _listing() -> str:
     """Methods with citation and native protocol, data sets, networks, evaluations, protocols."""
+    from benchmarks import networks
 
     def described(registry: Any, words: Callable[[Any], str]) -> dict[str, str]:
         texts = {}
@@ -411,9 +412,10 @@ def _listing() -> str:
 
     cited = described(methods, lambda method: f"{_citation(method)} [protocol {method.PROTOCOL}]")
     asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
+    built = described(networks, lambda network: " ".join((network.__doc__ or "").partition("\n\n")[0].split()))
     lines = ["methods", *_columns(cited)]
     lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
-    lines += ["networks", *(f"  {name}" for name in NETWORKS)]
+    lines += ["networks", *_columns(built)]
     lines += ["evaluations", *_columns(asked)]
     lines += ["protocols (native or common)", *(f"  {name}" for name in PROTOCOLS)]
     lines += ["budgets", *_columns({name: budget.meaning for name, budget in BUDGETS.items()})]

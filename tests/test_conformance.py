@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 import methods
+from benchmarks import NETWORKS
 from benchmarks.errors import UserError
+from benchmarks.networks import NetworkSpec, usual_norm
+from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import Task
 from methods import checks
 from methods.base import Method, Store, Synthetic
-from methods.checks import CHECKS, CLASSES
+from methods.checks import CHECKS, CLASSES, IPC
 
 Check = Callable[[str, type[Method]], None]
 
@@ -49,6 +52,37 @@ def test_method_with_an_option(name: str, option: str, check: Check) -> None:
     method = methods.get(name)
     budgets = {budget: {**changes, option: True} for budget, changes in method.BUDGETS.items()}
     check(name, type(method.__name__, (method,), {"BUDGETS": budgets, "__module__": method.__module__}))
+
+
+ITERATIVE = [name for name in methods.names() if methods.get(name).iterative and name not in ("dc", "kip")]
+"""Methods with steps; DC does to a network what DSA does, and KIP uses none."""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_method_distils_on_every_network(name: str, network: str) -> None:
+    """One step moves the images, with the norm that the method's own protocol gives to the network."""
+    norm = usual_norm(network, PROTOCOLS[methods.get(name).PROTOCOL].distill_norm)
+    distils(name, NetworkSpec(network, 1, (28, 28), CLASSES, width=8, norm=norm), steps=1)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "frepo_vgg11"])
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_method_distils_with_batch_norm_in_deep_networks(name: str, network: str) -> None:
+    distils(name, NetworkSpec(network, 3, (32, 32), CLASSES, width=8, norm="batch"), steps=2)
+
+
+def distils(name: str, spec: NetworkSpec, steps: int) -> None:
+    shape, generator = (8, spec.in_channels, *spec.image_size), torch.Generator().manual_seed(0)
+    labels = torch.arange(8) % CLASSES
+    images = torch.randn(shape, generator=generator) + labels.view(-1, 1, 1, 1)
+    task = Task(images, labels, CLASSES, IPC, spec.build, generator, flip=True)
+    running = checks.prepared(methods.get(name), task=task)
+    before = running.synthetic().images
+    for _ in range(steps):
+        assert all(bool(loss.isfinite()) for loss in running.step().values())
+    after = running.synthetic().images
+    assert bool(after.isfinite().all()) and not torch.equal(before, after)
 
 
 def test_a_task_shows_no_test_images_and_no_name() -> None:

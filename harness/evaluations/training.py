@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
-from benchmarks.networks import Network, NetworkSpec
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.networks import Network, NetworkSpec, usual_norm
+from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
@@ -44,9 +44,10 @@ class Training:
     network: str | None = None
     """None: the network that distilled under ``native``, else the protocol's."""
     width: int | None = None
-    """Channels of the first block. None: those of the network that distilled."""
+    """128: as published. None: that of the network that distilled."""
     depth: int | None = None
-    """Blocks. None: those of the network that distilled, or by image size for another network."""
+    """Blocks. None: those of the network that distilled, or by image size for another network. Some networks have a
+    depth of their own."""
     steps: int | None = None
     """At most so many optimiser steps for each network; the schedule shrinks with them. None: the recipe's."""
     networks: int = 5
@@ -61,12 +62,29 @@ class Training:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
+    def spec(self, benchmark: Benchmark) -> NetworkSpec:
+        """The network that is trained, of a resolved configuration. Raises UserError as `network_spec` does."""
+        return network_spec(benchmark, self)
+
+    def recipe(self, synthetic: Synthetic) -> Recipe:
+        """How it is trained, with the step size that was learned with the set where the recipe uses that.
+
+        Raises Untrainable where that step size is below 0.
+        """
+        recipe = PROTOCOLS[self.protocol].recipe
+        if not recipe.learned_lr or synthetic.lr is None:
+            return recipe
+        lr = float(synthetic.lr.detach().mean())
+        if lr < 0:
+            raise Untrainable(f"the learned step size is {lr:.3g}")
+        return dataclasses.replace(recipe, lr=lr, learned_lr=False)
+
 
 class NetworkEvaluation(Evaluation):
     """An evaluation that trains fresh networks on one set and tests each."""
 
     Config = Training
-    sets = "one"
+    sets: ClassVar[Literal["one", "sequence"]] = "one"
     grows: ClassVar[str | None] = "networks"
 
     config: Training
@@ -75,20 +93,29 @@ class NetworkEvaluation(Evaluation):
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
         """Values of one trained ``network``, which is in evaluation mode, one for each quantity that applies."""
 
+    def train(
+        self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, indices: Sequence[int], progress: Progress
+    ) -> list[Network]:
+        """The networks ``indices``, trained together; ``progress(done, total)`` counts the steps of one."""
+        return trained_networks(self.config, synthetic, benchmark, seed, indices, progress)
+
     def run(
         self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
-        """Train networks ``begin`` to ``config.networks`` − 1, and test each.
-
-        Raises Untrainable where the recipe uses a learned step size that is below 0.
-        """
+        """Train networks ``begin`` to ``config.networks`` − 1 on the set, and test each. Raises as `tested` does."""
         (synthetic,), (benchmark,) = sets, benchmarks
-        config, learned_lr = self.config, PROTOCOLS[self.config.protocol].recipe.learned_lr
-        if learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
-            raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
-        count = config.networks - begin
+        return self.tested(synthetic, benchmark, seed, progress, begin)
+
+    def tested(
+        self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, progress: Progress, begin: int = 0
+    ) -> dict[str, list[float]]:
+        """Train networks ``begin`` to ``config.networks`` − 1 of ``seed`` on ``synthetic``, and test each.
+
+        Raises Untrainable as `Training.recipe` does.
+        """
+        config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
-        self.cost |= {"networks_at_once": at_once, "parameters": network_spec(benchmark, config).parameters()}
+        self.cost |= {"networks_at_once": at_once, "parameters": config.spec(benchmark).parameters()}
         values: dict[str, list[float]] = {}
         for first in range(0, count, at_once):
             own = range(first, min(first + at_once, count))
@@ -97,7 +124,7 @@ class NetworkEvaluation(Evaluation):
                 progress(own.start * steps + len(own) * done, count * steps)
 
             indices = [begin + index for index in own]
-            for network in trained_networks(config, synthetic, benchmark, seed, indices, shown):
+            for network in self.train(synthetic, benchmark, seed, indices, shown):
                 for name, value in self.test(network.eval(), synthetic, benchmark).items():
                     values.setdefault(name, []).append(value)
         return values
@@ -124,16 +151,17 @@ def resolved(config: Training, distillation: Mapping[str, Any], native: str) -> 
 
 
 def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
-    """The network of a resolved ``config``, with the norm that its protocol tests with.
+    """The network of a resolved ``config``, with the norm that its protocol tests with, or else its usual one.
 
     Raises UserError for a network that does not fit the images.
     """
+    name = config.network or benchmark.spec.name
     return dataclasses.replace(
         benchmark.spec,
-        name=config.network or benchmark.spec.name,  # type: ignore[arg-type]  # checked on construction
+        name=name,
         width=config.width or benchmark.spec.width,
         depth=config.depth,
-        norm=PROTOCOLS[config.protocol].test_norm,
+        norm=usual_norm(name, PROTOCOLS[config.protocol].test_norm),
     )
 
 
@@ -144,16 +172,29 @@ def trained_networks(
     seed: int | str,
     indices: Iterable[int],
     progress: Progress | None = None,
+    *,
+    recipe: Recipe | None = None,
+    look: Callable[[Sequence[Network], int, int], None] | None = None,
 ) -> list[Network]:
     """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``progress(done, total)`` counts the training steps of one network.
+    ``progress(done, total)`` counts the training steps of one network. ``recipe``: in place of that of ``config``.
+    ``look(networks, done, total)`` may test the networks after every step; it leaves them in training mode.
+
+    Raises Untrainable as `Training.recipe` does.
     """
-    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, PROTOCOLS[config.protocol].recipe
-    spec, indices = network_spec(benchmark, config), list(indices)
+    device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
+    spec, recipe = config.spec(benchmark), recipe or config.recipe(synthetic)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]
+
+    def after(done: int, steps: int) -> None:
+        if progress is not None:
+            progress(done, steps)
+        if look is not None:
+            look(networks, done, steps)
+
     train_together(
         networks,
         synthetic.images,
@@ -162,9 +203,8 @@ def trained_networks(
         recipe,
         flip=recipe.flip(benchmark.flip, benchmark.name),
         generators=[generator_for("evaluation", seed, index) for index in indices],
-        lr=synthetic.lr,
         max_steps=config.steps,
-        progress=progress,
+        progress=after,
     )
     return networks
 
@@ -176,7 +216,7 @@ def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchma
     would lose the same bits from run to run for little, nor where there is little to gain: for one network, or few
     steps.
     """
-    steps = PROTOCOLS[config.protocol].recipe.steps(len(synthetic.images))
+    steps = config.recipe(synthetic).steps(len(synthetic.images))
     few = networks <= 1 or min(steps, config.steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1

@@ -37,7 +37,7 @@ class Measure:
     def results(self, group: Group) -> list[Result]:
         return [result for member in group.members for result in member.last(self.evaluation, self.own)]
 
-    def series(self, group: Group) -> list[Sequence[float]]:
+    def series(self, group: Group) -> list[list[float]]:
         """The series in the raw values of every evaluation that ended well."""
         return [
             series
@@ -97,7 +97,11 @@ def measures(groups: Iterable[Group]) -> list[Measure]:
     made = []
     for evaluation, own in sorted(records, key=lambda key: (key[0] != ACCURACY, key)):
         config, others = json.loads(own), [json.loads(other) for name, other in records if name == evaluation]
+        known_class = plugin(evaluation)
+        # A list of which each item is a question of its own: the item names the column, without the field.
+        items = config.pop(known_class.each, []) if known_class and known_class.each else []
         apart = [f"{k}={v}" for k, v in config.items() if any(other.get(k, ...) != v for other in others)]
+        apart = [*map(str, items if isinstance(items, list) else [items]), *apart]
         prefix = evaluation + (f"[{', '.join(apart)}]" if apart else "")
         known = _quantities(evaluation, records[evaluation, own])
         told = next((name for name, quantity in known if quantity.tabled), known[0][0])
