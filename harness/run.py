@@ -2,8 +2,8 @@
 
 A request spans a grid of distillations, each with questions asked of its set. What has a result is skipped; the rest
 runs in a process for each distillation, and a table of all ends the run. Exit status: 0 everything has a result (out of
-memory, a time limit and divergence are results), 1 something failed, 2 the request is wrong (nothing was run), 130
-interrupted, 141 the reader of the output is gone.
+memory, a time limit and divergence are results), 1 something failed, 2 the request is wrong (nothing was run), 75 a
+signal stopped it and the same command goes on, 130 the same for Ctrl-C, 141 the reader of the output is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -37,9 +38,11 @@ from harness.plan.pending import all_asks, asks, count, existing, reason_to_dist
 from harness.plan.planning import asked_configs, check_writable, merged, plan, resolve, unpublished
 from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
-from harness.records.files import only_runner
+from harness.records.files import only_runner, steps_in
 from harness.records.provenance import device_name
-from harness.records.record import EVALUATIONS, FINAL, RECORD, Distilled, EvaluationRecord, Record
+from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, RECORD, Distilled, EvaluationRecord, Record
+from harness.startup import INTERRUPTED
+from harness.stopping import NOT_DONE, Stopped
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
@@ -143,8 +146,10 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
         cells = sum(1 + len(job.beside) for job in jobs)
+        if run.halfway:
+            on = f" goes on with {run.halfway}"
         say(f"{run.stopped}; {len(run.done)} of {cells} cells are done and kept in {output}; the same command{on}")
-        return 130 if run.stopped == BY_USER else 1
+        return run.status
     return 0 if written and not run.failed else 1
 
 
@@ -200,6 +205,10 @@ class _Run:
         """Whether anything has no result, or one that did not come from this run although it was to."""
         self.stopped: str | None = None
         """Why the run ended before its jobs did."""
+        self.status = 1
+        """The exit status, where it ended so."""
+        self.halfway = ""
+        """The cell that was under way then and will be continued, in words."""
         self._replaced: dict[str, Job] = {}
         """Folder where a job runs that has a result already → the job."""
         self._begun: dict[str, tuple[str, float, dict[Path, os.stat_result]]] = {}
@@ -213,7 +222,11 @@ class _Run:
                 for job in ended:
                     self._finish(job)
         except KeyboardInterrupt:
-            self.stopped = BY_USER
+            self.stopped, self.status = BY_USER, INTERRUPTED
+        except Stopped as error:
+            self.stopped = BY_USER if error.number == signal.SIGINT else str(error)
+            self.status = INTERRUPTED if error.number == signal.SIGINT else NOT_DONE
+            self.halfway = self._halfway()
         except UserError as error:
             self.stopped = f"stopped, as {error}"
         except BrokenPipeError:  # the reader of our lines is gone
@@ -222,6 +235,14 @@ class _Run:
             place = "" if error.filename is None else f"{error.filename}: "
             self.stopped = f"stopped, as {printable(place)}{error.strerror or error}"
         _finish_exchange(self.output)
+
+    def _halfway(self) -> str:
+        """The cell with a checkpoint that had been begun, and from where it goes on."""
+        for folder, (place, _, _) in self._begun.items():
+            steps = steps_in(Path(folder) / CHECKPOINT)
+            if steps and folder not in self._replaced:
+                return f"{place}, after its step {max(steps)}"
+        return ""
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
@@ -261,7 +282,8 @@ class _Run:
         The answers go with it: those about the very same set need not be given again.
         """
         before = existing(job)
-        if before is None or before["status"] not in FINAL:
+        continued = not self.force and bool(steps_in(job.path / CHECKPOINT))  # after a time limit
+        if before is None or before["status"] not in FINAL or continued:
             return job
         folder = self.output / AGAIN / job.path.name
         self._replaced[str(folder)] = job

@@ -90,6 +90,7 @@ def plan(request: Request) -> list[Job]:
                     reduced=request.budget == COST and _is_reduced(classes[name], distillation, config),
                     tf32=request.tf32,
                     time_limit_seconds=request.time_limit,
+                    checkpoint_seconds=request.checkpoint_every,
                 )
             )
         for job in own:
