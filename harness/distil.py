@@ -372,11 +372,12 @@ class _Distilling:
     def _events(self) -> IO[str]:
         """The file of events, to append to: with the lines up to the present step, as later steps are taken again."""
         path, kept = self.job.path / EVENTS, list[str]()
-        if self.position.done and path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was not written to its end
-                    if json.loads(line)["step"] <= self.position.done:
-                        kept.append(line + "\n")
+        if self.position.done == 0 or not path.exists():
+            return open(path, "w", encoding="utf-8")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was not written to its end
+                if json.loads(line)["step"] <= self.position.done:
+                    kept.append(line + "\n")
         with replacing(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         return open(path, "a", encoding="utf-8")
