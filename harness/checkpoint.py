@@ -16,19 +16,19 @@ import contextlib
 import hashlib
 import inspect
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.cache import Cache
 from benchmarks.errors import printable
+from benchmarks.files import replacing
 from harness.records import artifact
 from harness.records.files import steps_in
 from harness.records.record import CHECKPOINT, Record
@@ -94,21 +94,32 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 self._cache.remove(f"step-{step}")
 
-    def newest(self, device: torch.device) -> tuple[Position, dict[str, Any], Any] | None:
-        """The last checkpoint that is not damaged: position, fields of the record, state on ``device``.
+    def newest(self) -> tuple[Position, dict[str, Any]] | None:
+        """Position and fields of the record in the last checkpoint that is not damaged.
 
         None where there is none that fits. Those that do not fit are kept aside, and a line says why.
         """
         for step in sorted(steps_in(self.folder), reverse=True):
-            entry = self._cache.read(f"step-{step}")
-            if entry is None:
+            if (entry := self._cache.read(f"step-{step}")) is None:
                 continue
-            tensors, about = entry
+            about = entry[1]
             if reason := self._misfit(about):
                 self.put_aside(reason)
                 return None
-            return Position(**about["position"]), about["record"], decoded(about["state"], tensors, device)
+            return Position(**about["position"]), about["record"]
         return None
+
+    def load(self, step: int, method: Method) -> None:
+        """Let ``method`` go on from the checkpoint after ``step``. One that fails is kept aside before the error."""
+        try:
+            entry = self._cache.read(f"step-{step}")
+            if entry is None:
+                raise FileNotFoundError(f"{self.folder} has changed meanwhile")
+            tensors, about = entry
+            method.load_state_dict(decoded(about["state"], tensors, method.task.device))
+        except Exception as error:
+            self.put_aside(f"its state cannot be loaded ({type(error).__name__}: {error})")
+            raise
 
     def _misfit(self, about: Mapping[str, Any]) -> str | None:
         for name, value in self._key.items():
@@ -127,8 +138,19 @@ class Checkpoints:
         line = f"  {self.folder} is not used, because {reason}; kept as {aside.name}, and the cell begins again"
         print(printable(line), file=sys.stderr, flush=True)
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def continued_events(path: Path, done: int) -> IO[str]:
+    """The file of events, to append to: with the lines up to step ``done`` alone, as later steps are taken again."""
+    kept = list[str]()
+    if done == 0 or not path.exists():
+        return open(path, "w", encoding="utf-8")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was not written to its end
+            if json.loads(line)["step"] <= done:
+                kept.append(line + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+    return open(path, "a", encoding="utf-8")
 
 
 def method_digest(method: type[Method]) -> str:

@@ -14,7 +14,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,10 +22,9 @@ import torch
 import methods
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, printable
-from benchmarks.files import replacing
 from benchmarks.task import Task, generator_for
 from harness import stopping
-from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, method_digest
+from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, continued_events, method_digest
 from harness.limits import MemoryIsFull, memory_limit, show_bytes
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
@@ -37,7 +35,7 @@ from harness.measure.memory import MemoryMeter, merged
 from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact
-from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, Segment
+from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, new_segment, now
 from harness.records.store import DiskStore, folder_for
 from methods.base import Method, Synthetic
 from methods.checks import NotFinite, check_losses, check_synthetic
@@ -143,8 +141,8 @@ class _Distilling:
             with memory_limit(distillation.memory_limit_bytes, device), self.beside("preparing"):
                 method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
             return self._checked_set(method.synthetic(), "after prepare()")
-        saved = self.checkpoints.newest(device)
-        if saved and distillation.cost_only and self._is_elsewhere(saved[1]):
+        saved = self.checkpoints.newest()
+        if saved is not None and distillation.cost_only and self._is_elsewhere(saved[1]):
             self.checkpoints.put_aside("its seconds are of another machine")
             saved = None
         cycle, step_seconds = self.prepare()
@@ -154,7 +152,7 @@ class _Distilling:
             steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
             self.position = Position(steps)
         else:
-            self._take_up(saved[0], saved[1])
+            self._take_up(*saved)
         steps, done = self.position.steps, self.position.done
         begun = "" if saved is None else f"goes on after step {done} of "
         say(f"{begun}{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration((steps - done) * step_seconds)}")
@@ -162,7 +160,7 @@ class _Distilling:
         with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
             method = self.method(steps)
             if saved is not None:
-                self._load(method, saved[2])
+                self.checkpoints.load(done, method)
             self._distil(method, step_seconds)
         return self._checked_set(method.synthetic(), f"after step {steps}")
 
@@ -263,13 +261,6 @@ class _Distilling:
         segments = [segment for segment in saved["segments"] if segment["steps"]]
         self.record.update({**saved, "segments": segments})  # type: ignore[typeddict-item]
 
-    def _load(self, method: Method, state: Any) -> None:
-        try:
-            method.load_state_dict(state)
-        except Exception as error:
-            self.checkpoints.put_aside(f"its state cannot be loaded ({type(error).__name__}: {error})")
-            raise
-
     def _distil(self, method: Method, step_seconds: float) -> None:
         """The measured steps, from the present position on."""
         cost, position, name = self.record["cost"], self.position, f"{self.job.distillation.method}.step()"
@@ -280,13 +271,13 @@ class _Distilling:
         # A distillation keeps its windows: what is logged and kept follows from them.
         size = cost["steps_per_sample"] = cost["steps_per_sample"] or cycles * cycle
         curve, logged = curve_steps(self.job.curve_points, steps), log_steps(steps)
-        progress = Progress("distilling", steps)
+        progress = Progress("distilling", steps, position.done)
         estimate = _Estimate(steps, steps * step_seconds)
         energy = EnergyMeter(self.meter.gpu, position.joules)
-        self._begin_segment()
+        self.record["segments"].append(new_segment(self.record["provenance"]))
         with contextlib.ExitStack() as stack:
             # What is written meanwhile goes to disk, so that it is no part of the memory that is being measured.
-            events = stack.enter_context(self._events())
+            events = stack.enter_context(continued_events(self.job.path / EVENTS, position.done))
             self._save(method)
             self.meter.start()
             stack.callback(progress.close)
@@ -341,22 +332,9 @@ class _Distilling:
         cost, segment = self.record["cost"], self.record["segments"][-1]
         segment["steps"] += taken
         segment["seconds"] += elapsed
-        segment["ended"] = _now()
+        segment["ended"] = now()
         self.record["steps"], cost["distill_seconds"] = position.done, (cost["distill_seconds"] or 0.0) + elapsed
         return losses
-
-    def _begin_segment(self) -> None:
-        own = self.record["provenance"]
-        segment: Segment = {
-            "started": own["started"],
-            "ended": _now(),
-            "device": own["device"],
-            "threads": own["threads"],
-            "torch": own["torch"],
-            "steps": 0,
-            "seconds": 0.0,
-        }
-        self.record["segments"].append(segment)
 
     def _save(self, method: Method) -> None:
         """Write a checkpoint; where that fails, a line says so and the steps go on."""
@@ -366,21 +344,10 @@ class _Distilling:
         try:
             self.checkpoints.write(self.position, method, saved)
         except Unsavable as error:
-            progress = f"the state after step {self.position.done} is not saved"
-            say(f"{progress}, {error}: a cell that is interrupted goes on from an earlier one, or begins again")
-
-    def _events(self) -> IO[str]:
-        """The file of events, to append to: with the lines up to the present step, as later steps are taken again."""
-        path, kept = self.job.path / EVENTS, list[str]()
-        if self.position.done == 0 or not path.exists():
-            return open(path, "w", encoding="utf-8")
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was not written to its end
-                if json.loads(line)["step"] <= self.position.done:
-                    kept.append(line + "\n")
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        return open(path, "a", encoding="utf-8")
+            say(
+                f"the state after step {self.position.done} is not saved, {error}: "
+                "a cell that is interrupted goes on from an earlier one, or begins again"
+            )
 
     def _end_memory(self) -> None:
         cost = self.record["cost"]
@@ -512,10 +479,6 @@ def _store_key(benchmark: Benchmark, distillation: Distillation) -> tuple[object
     fitted = benchmark.preprocess
     statistics = fitted.name, fitted.mean.tolist(), fitted.std.tolist()
     return benchmark.raw_fingerprint, statistics, benchmark.flip, benchmark.spec, distillation.dtype, distillation.tf32
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _joined(*words: str | None) -> str | None:

@@ -237,11 +237,11 @@ class _Run:
         _finish_exchange(self.output)
 
     def _halfway(self) -> str:
-        """The cell with a checkpoint that had been begun, and from where it goes on."""
+        """The cell that had been begun and is not one of ``--force``, and the step from which it goes on."""
         for folder, (place, _, _) in self._begun.items():
-            steps = steps_in(Path(folder) / CHECKPOINT)
-            if steps and folder not in self._replaced:
-                return f"{place}, after its step {max(steps)}"
+            if folder not in self._replaced:
+                steps = steps_in(Path(folder) / CHECKPOINT)
+                return f"{place}{f', after its step {max(steps)}' if steps else ''}"
         return ""
 
     def distilled(self) -> list[Distilled]:
@@ -282,9 +282,10 @@ class _Run:
         The answers go with it: those about the very same set need not be given again.
         """
         before = existing(job)
-        continued = not self.force and bool(steps_in(job.path / CHECKPOINT))  # after a time limit
-        if before is None or before["status"] not in FINAL or continued:
+        if before is None or before["status"] not in FINAL:
             return job
+        if before["status"] == "timeout" and not self.force and steps_in(job.path / CHECKPOINT):
+            return job  # it goes on
         folder = self.output / AGAIN / job.path.name
         self._replaced[str(folder)] = job
         with contextlib.suppress(FileNotFoundError):

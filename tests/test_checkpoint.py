@@ -85,18 +85,17 @@ def losses(made: Job) -> list[tuple[int, Mapping[str, float]]]:
 @pytest.mark.parametrize("method", ITERATIVE)
 def test_an_interrupted_cell_gives_the_same_bytes(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.distil.WARMUP_CYCLES", 1)
+    monkeypatch.setattr("harness.distil._Distilling.count", lambda self: None)
     config = {"outer_loop": 3, "inner_loop": 2} if method in ("dc", "dsa") else {}
     straight, interrupted = (alone(job(tmp_path / name, method, config=config, steps=5)) for name in "ab")
     expected = run(straight).record
-    interrupt(interrupted, 2, 2)  # also inside a cycle
-    assert not (interrupted.path / RECORD).exists() and steps_in(interrupted.path / CHECKPOINT) in ([2, 4], [4, 2])
+    interrupt(interrupted, 2)  # of DC and DSA inside a cycle
+    assert not (interrupted.path / RECORD).exists() and sorted(steps_in(interrupted.path / CHECKPOINT)) == [0, 2]
     written = run(interrupted).record
     assert (interrupted.path / SET).read_bytes() == (straight.path / SET).read_bytes()
     assert losses(interrupted) == losses(straight)
-    assert [segment["steps"] for segment in written["segments"]] == [2, 2, 1] and written["steps"] == 5
+    assert [segment["steps"] for segment in written["segments"]] == [2, 3] and written["steps"] == 5
     assert math.isclose(sum(each["seconds"] for each in written["segments"]), written["cost"]["distill_seconds"] or 0)
-    for name in ("steps_per_sample", "flops_per_step", "peak_live_bytes", "parameters"):
-        assert written["cost"][name] == expected["cost"][name], name  # type: ignore[literal-required]
     assert len(written["cost"]["step_seconds"]) == len(expected["cost"]["step_seconds"])
     assert not (interrupted.path / CHECKPOINT).exists(), "the record is final"
 
@@ -131,7 +130,7 @@ def test_a_time_budget_counts_all_segments(tmp_path: Path, dummy: type[Dummy], m
 
 def test_a_killed_cell_loses_what_came_after_its_last_checkpoint(tmp_path: Path, dummy: type[Dummy]) -> None:
     straight, killed = (alone(job(tmp_path / name, steps=9)) for name in "ab")
-    run(straight)
+    expected = run(straight).record
     killed = dataclasses.replace(killed, checkpoint_seconds=0.0)  # after every window of two steps
 
     class Killed(BaseException):
@@ -154,6 +153,8 @@ def test_a_killed_cell_loses_what_came_after_its_last_checkpoint(tmp_path: Path,
         path.write_bytes(path.read_bytes()[:-1])
     written = run(killed).record
     assert [segment["steps"] for segment in written["segments"]] == [4, 5]
+    for name in ("prepare_cached", "steps_per_sample", "flops_per_step", "peak_live_bytes", "parameters"):
+        assert written["cost"][name] == expected["cost"][name] is not None, name  # type: ignore[literal-required]
     assert (killed.path / SET).read_bytes() == (straight.path / SET).read_bytes() and losses(killed) == losses(straight)
 
 
@@ -271,13 +272,8 @@ def test_a_state_that_cannot_be_loaded_is_put_aside(
 
 
 def test_a_state_comes_back_as_it_was() -> None:
-    shared = torch.arange(6.0).reshape(2, 3).T
-    state = {
-        "a": [shared, shared, None, True],
-        3: {"b": (1, 0.1, math.inf, "text")},
-        "empty": {},
-        "0-d": torch.tensor(2),
-    }
+    shared, values = torch.arange(6.0).reshape(2, 3).T, {"b": (1, 0.1, math.inf, "text")}
+    state = {"a": [shared, shared, None, True], 3: values, "empty": {}, "0-d": torch.tensor(2)}
     tensors: dict[str, torch.Tensor] = {}
     told = json.loads(json.dumps(encoded(state, tensors)))
     back = decoded(told, tensors, torch.device("cpu"))
@@ -464,20 +460,21 @@ def test_a_run_says_from_where_the_same_command_goes_on(
 
 def test_a_cell_saves_its_state_at_a_signal_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own process, for real."""
-    made = alone(job(tmp_path, "frepo", steps=100_000))
+    made = alone(job(tmp_path, "frepo", steps=1000))
     process = subprocess.Popen(local.COMMAND, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None and process.stderr is not None
     process.stdin.write(made.to_json().encode() + b"\n")
-    while not steps_in(made.path / CHECKPOINT) and process.poll() is None:
+    events = made.path / EVENTS
+    while not (events.exists() and events.read_bytes()) and process.poll() is None:
         time.sleep(0.01)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         process.send_signal(number)
     assert process.wait(60) == stopping.NOT_DONE
-    assert [line.split(b" at ")[0] for line in process.stderr.read().splitlines()] == [b"  100000 steps"]
+    assert [line.split(b" at ")[0] for line in process.stderr.read().splitlines()] == [b"  1000 steps"]
     process.stdin.close()
     process.stderr.close()
     (_, before) = sorted(steps_in(made.path / CHECKPOINT))
     assert before > 0 and not (made.path / RECORD).exists()
     interrupt(made, 2)
-    assert f"goes on after step {before} of 100000 steps" in capsys.readouterr().err
+    assert f"goes on after step {before} of 1000 steps" in capsys.readouterr().err
     assert max(steps_in(made.path / CHECKPOINT)) == before + 2

@@ -22,6 +22,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NotRequired, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
@@ -252,6 +253,17 @@ def new(
         "segments": [],
         "provenance": dict(provenance),
     }
+
+
+def new_segment(provenance: Mapping[str, Any]) -> Segment:
+    """A segment without steps, of the process with this ``provenance``."""
+    machine = {name: provenance[name] for name in ("started", "device", "threads", "torch")}
+    return cast(Segment, {**machine, "ended": now(), "steps": 0, "seconds": 0.0})
+
+
+def now() -> str:
+    """The present time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def new_evaluation(
