@@ -176,8 +176,8 @@ def encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON can hold it; its tensors go into ``tensors``. Raises TypeError for anything else."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().to("cpu", copy=True)  # a copy: two names for the same memory cannot be written
-        return {"tensor": name, "on_device": value.device.type != "cpu"}
+        tensors[name] = copy = value.detach().to("cpu", copy=True)  # two names for the same memory cannot be written
+        return {"tensor": name, "stride": copy.stride(), "on_device": value.device.type != "cpu"}
     if isinstance(value, Mapping):
         return {"dict": [[encoded(key, tensors), encoded(part, tensors)] for key, part in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -188,12 +188,16 @@ def encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def decoded(value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """What `encoded` was given; tensors that were on a device are on ``device``."""
+    """What `encoded` was given; tensors that were on a device are on ``device``.
+
+    They lie in memory as they did, aligned and with the same strides: kernels round by that, and fused optimisers take
+    for granted that their state lies as the parameters do.
+    """
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        tensor = tensors[value["tensor"]]
-        return tensor.to(device) if value["on_device"] else tensor
+        saved, place = tensors[value["tensor"]], device if value["on_device"] else "cpu"
+        return torch.empty_strided(saved.shape, value["stride"], dtype=saved.dtype, device=place).copy_(saved)
     if "dict" in value:
         return {decoded(key, tensors, device): decoded(part, tensors, device) for key, part in value["dict"]}
     ((kind, parts),) = value.items()

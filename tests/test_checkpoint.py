@@ -87,14 +87,15 @@ def test_an_interrupted_cell_gives_the_same_bytes(tmp_path: Path, method: str, m
     monkeypatch.setattr("harness.distil.WARMUP_CYCLES", 1)
     monkeypatch.setattr("harness.distil._Distilling.count", lambda self: None)
     config = {"outer_loop": 3, "inner_loop": 2} if method in ("dc", "dsa") else {}
-    straight, interrupted = (alone(job(tmp_path / name, method, config=config, steps=5)) for name in "ab")
+    steps, at = (40, 25) if method == "frepo" else (5, 2)  # until networks of the pool are trained again
+    straight, interrupted = (alone(job(tmp_path / name, method, config=config, steps=steps)) for name in "ab")
     expected = run(straight).record
-    interrupt(interrupted, 2)  # of DC and DSA inside a cycle
-    assert not (interrupted.path / RECORD).exists() and sorted(steps_in(interrupted.path / CHECKPOINT)) == [0, 2]
+    interrupt(interrupted, at)  # of DC and DSA inside a cycle
+    assert not (interrupted.path / RECORD).exists() and sorted(steps_in(interrupted.path / CHECKPOINT)) == [0, at]
     written = run(interrupted).record
     assert (interrupted.path / SET).read_bytes() == (straight.path / SET).read_bytes()
     assert losses(interrupted) == losses(straight)
-    assert [segment["steps"] for segment in written["segments"]] == [2, 3] and written["steps"] == 5
+    assert [segment["steps"] for segment in written["segments"]] == [at, steps - at]
     assert math.isclose(sum(each["seconds"] for each in written["segments"]), written["cost"]["distill_seconds"] or 0)
     assert len(written["cost"]["step_seconds"]) == len(expected["cost"]["step_seconds"])
     assert not (interrupted.path / CHECKPOINT).exists(), "the record is final"
@@ -277,7 +278,8 @@ def test_a_state_comes_back_as_it_was() -> None:
     tensors: dict[str, torch.Tensor] = {}
     told = json.loads(json.dumps(encoded(state, tensors)))
     back = decoded(told, tensors, torch.device("cpu"))
-    assert torch.equal(back["a"][0], shared) and torch.equal(back["a"][1], shared) and back["0-d"] == 2
+    assert torch.equal(back["a"][0], shared) and back["a"][0].stride() == shared.stride() == (1, 3)
+    assert torch.equal(back["a"][1], shared) and back["0-d"] == 2
     assert back["a"][2:] == [None, True] and back[3] == values and back["empty"] == {}
     with pytest.raises(TypeError, match="and not object"):
         encoded([object()], {})
