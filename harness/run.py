@@ -18,7 +18,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
 from harness.plan.options import describe, split
-from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
+from harness.plan.pending import all_asks, asks, count, existing, last_set, reason_to_distil
 from harness.plan.planning import asked_configs, check_writable, merged, plan, resolve, unpublished
 from harness.plan.request import FLOOR, Request, add_flags, told
 from harness.records import record
@@ -202,16 +202,20 @@ class _Run:
         """Why the run ended before its jobs did."""
         self._replaced: dict[str, Job] = {}
         """Folder where a job runs that has a result already → the job."""
-        self._begun: dict[str, tuple[str, float, dict[Path, os.stat_result]]] = {}
-        """Folder → number and name of its job, when it began, and the answers that were there."""
+        self._begun: dict[tuple[str, ...], tuple[str, float, dict[Path, os.stat_result]]] = {}
+        """Key of a job → number and name of its job, when it began, and the answers that were there."""
         self._said = ""
         """Place of the job that the last line was about."""
 
     def through(self, launcher: Launcher) -> None:
         try:
-            with contextlib.closing(launcher(self._left())) as ended:
-                for job in ended:
-                    self._finish(job)
+            numbered = list(enumerate(self.jobs, 1))
+            # In whatever order a launcher takes jobs, all sets are there before a question about several is asked.
+            for part in ([job for job in numbered if bool(job[1].before) == late] for late in (False, True)):
+                if part:
+                    with contextlib.closing(launcher(self._left(part))) as ended:
+                        for job in ended:
+                            self._finish(job)
         except KeyboardInterrupt:
             self.stopped = BY_USER
         except UserError as error:
@@ -225,14 +229,24 @@ class _Run:
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
-        return [distilled for job in self.done for distilled in record.read_all(job.path)[0]]
+        return [each for path in dict.fromkeys(job.path for job in self.done) for each in record.read_all(path)[0]]
 
-    def _left(self) -> Iterator[Job]:
+    def _left(self, numbered: Iterable[tuple[int, Job]]) -> Iterator[Job]:
         """The jobs with anything left to do, one line before each."""
-        for number, job in enumerate(self.jobs, 1):
+        for number, job in numbered:
             place = f"[{number}/{len(self.jobs)}] {job}"
             before = existing(job)
-            reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+            if job.before:
+                sets = (*job.before, job)
+                if missing := next((each for each in sets if last_set(each, existing(each)) is None), None):
+                    asked = ", ".join(question.evaluation for question in job.questions)
+                    say(f"{place}: {asked} is not asked, as there is no set of {missing.distillation}")
+                    self.failed = True
+                    continue
+                job = dataclasses.replace(job, force=self.force)
+                reasons = []
+            else:
+                reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
             distils = before is None or any(reason is not None for reason in reasons)
             if before is not None and not distils:
                 left = list(asks(job, before))
@@ -251,7 +265,7 @@ class _Run:
                 first, *others = map(self._apart, (job, *job.beside))
                 job = dataclasses.replace(first, beside=tuple(others))
             answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
-            self._begun[job.folder] = place, time.monotonic(), answers
+            self._begun[job.key] = place, time.monotonic(), answers
             self._said = place
             yield job
 
@@ -271,7 +285,7 @@ class _Run:
 
     def _finish(self, job: Job) -> None:
         """Say what became of ``job``, and put it where an earlier result was."""
-        place, begun, answers = self._begun.pop(job.folder)
+        place, begun, answers = self._begun.pop(job.key)
         for each in (job, *job.beside):
             after = existing(each)
             if after is None:
@@ -344,7 +358,7 @@ def _outcome(job: Job, after: Record) -> str:
     """The result of ``job`` in words: a failure, the values that were asked for, or the seconds of an iteration."""
     if after["status"] != "ok":
         return f"{after['status']}: {after['message']}"
-    if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.asked["step"] is None]:
+    if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.step is None]:
         return "; ".join(map(_answer, answers))
     samples = after["cost"]["step_seconds"]
     return f"{statistics.median(samples):.3g} s per iteration" if samples else "no whole cycle of steps was timed"

@@ -96,7 +96,7 @@ class Pretending:
             self.distilled.append(job.path.name)
         for ask in list(asks(job, made)):
             answer = record.new_evaluation(
-                *(ask.identity, ask.question.evaluation, [ask.asked], ask.question.config, known),
+                *(ask.identity, ask.question.evaluation, list(ask.sets), ask.question.config, known),
                 seed=job.distillation.seed,
                 device_kind="cpu",
                 tf32=False,

@@ -140,6 +140,9 @@ class Job:
     """No part of an identity: a result that a limit did not stop is the same without it."""
     beside: tuple[Job, ...] = ()
     """Jobs whose steps are taken by turns with those of this one, in one process; each has its own record."""
+    before: tuple[Job, ...] = ()
+    """Jobs of the earlier sets of a sequence, whose last set is that of this job: its questions are asked of all of
+    them together, and nothing is distilled."""
     force: bool = False
     """Whether questions are answered again that have an answer."""
 
@@ -156,7 +159,15 @@ class Job:
     def path(self) -> Path:
         return Path(self.folder)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The folders of the sets that it is about: jobs with the same key are one."""
+        return (*(job.folder for job in self.before), self.folder)
+
     def __str__(self) -> str:
+        if self.before:
+            count = len(self.before)
+            return f"{self.distillation}, and the {count} set{'s' if count > 1 else ''} before it"
         if self.distillation.method == WHOLE_DATA:
             recipes = {str(q.config["protocol"]) for q in self.questions if "protocol" in q.config}
             return f"{self.distillation}, recipe {', '.join(sorted(recipes))}"
@@ -176,6 +187,6 @@ class Job:
         parts = {
             "distillation": Distillation(**values["distillation"]),
             "questions": tuple(Question(**question) for question in values["questions"]),
-            "beside": tuple(map(cls._decoded, values["beside"])),
+            **{name: tuple(map(cls._decoded, values[name])) for name in ("beside", "before")},
         }
         return cls(**{**values, **parts})
