@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks import DATASETS, PREPROCESSINGS
 from benchmarks import preprocess as preprocessing
 from benchmarks.cache import Entry
+from benchmarks.data import views
 from benchmarks.data.image_files import find_folder
 from benchmarks.data.published import (
     PUBLISHED,
@@ -74,15 +75,17 @@ class Benchmark:
 def load_raw(
     name: str, root: Path, *, image_size: int | None = None, download: bool = False, cache: Path | None = None
 ) -> RawData:
-    """The data set called ``name``, one of ``benchmarks.DATASETS`` or ``folder:PATH``.
+    """The data set called ``name``, one of ``benchmarks.DATASETS`` or ``folder:PATH``, or a view of it.
 
     ``root``: where published sets lie. ``image_size``: side in pixels to which images of image folders are brought
     (shorter side resized, then cut from the centre). ``cache``: where to keep decoded images; None: nowhere.
 
-    Raises UserError for an unknown name, and for data that are missing, empty, damaged or unreadable.
+    Raises UserError for an unknown name, for data that are missing, empty, damaged or unreadable, and as
+    `benchmarks.data.views.apply` does.
     """
+    base, asked = views.parse(name)
     with one_line(name):
-        return _find(name, root, image_size, download).read(cache)
+        return views.apply(_find(base, root, image_size, download).read(cache), asked)
 
 
 def load(
@@ -110,18 +113,17 @@ def load(
 
     Raises UserError as those do, and for an ``ipc`` below 1 or above the size of the smallest class.
     """
+    base, asked = views.parse(name)
     choose("preprocessing", preprocess, PREPROCESSINGS)
     if ipc < 1:
         raise UserError(f"ipc is {ipc}; it must be at least 1")
 
     def spec_for(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> NetworkSpec:
         """The network for these images. Raises UserError where the request does not go with them."""
-        counts = torch.bincount(labels, minlength=len(class_names))
+        classes, counts = labels.unique(return_counts=True)
         if ipc > int(counts.min()):
-            smallest = int(counts.argmin())
-            raise UserError(
-                f"ipc {ipc} is above the {int(counts[smallest])} training images of class {class_names[smallest]!r}"
-            )
+            smallest = class_names[int(classes[counts.argmin()])]
+            raise UserError(f"ipc {ipc} is above the {int(counts.min())} training images of class {smallest!r}")
         return NetworkSpec(
             cast(Any, network),
             in_channels=images.shape[1],
@@ -133,17 +135,18 @@ def load(
         )
 
     def preprocessed() -> Entry:
-        raw = source.read(cache)
+        raw = views.apply(source.read(cache), asked)
         spec_for(raw.train_images, raw.train_labels, raw.class_names)  # before anything slow
         return _preprocess(raw, preprocess, dtype)
 
     with one_line(name):
-        source = _find(name, root, image_size, download)
+        source = _find(base, root, image_size, download)
         folder = cache if preprocess.startswith("zca") else None  # only the fit of ZCA is slow
-        tensors, about = source.cached(folder, [preprocess, str(dtype), torch.__version__], preprocessed)
+        settings = [preprocess, str(dtype), torch.__version__, *(view.text for view in asked)]
+        tensors, about = source.cached(folder, settings, preprocessed)
     images, class_names = tensors["train_images"].to(device), tuple(about["class_names"])
     spec = spec_for(images, tensors["train_labels"], class_names)
-    flip = name not in NO_FLIP
+    flip = base not in NO_FLIP
     task = Task(
         images=images,
         labels=tensors["train_labels"].to(device),
@@ -176,8 +179,9 @@ def _find(name: str, root: Path, image_size: int | None, download: bool) -> Sour
 
 def _preprocess(raw: RawData, name: str, dtype: torch.dtype) -> Entry:
     """Images and labels of both splits with the state of the preprocessing called ``name``, all in ``dtype``."""
-    constants = preprocessing.CONSTANTS.get(name, {}).get(raw.name)
-    fitted = preprocessing.fit(name, raw.train_images, constants=constants).to(dtype=dtype)
+    known = preprocessing.CONSTANTS.get(name, {}) if raw.published_statistics else {}
+    images = raw.train_images if raw.fit_images is None else raw.fit_images
+    fitted = preprocessing.fit(name, images, constants=known.get(views.base_name(raw.name))).to(dtype=dtype)
     tensors = {
         "train_images": fitted.forward(raw.train_images),
         "train_labels": raw.train_labels,

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from benchmarks.data.views import base_name
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -50,7 +52,7 @@ class Recipe:
 
     def flip(self, dataset_flip: bool, dataset: str) -> bool:
         """Whether the augmentation mirrors images: FRePo's leaves Fashion-MNIST alone, which DSA mirrors."""
-        return dataset_flip and not (self.augment == "frepo" and dataset == "fashion_mnist")
+        return dataset_flip and not (self.augment == "frepo" and base_name(dataset) == "fashion_mnist")
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ FREPO_RECIPE = Recipe(
 
 
 def _frepo_preprocess(dataset: str, ipc: int) -> str:
-    return "standardise" if dataset in ("digits", "mnist", "fashion_mnist") else "zca_frepo"
+    return "standardise" if base_name(dataset) in ("digits", "mnist", "fashion_mnist") else "zca_frepo"
 
 
 def _mtt_preprocess(dataset: str, ipc: int) -> str:
     whitened = {("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 50)}
-    return "zca_kornia" if (dataset, ipc) in whitened else "standardise_mtt"
+    return "zca_kornia" if (base_name(dataset), ipc) in whitened else "standardise_mtt"
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from benchmarks.networks import Network
 
 @dataclass(frozen=True)
 class Task:
-    """Distil ``images`` into ``ipc`` synthetic images per class.
+    """Distil ``images`` into ``ipc`` synthetic images for each class that they show.
 
     Holds no test images and no data set name: a method cannot select on the test set or look up a constant that
     belongs to its configuration.
@@ -25,14 +26,20 @@ class Task:
     labels: Tensor
     """(N,) int64 in [0, num_classes), on the same device."""
     num_classes: int
+    """Classes of the data set, the width of labels; see ``classes``."""
     ipc: int
-    """Synthetic images per class."""
+    """Synthetic images for each of ``classes``."""
     network: Callable[[torch.Generator], Network]
     """Builds a freshly initialised network from a CPU generator, on the device and in the dtype of ``images``."""
     generator: torch.Generator
     """The cell's CPU generator: every random choice of a method comes from it."""
     flip: bool
     """Whether a mirrored image still belongs to its class (false for digits and the like)."""
+
+    @functools.cached_property
+    def classes(self) -> tuple[int, ...]:
+        """The classes that have images, ascending: a view of a data set may show some only. Waits for the device."""
+        return tuple(self.labels.unique().tolist())
 
     @property
     def device(self) -> torch.device:
@@ -51,14 +58,14 @@ class Task:
         return self.images[index], self.labels[index]
 
     def draw_per_class(self) -> tuple[Tensor, Tensor]:
-        """``ipc`` random real images of every class, class-major: images (num_classes * ipc, C, H, W) and labels."""
+        """``ipc`` random real images of each of ``classes``, class-major: images (n, C, H, W) and labels (n,)."""
         index = torch.cat([self._pick(rows, self.ipc) for rows in self.rows_of_classes()]).to(self.device)
         return self.images[index].clone(), self.labels[index].clone()
 
     def rows_of_classes(self) -> list[Tensor]:
-        """For every class the rows of ``images`` that show it, on the CPU. Waits for the device."""
+        """For each of ``classes`` the rows of ``images`` that show it, on the CPU. Waits for the device."""
         labels = self.labels.cpu()
-        return [torch.nonzero(labels == c).flatten() for c in range(self.num_classes)]
+        return [torch.nonzero(labels == c).flatten() for c in self.classes]
 
     def draw(self, rows: Tensor, count: int) -> Tensor:
         """``count`` random images out of ``rows`` (CPU) without repetition; all of them where there are fewer."""

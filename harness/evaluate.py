@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.data.views import base_name
+from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
@@ -171,9 +173,10 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
     source = distillation.dataset
     if source.startswith("folder:"):
         # The place where they lay when it was distilled; the fingerprint tells whether they still do.
-        source = request.dataset or written["provenance"].get("source") or ""
-        if not source.startswith("folder:") or not (request.dataset or Path(source.removeprefix("folder:")).is_dir()):
+        base = base_name(request.dataset or written["provenance"].get("source") or "")
+        if not base.startswith("folder:") or not (request.dataset or Path(base.removeprefix("folder:")).is_dir()):
             raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
+        source = base + split_views(distillation.dataset)[1]
     elif request.dataset not in (None, source):
         raise UserError(f"it was distilled from {source}")
     if request.image_size not in (None, distillation.image_size):

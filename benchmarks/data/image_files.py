@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from benchmarks.data.source import Decoded, Source, said
+from benchmarks.data.views import FORMS
 from benchmarks.errors import UserError
 from benchmarks.files import regular
 from benchmarks.pictures import cover, upright
@@ -44,7 +45,8 @@ def find_folder(name: str, folder: Path, image_size: int | None) -> Source:
     Raises UserError where the folder is no such set.
     """
     if not folder.is_dir():
-        raise UserError(f"{name}: there is no folder {folder.absolute()}")
+        hint = f" (views are {FORMS})" if "@" in folder.name else ""
+        raise UserError(f"{name}: there is no folder {folder.absolute()}{hint}")
     test = next((folder / split for split in ("test", "val") if (folder / split).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         raise UserError(f"{name}: {folder} must hold train/ and test/ (or val/), with one folder per class in each")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._torchvision import datasets as torchvision_datasets
+from benchmarks.data import views
 from benchmarks.data.image_files import image_source, labelled, passed_over
 from benchmarks.data.source import NO_FLIP, Decoded, RawData, Source, one_line, said
 from benchmarks.errors import UserError
@@ -56,21 +57,22 @@ PUBLISHED = {
 
 
 def stand_in(name: str, image_size: int | None = None) -> RawData:
-    """Blank images in the shape of the published data set ``name``.
+    """Blank images in the shape of the published data set ``name``, or of a view of it.
 
-    Raises UserError as `check_image_size` does.
+    Raises UserError as `check_image_size` does, and as `views.parse` and `views.apply` do.
     """
+    name, asked = views.parse(name)
     check_image_size(name, image_size)
     shape = PUBLISHED[name]
-    return blank(name, replace(shape, size=image_size or shape.size))
+    return views.apply(blank(name, replace(shape, size=image_size or shape.size)), asked)
 
 
 def blank(name: str, shape: Shape) -> RawData:
-    """A set of blank images that take no memory, in classes of equal size."""
+    """A set of blank images that take no memory, in classes of equal size, one image of each class after another."""
 
     def split(count: int) -> tuple[Tensor, Tensor]:
         images = torch.zeros(1, dtype=torch.uint8).expand(count, shape.channels, shape.size, shape.size)
-        return images, torch.arange(count) * shape.classes // count
+        return images, torch.arange(count) % shape.classes
 
     class_names = tuple(str(c) for c in range(shape.classes))
     return RawData(name, *split(shape.train), *split(shape.test), class_names, name not in NO_FLIP, fingerprint="none")

@@ -51,9 +51,13 @@ class RawData:
     flip: bool
     """Whether a mirrored image still belongs to its class."""
     fingerprint: str
-    """SHA-256 over the four tensors, in hexadecimal."""
+    """SHA-256 over the four tensors, in hexadecimal; of a view, over that of the data behind it and the view."""
     left_out: str = ""
     """One line about what lies in the class folders of an image folder and is not in the tensors; else empty."""
+    fit_images: Tensor | None = None
+    """(K, channels, height, width) uint8: what preprocessing is fitted on; None: the training images."""
+    published_statistics: bool = True
+    """Whether preprocessing may use published statistics of the whole set."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.data.views import base_name
 from benchmarks.datasets import Benchmark
 from benchmarks.krr import krr_weights
 from benchmarks.networks import Network
@@ -81,4 +82,4 @@ def regression_targets(synthetic: Synthetic) -> Tensor:
 
 def _krr_flip(benchmark: Benchmark) -> bool:
     """FRePo mirrors here for every set except MNIST and Fashion-MNIST, also where distilling did not."""
-    return benchmark.flip and benchmark.name != "fashion_mnist"
+    return benchmark.flip and base_name(benchmark.name) != "fashion_mnist"

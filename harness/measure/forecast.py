@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
+from benchmarks.data.views import base_name
 from benchmarks.datasets import PUBLISHED, RawData, load_raw, stand_in
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
@@ -119,7 +120,7 @@ def _row(job: Job, room: int | None) -> list[str]:
 
 @functools.cache
 def _read(source: str, root: str, cache: str, image_size: int | None) -> RawData:
-    if source in PUBLISHED:
+    if base_name(source) in PUBLISHED:
         return stand_in(source, image_size)
     return load_raw(source, Path(root), image_size=image_size, cache=Path(cache))
 
@@ -164,18 +165,22 @@ def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Tas
         network=functools.partial(spec.build, device=device, dtype=dtype),
         generator=generator_for("count"),
         flip=raw.flip,
-        classes=raw.train_labels,
+        values=raw.train_labels,
     )
 
 
 @dataclass(frozen=True)
 class _Task(Task):
-    classes: Tensor
+    values: Tensor
     """The labels with their values."""
 
+    @functools.cached_property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(self.values.unique().tolist())
+
     def rows_of_classes(self) -> list[Tensor]:
-        counts = self.classes.bincount(minlength=self.num_classes).tolist()
-        return list(torch.split(self.classes.argsort(stable=True), counts))
+        counts = self.values.unique(return_counts=True)[1].tolist()
+        return list(torch.split(self.values.argsort(stable=True), counts))
 
 
 class _Store(UserDict[str, Any]):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.data.views import base_name, split
 from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
@@ -60,7 +61,7 @@ def plan(request: Request) -> list[Job]:
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
     jobs: list[Job] = []
     for source in request.datasets:
-        if request.forecast and source in PUBLISHED:
+        if request.forecast and base_name(source) in PUBLISHED:
             raw = stand_in(source, request.image_size)
         else:
             raw = load_data(source, root, cache, request)
@@ -223,7 +224,7 @@ def resolve(
     for name, method in classes.items():
         if budget == COST and not method.iterative:
             raise UserError(f"{name} has no steps that --budget cost could time: leave it out")
-        published = method.PAPER.get((dataset, ipc))
+        published = method.PAPER.get((base_name(dataset), ipc))
         if budget == "paper" and not has_published(method, dataset, ipc):
             known: dict[str, list[str]] = {}
             for other, number in method.PAPER:
@@ -244,7 +245,7 @@ def resolve(
 
 def has_published(method: type[Method], dataset: str, ipc: int) -> bool:
     """Whether ``--budget paper`` has settings for ``method``; one without steps needs none."""
-    return not method.iterative or "steps" in method.PAPER.get((dataset, ipc), {})
+    return not method.iterative or "steps" in method.PAPER.get((base_name(dataset), ipc), {})
 
 
 def unpublished(request: Request) -> list[tuple[str, str, int]]:
@@ -264,7 +265,7 @@ def unpublished(request: Request) -> list[tuple[str, str, int]]:
 
 def _is_reduced(method: type[Method], distillation: Distillation, config: Mapping[str, Any]) -> bool:
     """Whether a cost cell prepares less than the method does: what its ``BUDGETS`` change for it is in force."""
-    published = method.PAPER.get((distillation.dataset, distillation.ipc), {})
+    published = method.PAPER.get((base_name(distillation.dataset), distillation.ipc), {})
     full = as_json(dataclasses.replace(method.Config(), **{k: v for k, v in published.items() if k != "steps"}))
     return any(config[name] != full[name] for name in method.BUDGETS.get(COST, {}) if name != "steps")
 
@@ -320,8 +321,8 @@ def _distillation(
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
-    counts = raw.train_labels.bincount(minlength=len(raw.class_names))
-    smallest, count = raw.class_names[int(counts.argmin())], int(counts.min())
+    labels, counts = raw.train_labels.unique(return_counts=True)
+    smallest, count = raw.class_names[int(labels[counts.argmin()])], int(counts.min())
     if ipc > count:
         raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
     return Distillation(
@@ -352,14 +353,15 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
     from benchmarks.datasets import PUBLISHED, load_raw
 
     if (size := request.image_size) is not None:
-        shape = PUBLISHED.get(source)
+        shape = PUBLISHED.get(base_name(source))
         pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
         _fits(pixels, "cpu", f"--image-size {size}: the images alone")
     raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
     if source.startswith("folder:"):
-        name = Path(source.removeprefix("folder:")).resolve().name
+        base, suffix = split(source)
+        name = Path(base.removeprefix("folder:")).resolve().name
         # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
-        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}")
+        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}{suffix}")
     if raw.left_out:
         _tell(raw.left_out)
     return raw

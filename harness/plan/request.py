@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import methods
 from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
@@ -174,6 +175,7 @@ class Request(Evaluating):
         for name in self.methods:
             choose("method", name, methods.names())
         for name in self.datasets:
+            name, _ = parse_views(name)
             if not name.startswith("folder:"):
                 if name not in DATASETS and Path(name).is_dir():
                     raise UserError(f"unknown data set {name!r}: a folder of your own is folder:{name}")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.data.views import base_name
 from benchmarks.datasets import listed_wnids, wordnet_ids
 from benchmarks.errors import UserError, nearest, printable
 
@@ -73,6 +74,7 @@ def class_order(dataset: str, class_names: Sequence[str], root: Path, source: st
 
     Raises UserError where the order of the source is not known, and for a list that does not have every class once.
     """
+    dataset = base_name(dataset)
     order: Order | None
     if said is None:
         order, place = _known(dataset, source), f"the code of {source}"
