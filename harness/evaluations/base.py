@@ -51,7 +51,8 @@ class Evaluation(ABC):
     """The field of ``Config`` that counts the values, if there is one. It is no part of the identity: asking for more
     computes those that are missing."""
     each: ClassVar[str | None] = None
-    """The field of ``Config`` for which a list makes several questions, one for each item, with an answer each."""
+    """The field of ``Config``, a tuple, that makes several questions: one for each item, with an answer each. The
+    configuration of each holds that item alone."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -100,5 +101,7 @@ def check_class(evaluation: type[Evaluation], shown: str) -> None:
     fields = {field.name for field in dataclasses.fields(config)}
     if evaluation.grows is not None and evaluation.grows not in fields:
         raise UserError(f"{shown}: grows is {evaluation.grows!r}, which is no field of its Config")
+    if evaluation.each is not None and evaluation.each not in fields:
+        raise UserError(f"{shown}: each is {evaluation.each!r}, which is no field of its Config")
     if evaluation.sets not in ("one", "sequence"):
         raise UserError(f"{shown}: sets is {evaluation.sets!r}; it must be 'one' or 'sequence'")

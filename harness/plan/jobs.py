@@ -134,6 +134,8 @@ class Job:
     """Log-spaced steps at which the synthetic set is kept, and its accuracy asked for."""
     reduced: bool = False
     """Whether less is prepared than the method needs, because only the cost of a step is asked for."""
+    set_bytes: int = 0
+    """About how many bytes the file of the set takes."""
     tf32: bool = False
     """Whether the evaluations may round to TF32."""
     time_limit_seconds: float | None = None

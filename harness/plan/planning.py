@@ -13,10 +13,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data.views import base_name, split
+from benchmarks.data.views import FORMS, base_name, split
+from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
@@ -30,14 +32,18 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 
-def plan(request: Request) -> list[Job]:
-    """The jobs of ``request``; data set by data set, all methods of a seed together.
+def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
+    """The jobs of ``request``; data set by data set, all methods of a seed together; questions about several sets last.
+
+    ``left_out``: takes a line for each setting without a published source that a forecast or an experiment leaves out,
+    and for data that an experiment names itself and that are not here.
 
     Loads the data to check it. Raises UserError for folders that cannot be written, missing or unreadable data, an ipc
     above the smallest class, a depth that the images do not allow, hyper-parameters that do not exist or do not fit, a
     budget without published settings, and a device that is not there.
     """
     import methods
+    from benchmarks.data.views import apply
     from benchmarks.datasets import PUBLISHED, stand_in
     from benchmarks.folders import default_cache, default_root
 
@@ -45,55 +51,81 @@ def plan(request: Request) -> list[Job]:
     cache = request.cache or default_cache()
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
-    left_out = unpublished(request)
+    missing = unpublished(request)
+    if left_out is not None:
+        left_out += [f"{name} on {dataset}, ipc {ipc}: no published setting" for name, dataset, ipc in missing]
     # Before the data and folders: a mistyped hyper-parameter should neither wait for a download nor leave a trace.
     resolved = {
         (dataset, ipc): resolve(
-            {name: method for name, method in classes.items() if (name, dataset, ipc) not in left_out},
+            {name: method for name, method in classes.items() if (name, dataset, ipc) not in missing},
             *(dataset, ipc, request.budget, request.options),
         )
         for dataset, ipc in itertools.product(request.datasets, request.ipcs)
     }
-    asked = asked_configs(request, request.asked_evaluations, request.budget)
+    inquiries = itemised(asked_configs(request, request.asked_evaluations, request.budget))
     if not request.forecast:
         check_writable(request.output, "--output")
         check_writable(cache, "cache folder" if request.cache is None else "--cache")
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
+    grid = list(
+        itertools.product(
+            request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
+        )
+    )
+
+    def job(raw: RawData, source: str, view: str, ipc: int, width: int, seed: int, name: str) -> Job:
+        config, steps = resolved[source, ipc][name]
+        distillation = _distillation(request, classes[name], name, raw, ipc, width, seed, steps, device)
+        config = as_json(config)
+        return Job(
+            distillation=distillation,
+            config=config,
+            asked={"budget": request.budget, "protocol": request.protocol},
+            questions=(),
+            source=source + view,
+            device=device,
+            data_root=str(root),
+            cache=str(cache),
+            folder=str(request.output / distillation.name(config)),
+            command=request.command,
+            curve_points=request.curve_points if classes[name].iterative else 0,
+            reduced=request.budget == COST and _is_reduced(classes[name], distillation, config),
+            set_bytes=set_bytes(raw, ipc),
+            tf32=request.tf32,
+            time_limit_seconds=request.time_limit,
+        )
+
+    def asking(job: Job, of: Iterable[Inquiry], raw: RawData) -> Job:
+        native = classes[job.distillation.method].PROTOCOL
+        job = dataclasses.replace(job, questions=questions(of, job.distillation, native))
+        check_networks(job, raw)
+        return job
+
     jobs: list[Job] = []
     for source in request.datasets:
-        if request.forecast and base_name(source) in PUBLISHED:
-            raw = stand_in(source, request.image_size)
-        else:
-            raw = load_data(source, root, cache, request)
-        own = []
-        for ipc, width, seed, name in itertools.product(
-            request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
-        ):
-            if name not in resolved[source, ipc]:
-                continue
-            config, steps = resolved[source, ipc][name]
-            distillation = _distillation(request, classes[name], name, raw, ipc, width, seed, steps, device)
-            config = as_json(config)
-            own.append(
-                Job(
-                    distillation=distillation,
-                    config=config,
-                    asked={"budget": request.budget, "protocol": request.protocol},
-                    questions=questions(asked, distillation, classes[name].PROTOCOL),
-                    source=source,
-                    device=device,
-                    data_root=str(root),
-                    cache=str(cache),
-                    folder=str(request.output / distillation.name(config)),
-                    command=request.command,
-                    curve_points=request.curve_points if classes[name].iterative else 0,
-                    reduced=request.budget == COST and _is_reduced(classes[name], distillation, config),
-                    tf32=request.tf32,
-                    time_limit_seconds=request.time_limit,
-                )
-            )
-        for job in own:
-            check_networks(job, raw)
+        cells = [each for each in grid if each[3] in resolved[source, each[0]]]
+        try:
+            if request.forecast and base_name(source) in PUBLISHED:
+                whole = stand_in(source, request.image_size)
+            else:
+                whole = load_data(source, root, cache, request)
+        except UserError as reason:
+            if not request.own_data or left_out is None:
+                raise
+            left_out.append(str(reason))
+            continue
+        data = {view: apply(whole, parse_views(f"folder:{view}")[1]) for view in views_of(inquiries)}
+        distilled = {view: [job(raw, source, view, *each) for each in cells] for view, raw in data.items()}
+        own = [
+            asking(each, [i for i in inquiries if i.views == (view,)], data[view])
+            for view, of_view in distilled.items()
+            for each in of_view
+        ]
+        for views in dict.fromkeys(inquiry.views for inquiry in inquiries if len(inquiry.views) > 1):
+            asked = [inquiry for inquiry in inquiries if inquiry.views == views]
+            for *before, last in zip(*(distilled[view] for view in views), strict=True):
+                sequence = dataclasses.replace(last, before=tuple(before), curve_points=0)
+                own.append(asking(sequence, asked, data[views[-1]]))
         if request.ceiling:
             own += _ceilings(own, request.output)
         if request.interleave:
@@ -103,14 +135,52 @@ def plan(request: Request) -> list[Job]:
 
 
 def merged(jobs: Iterable[Job]) -> list[Job]:
-    """``jobs``, with a single one for each folder, which asks all questions asked there."""
-    by_folder: dict[str, Job] = {}
+    """``jobs``, with a single one for each key, which asks all questions; those about several sets come last."""
+    by_key: dict[tuple[str, ...], Job] = {}
     for job in jobs:
-        earlier = by_folder.get(job.folder, job)
+        earlier = by_key.get(job.key, job)
         asked = (*earlier.questions, *(q for q in job.questions if q not in earlier.questions))
         points = max(earlier.curve_points, job.curve_points)
-        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked, curve_points=points)
-    return list(by_folder.values())
+        by_key[job.key] = dataclasses.replace(earlier, questions=asked, curve_points=points)
+    return sorted(by_key.values(), key=lambda job: bool(job.before))
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """An evaluation as it is asked for, and the views of the data set from which the sets are distilled."""
+
+    evaluation: str
+    config: Any
+    views: tuple[str, ...]
+    """One for each set that the question is about, in their order; empty text: the data set itself."""
+
+
+def itemised(asked: Mapping[str, Any]) -> list[Inquiry]:
+    """The evaluations ``asked`` for, by name → configuration: one inquiry for each item where a list makes several.
+
+    Raises UserError where an evaluation names views that do not exist, or not as many as it takes sets.
+    """
+    made = []
+    for name, config in asked.items():
+        evaluation = evaluations.get(name)
+        items = getattr(config, evaluation.each) if evaluation.each else ()
+        for item in items if isinstance(items, tuple) and evaluation.each else [None]:
+            own = config if item is None else dataclasses.replace(config, **{str(evaluation.each): (item,)})
+            views = tuple(evaluation(own).views())
+            if not views or (evaluation.sets == "one" and len(views) > 1):
+                raise UserError(
+                    f"{name} asks about {evaluation.sets} set, and its views are {', '.join(views) or 'none'}"
+                )
+            for view in views:
+                if split(view)[0]:
+                    raise UserError(f"{name} asks about the view {view!r} of a data set; views are {FORMS}")
+            made.append(Inquiry(name, own, views))
+    return made
+
+
+def views_of(inquiries: Iterable[Inquiry]) -> list[str]:
+    """Every view from which a set is distilled, in the order of the inquiries; without any, the data set itself."""
+    return list(dict.fromkeys(view for inquiry in inquiries for view in inquiry.views)) or [""]
 
 
 def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dict[str, Any]:
@@ -141,20 +211,19 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
     return parse(defaults, request.options)
 
 
-def questions(asked: Mapping[str, Any], distillation: Distillation, native: str) -> tuple[Question, ...]:
-    """The evaluations ``asked`` for, as they are asked of a set of ``distillation``.
+def questions(asked: Iterable[Inquiry], distillation: Distillation, native: str) -> tuple[Question, ...]:
+    """What is ``asked``, as it is asked of a set of ``distillation``.
 
     ``native``: the protocol of the method's paper. Raises UserError for a protocol or network that does not exist.
     """
     from harness.evaluations.training import Training, resolved
 
     made = []
-    for name, config in asked.items():
-        if evaluations.get(name).sets != "one":
-            raise UserError(f"{name} asks about several sets at once, which no run can plan yet: leave it out")
+    for inquiry in asked:
+        config = inquiry.config
         if isinstance(config, Training):
             config = resolved(config, distillation.to_dict(), native)
-        made.append(Question(name, as_json(config), evaluations.get(name).grows))
+        made.append(Question(inquiry.evaluation, as_json(config), evaluations.get(inquiry.evaluation).grows))
     return tuple(made)
 
 
@@ -195,8 +264,8 @@ def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
 
 def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
     """A job for each recipe, network and preprocessing in ``jobs``, about networks trained on all real images."""
-    ceilings = []
-    for job in jobs:
+
+    def ceiling(job: Job) -> Job:
         distillation = dataclasses.replace(
             job.distillation,
             method=WHOLE_DATA,
@@ -208,9 +277,17 @@ def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
             memory_limit_bytes=None,
             seed=jobs[0].distillation.seed,
         )
-        folder = str(output / distillation.name({}))
-        ceilings.append(dataclasses.replace(job, distillation=distillation, config={}, folder=folder, curve_points=0))
-    return merged(ceilings)
+        return dataclasses.replace(
+            job,
+            distillation=distillation,
+            config={},
+            folder=str(output / distillation.name({})),
+            curve_points=0,
+            set_bytes=0,
+            before=tuple(map(ceiling, job.before)),
+        )
+
+    return merged(map(ceiling, jobs))
 
 
 def resolve(
@@ -249,10 +326,13 @@ def has_published(method: type[Method], dataset: str, ipc: int) -> bool:
 
 
 def unpublished(request: Request) -> list[tuple[str, str, int]]:
-    """(method, data set, ipc) that a forecast of ``--budget paper`` leaves out; none where nothing is left."""
+    """(method, data set, ipc) that a forecast or an experiment of ``--budget paper`` leaves out.
+
+    None where nothing would be left of a forecast.
+    """
     import methods
 
-    if not request.forecast or request.budget != "paper":
+    if request.budget != "paper" or not (request.forecast or request.experiment):
         return []
     asked = [
         (name, dataset, ipc)
@@ -260,7 +340,7 @@ def unpublished(request: Request) -> list[tuple[str, str, int]]:
         if methods.get(name).iterative
     ]
     missing = [each for each in asked if not has_published(methods.get(each[0]), *each[1:])]
-    return missing if len(missing) < len(asked) else []
+    return missing if request.experiment or len(missing) < len(asked) else []
 
 
 def _is_reduced(method: type[Method], distillation: Distillation, config: Mapping[str, Any]) -> bool:
@@ -346,6 +426,12 @@ def _distillation(
         tf32=request.tf32,
         memory_limit_bytes=request.memory_limit,
     )
+
+
+def set_bytes(raw: RawData, ipc: int) -> int:
+    """About how many bytes the file of a set takes: images and labels in float32."""
+    classes = len(raw.class_names)
+    return 4 * ipc * len(raw.train_labels.unique()) * (raw.train_images[0].numel() + classes)
 
 
 def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawData:

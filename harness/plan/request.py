@@ -169,6 +169,10 @@ class Request(Evaluating):
     memory_limit: int | None = flag("such as 24GiB: more is out of memory", "SIZE", _limit(parse_bytes, LARGEST))
     interleave: bool = flag("take the steps of all methods by turns in one process; needs --budget cost")
     forecast: bool = flag("what each cell will need, and whether it fits; nothing is run")
+    experiment: str = ""
+    """The experiment that it is a part of; empty: none."""
+    own_data: bool = False
+    """Whether the experiment names the data sets, so that one that is not here is left out."""
 
     def __post_init__(self) -> None:
         """Raises UserError as that of the base class, and for flags that exclude each other."""
