@@ -34,7 +34,7 @@ from harness.plan.planning import (
     asked_configs,
     check_networks,
     device_of,
-    itemised,
+    inquiries_of,
     load_data,
     merged,
     questions,
@@ -140,7 +140,7 @@ def _jobs(folder: Path, fields: Mapping[str, Any]) -> list[Job]:
         raise UserError(f"no distilled set in {folder}")
     request = EvaluateRequest(**fields)
     device, root, cache = device_of(request), request.data_root or default_root(), request.cache or default_cache()
-    asked_configs(request, request.asked_evaluations, "quick")  # an option that is wrong is wrong of all sets
+    inquiries_of(request, request.asked_evaluations, "quick")  # an option that is wrong is wrong of all sets
 
     @functools.cache
     def data(source: str, image_size: int | None) -> RawData:
@@ -231,7 +231,7 @@ def _asked(distilled: Distilled, fields: Mapping[str, Any]) -> _Asked:
         if method not in methods.names():
             raise UserError(f"{method} has no native protocol here: name a --protocol")
         native = methods.get(method).PROTOCOL
-    inquiries = itemised(asked_configs(request, request.asked_evaluations, request.budget))
+    inquiries = inquiries_of(request, request.asked_evaluations, request.budget)
     return _Asked(request, tuple(inquiries), native, before["protocol"])
 
 

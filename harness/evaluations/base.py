@@ -51,8 +51,8 @@ class Evaluation(ABC):
     """The field of ``Config`` that counts the values, if there is one. It is no part of the identity: asking for more
     computes those that are missing."""
     each: ClassVar[str | None] = None
-    """The field of ``Config``, a tuple, that makes several questions: one for each item, with an answer each. The
-    configuration of each holds that item alone."""
+    """The field of ``Config`` for which a list makes several questions, one for each item, with an answer each. It has
+    the type of an item, or is a tuple, of which the configuration of a question then holds one item."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -62,7 +62,7 @@ def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
         )
         for dataset, ipc in itertools.product(request.datasets, request.ipcs)
     }
-    inquiries = itemised(asked_configs(request, request.asked_evaluations, request.budget))
+    inquiries = inquiries_of(request, request.asked_evaluations, request.budget)
     if not request.forecast:
         check_writable(request.output, "--output")
         check_writable(cache, "cache folder" if request.cache is None else "--cache")
@@ -155,27 +155,47 @@ class Inquiry:
     """One for each set that the question is about, in their order; empty text: the data set itself."""
 
 
-def itemised(asked: Mapping[str, Any]) -> list[Inquiry]:
-    """The evaluations ``asked`` for, by name → configuration: one inquiry for each item where a list makes several.
+def inquiries_of(request: Evaluating, names: Iterable[str], budget: str) -> list[Inquiry]:
+    """What is asked of the sets by the evaluations ``names``; a list makes an inquiry for each of its items.
 
-    Raises UserError where an evaluation names views that do not exist, or not as many as it takes sets.
+    Raises UserError as `asked_configs` does, and where an evaluation names views that do not exist, or several although
+    it asks about one set.
     """
     made = []
-    for name, config in asked.items():
+    for name in names:
         evaluation = evaluations.get(name)
-        items = getattr(config, evaluation.each) if evaluation.each else ()
-        for item in items if isinstance(items, tuple) and evaluation.each else [None]:
-            own = config if item is None else dataclasses.replace(config, **{str(evaluation.each): (item,)})
-            views = tuple(evaluation(own).views())
-            if not views or (evaluation.sets == "one" and len(views) > 1):
-                raise UserError(
-                    f"{name} asks about {evaluation.sets} set, and its views are {', '.join(views) or 'none'}"
-                )
+        for config in _configs(request, name, budget):
+            views = tuple(evaluation(config).views())
+            if evaluation.sets == "one" and len(views) != 1:
+                raise UserError(f"{name} asks about one set, and names {len(views)} views of the data")
             for view in views:
                 if split(view)[0]:
                     raise UserError(f"{name} asks about the view {view!r} of a data set; views are {FORMS}")
-            made.append(Inquiry(name, own, views))
+            made.append(Inquiry(name, config, views))
     return made
+
+
+def _configs(request: Evaluating, name: str, budget: str) -> list[Any]:
+    """The configurations of the evaluation ``name``: several where the field that it names as ``each`` has a list."""
+    each, tokens = evaluations.get(name).each, request.options.get(name, ())
+    if each is None:
+        return [asked_configs(request, [name], budget)[name]]
+    words = typed(name, tokens)
+    listed = [item for word in words.get(each, ()) for item in word.split(",") if item]
+    if len(listed) > 1:
+        made = []
+        for item in dict.fromkeys(listed):
+            own = [
+                token for field, values in {**words, each: [item]}.items() for token in (f"--{name}.{field}", *values)
+            ]
+            one = dataclasses.replace(request, options={**request.options, name: own})
+            made.append(asked_configs(one, [name], budget)[name])
+        return made
+    config = asked_configs(request, [name], budget)[name]
+    items = getattr(config, each)
+    if not isinstance(items, tuple):
+        return [config]
+    return [dataclasses.replace(config, **{each: (item,)}) for item in items]
 
 
 def views_of(inquiries: Iterable[Inquiry]) -> list[str]:
