@@ -8,38 +8,35 @@ interrupted, 141 the reader of the output is gone.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
-import re
 import shlex
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
-from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import Parser, end, exit_status, long_parser
 from harness.launch.local import Launcher, started
-from harness.plan.budgets import BUDGETS, COST, WIDTH
+from harness.listing import hyperparameters, listing
+from harness.plan.budgets import COST
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
-from harness.plan.options import describe, split
+from harness.plan.options import split
+from harness.plan.outlook import outlook
 from harness.plan.pending import all_asks, asks, count, existing, last_set, reason_to_distil
-from harness.plan.planning import asked_configs, check_writable, merged, plan, resolve, unpublished
-from harness.plan.request import FLOOR, Request, add_flags, told
+from harness.plan.planning import check_writable, merged, plan
+from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
 from harness.records.files import only_runner
-from harness.records.provenance import device_name
-from harness.records.record import EVALUATIONS, FINAL, RECORD, Distilled, EvaluationRecord, Record
+from harness.records.record import EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
@@ -53,7 +50,7 @@ def _parser(program: str) -> Parser:
     parser = long_parser(
         program,
         f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
-        f"       {program} --experiment NAME --dataset NAMES [options]",
+        f"       {program} --experiment NAME [--only NAMES] [options]",
         "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
         f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
@@ -66,6 +63,7 @@ def _parser(program: str) -> Parser:
     add = parser.add_argument
     add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
     add("--experiment", metavar="NAME", help="a named request, with figures at the end; any other flag overrides")
+    add("--only", type=names, metavar="NAMES", help="of an experiment: these methods, data sets and parts")
     add_flags(parser, Request)
     return parser
 
@@ -91,36 +89,49 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
     if parsed.help:
         parser.print_help()
         if parsed.methods or parsed.evaluations:
-            print(f"\n{_hyperparameters(parsed)}")
+            print(f"\n{hyperparameters(parsed)}")
         return 0
     if parsed.list:
-        print(_listing())
+        print(listing())
         return 0
-    for flag, value in (("--methods", parsed.methods or parsed.experiment), ("--dataset", parsed.datasets)):
-        if value is None:
-            raise UserError(f"{flag} is missing; for instance: {program} --methods frepo,mtt --dataset digits")
+    if parsed.experiment is None:
+        for flag, value in (("--methods", parsed.methods), ("--dataset", parsed.datasets)):
+            if value is None:
+                raise UserError(f"{flag} is missing; for instance: {program} --methods frepo,mtt --dataset digits")
+        if parsed.only:
+            raise UserError("--only runs a part of an experiment: it means nothing without --experiment")
     fields = told(parsed, Request) | {"options": options, "command": shlex.join([*program.split(), *arguments])}
-    wanted = [Request(**fields)] if parsed.experiment is None else requests(parsed.experiment, fields)
+    if parsed.experiment is None:
+        wanted = [Request(**fields)]
+    else:
+        wanted = requests(parsed.experiment, fields, parsed.only or ())
     if not parsed.no_random:  # after what was typed has been checked
         wanted = [_with_floor(request) for request in wanted]
     if parsed.forecast:
-        jobs = [job for request in wanted for job in plan(request)]
-        for name, dataset, ipc in [each for request in wanted for each in unpublished(request)]:
-            say(f"{name} on {dataset}, ipc {ipc}: no published setting, left out")
         from harness.measure import forecast
 
-        print(forecast.table(jobs, parsed.memory_limit))
+        print(forecast.table(_planned(wanted), parsed.memory_limit))
         return 0
     with contextlib.nullcontext(launcher) if launcher else started() as launcher:
-        planned = [(request, plan(request)) for request in wanted]
-        for request, jobs in planned:
-            for line in _announcement(request, jobs):
-                say(line)
+        jobs = _planned(wanted)
+        for line in outlook(wanted, jobs, wanted[0].output):
+            say(line)
         if FLOOR not in (parsed.methods or ()) and any(FLOOR in request.methods for request in wanted):
             say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
-        jobs = merged(job for _, part in planned for job in part)
         force = any(request.force for request in wanted)
         return carry_out(jobs, wanted[0].output, launcher, force=force, drawn=parsed.experiment is not None)
+
+
+def _planned(wanted: Sequence[Request]) -> list[Job]:
+    """The jobs of all that is ``wanted``, and a line for what is left out. Raises UserError where nothing is left."""
+    left_out: list[str] = []
+    jobs = merged(job for request in wanted for job in plan(request, left_out))
+    lines = list(dict.fromkeys(left_out))
+    if not jobs:
+        raise UserError("; ".join(lines))
+    for line in lines:
+        say(f"left out: {line}")
+    return jobs
 
 
 def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: bool, drawn: bool = False) -> int:
@@ -376,75 +387,6 @@ def _answer(answer: EvaluationRecord) -> str:
         if mean is not None:
             parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
     return f"{', '.join(parts)}, n = {count(answer)}"
-
-
-def _announcement(request: Request, jobs: Sequence[Job]) -> list[str]:
-    """The cells that will run, and their device, for the user."""
-    import torch
-
-    known = sum((job.path / RECORD).exists() for job in jobs)
-    done = f" ({known} {'has' if known == 1 else 'have'} a record)" if known else ""
-    cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}{done}"
-    where = device_name(jobs[0].device)
-    if jobs[0].device == "cpu":
-        threads = torch.get_num_threads()
-        where += f", {threads} thread{'s' if threads > 1 else ''}"
-    lines = [
-        f"{cells}: {', '.join(request.methods)} on {', '.join(request.datasets)}, budget {request.budget}, {where}"
-    ]
-    width = jobs[0].distillation.width
-    if request.widths is None and width < WIDTH:
-        lines.append(
-            f"Networks have width {width} instead of {WIDTH}, because this is a CPU (--width {WIDTH} overrides)."
-        )
-    return lines
-
-
-def _hyperparameters(parsed: argparse.Namespace) -> str:
-    """The hyper-parameters as they stand for the first data set, ipc and budget asked for; options of evaluations."""
-    dataset, ipc = (parsed.datasets or ("digits",))[0], (parsed.ipcs or (1,))[0]
-    budget, names, asked = parsed.budget or Request.budget, parsed.methods or (), parsed.evaluations or ()
-    request = Request(methods=names, datasets=(dataset,), ipcs=(ipc,), budget=budget, evaluations=asked or None)
-    resolved = resolve({name: methods.get(name) for name in names}, dataset, ipc, budget, {})
-    configs = {name: config for name, (config, _) in resolved.items()}
-    configs |= asked_configs(request, asked, budget)
-    return f"Options, with the values they have on {dataset}, ipc {ipc}, budget {budget}:\n{describe(configs)}"
-
-
-def _listing() -> str:
-    """Methods with citation and native protocol, data sets, networks, evaluations, protocols."""
-
-    def described(registry: Any, words: Callable[[Any], str]) -> dict[str, str]:
-        texts = {}
-        for name in registry.names():
-            try:
-                texts[name] = words(registry.get(name))
-            except UserError as error:  # one package that is broken does not hide the others
-                texts[name] = printable(str(error))
-        return texts
-
-    cited = described(methods, lambda method: f"{_citation(method)} [protocol {method.PROTOCOL}]")
-    asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
-    lines = ["methods", *_columns(cited)]
-    lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
-    lines += ["networks", *(f"  {name}" for name in NETWORKS)]
-    lines += ["evaluations", *_columns(asked)]
-    lines += ["protocols (native or common)", *(f"  {name}" for name in PROTOCOLS)]
-    lines += ["budgets", *_columns({name: budget.meaning for name, budget in BUDGETS.items()})]
-    lines += ["experiments", *_columns({name: known.meaning for name, known in EXPERIMENTS.items()})]
-    return "\n".join(lines)
-
-
-def _columns(texts: Mapping[str, str]) -> list[str]:
-    width = max(map(len, texts), default=0)
-    return [f"  {name:<{width}}  {text}" for name, text in texts.items()]
-
-
-def _citation(method: type[Any]) -> str:
-    """The first paragraph about the method that has a year in it, which is the paper; else the first."""
-    paragraphs = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").split("\n\n")
-    cited = next((text for text in paragraphs if re.search(r"\b(19|20)\d\d\b", text)), paragraphs[0])
-    return " ".join(cited.split())
 
 
 def say(line: str) -> None:

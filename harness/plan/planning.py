@@ -112,7 +112,8 @@ def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
         except UserError as reason:
             if not request.own_data or left_out is None:
                 raise
-            left_out.append(str(reason))
+            command = request.command + ("" if "--only" in request.command else f" --only {source}")
+            left_out.append(f"{reason}. Where it is, this makes its part: {command}")
             continue
         data = {view: apply(whole, parse_views(f"folder:{view}")[1]) for view in views_of(inquiries)}
         distilled = {view: [job(raw, source, view, *each) for each in cells] for view, raw in data.items()}
@@ -417,7 +418,7 @@ def _distillation(
         num_classes=len(raw.class_names),
         width=width,
         depth=request.depth,
-        norm=protocol.distill_norm,
+        norm=request.norm or protocol.distill_norm,  # type: ignore[arg-type]  # checked on construction
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
@@ -456,13 +457,13 @@ def set_bytes(raw: RawData, ipc: int) -> int:
 
 def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawData:
     """The data set ``source``, with the name that records have. Raises UserError where it is missing or too large."""
-    from benchmarks.datasets import PUBLISHED, load_raw
+    from benchmarks.datasets import PUBLISHED
 
     if (size := request.image_size) is not None:
         shape = PUBLISHED.get(base_name(source))
         pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
         _fits(pixels, "cpu", f"--image-size {size}: the images alone")
-    raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
+    raw = _loaded(source, root, request.image_size, request.download, cache)
     if source.startswith("folder:"):
         base, suffix = split(source)
         name = Path(base.removeprefix("folder:")).resolve().name
@@ -471,6 +472,14 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
     if raw.left_out:
         _tell(raw.left_out)
     return raw
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source: str, root: Path, image_size: int | None, download: bool, cache: Path) -> RawData:
+    """The data set, which the parts of an experiment ask for one after another."""
+    from benchmarks.datasets import load_raw
+
+    return load_raw(source, root, image_size=image_size, download=download, cache=cache)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import methods
-from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks import DATASETS, NETWORKS, NORMS, PREPROCESSINGS
 from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
@@ -158,6 +158,7 @@ class Request(Evaluating):
         f"channels of the first block ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
     )
     depth: int | None = flag("blocks of the network (by image size)", "N", whole)
+    norm: str | None = flag("norm of the network that distils: none, batch or instance (by protocol)", "NAME")
     seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", _integers, aliases=("seed",))
     budget: str = flag(f"{_BUDGET_WORDS} (quick)", "NAME", default="quick")
     steps: int | None = flag("updates of the synthetic images (by method and budget)", "N", whole)
@@ -187,6 +188,8 @@ class Request(Evaluating):
             elif not name.removeprefix("folder:").strip():
                 raise UserError("--dataset folder: has no path: write folder:PATH")
         choose("budget", self.budget, BUDGETS)
+        if self.norm is not None:
+            choose("norm", self.norm, NORMS)
         for name in ("ipcs", "widths", "depth", "steps"):
             _at_least(1, name, getattr(self, name))
         for name in ("seeds", "curve_points"):
