@@ -18,6 +18,7 @@ from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
+from harness.reports import paper_tables
 from harness.reports.groups import grouped
 from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
@@ -40,6 +41,24 @@ def write(distilled: Sequence[Distilled], folder: Path) -> None:
         "table.csv": csv(rows(groups)),
     }
     write_texts(contents, folder, "the tables")
+
+
+def write_experiment(experiment: str, distilled: Sequence[Distilled], folder: Path) -> str:
+    """Write the tables of ``experiment`` into ``folder``, as ``table2.md``, ``.tex`` and ``.csv``. Returns their text.
+
+    Raises UserError where nothing of it is measured, and as `write` does.
+    """
+    sheets = paper_tables.sheets(experiment, distilled)
+    if not sheets:
+        raise UserError(f"nothing of {experiment} is measured there: python -m harness.run --experiment {experiment}")
+    made = [sheet.table() for sheet in sheets]
+    contents = {
+        f"{experiment}.md": "\n\n".join(map(markdown, made)) + "\n",
+        f"{experiment}.tex": TEX_HEAD + "\n".join(map(latex, made)),
+        f"{experiment}.csv": csv(row for sheet in sheets for row in sheet.csv_rows()),
+    }
+    write_texts(contents, folder, "the tables")
+    return "\n\n".join(map(screen, made))
 
 
 def show(distilled: Sequence[Distilled]) -> str:
@@ -113,9 +132,14 @@ def _main(arguments: Sequence[str], program: str) -> int:
         metavar="FILE",
         help="write a Markdown page as well, with the tables, figures and notes.md of every FOLDER",
     )
+    parser.add_argument(
+        "--experiment", metavar="NAME", help="the table of an experiment, as table2, beside the numbers of the paper"
+    )
     options = parser.parse(arguments)
     output, distilled, whole = read_folders(parser, options)
-    if options.page is None:
+    if options.experiment is not None:
+        print(write_experiment(options.experiment, distilled, output))
+    elif options.page is None:
         write(distilled, output)
         print(show(distilled))
     else:

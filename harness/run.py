@@ -119,7 +119,7 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
         if FLOOR not in (parsed.methods or ()) and any(FLOOR in request.methods for request in wanted):
             say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
         force = any(request.force for request in wanted)
-        return carry_out(jobs, wanted[0].output, launcher, force=force, drawn=parsed.experiment is not None)
+        return carry_out(jobs, wanted[0].output, launcher, force=force, experiment=parsed.experiment)
 
 
 def _planned(wanted: Sequence[Request]) -> list[Job]:
@@ -134,8 +134,10 @@ def _planned(wanted: Sequence[Request]) -> list[Job]:
     return jobs
 
 
-def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: bool, drawn: bool = False) -> int:
-    """Do what is left of ``jobs``, or with ``force`` all; then the tables, and the figures if they are to be ``drawn``.
+def carry_out(
+    jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: bool, experiment: str | None = None
+) -> int:
+    """Do what is left of ``jobs``, or with ``force`` all; then the tables, and those and the figures of ``experiment``.
 
     Returns the exit status. Raises UserError, and runs nothing, while another run works in ``output``, and where a
     record there is of a newer version of the suite.
@@ -149,7 +151,7 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
         _finish_exchange(output)
         run = _Run(jobs, output, force=force)
         run.through(launcher)
-        written = _report(run.distilled(), output, drawn=drawn) if run.done else True
+        written = _report(run.distilled(), output, experiment) if run.done else True
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
@@ -159,9 +161,10 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     return 0 if written and not run.failed else 1
 
 
-def _report(distilled: Sequence[Distilled], output: Path, *, drawn: bool) -> bool:
+def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None) -> bool:
     """Print the table of this run, and write the tables of everything in ``output``. Returns whether that went well."""
     from harness import report
+    from harness.reports.paper_tables import has_table
 
     print(report.show(distilled))
     # The files tell everything that lies there: a smaller run takes no measured row away.
@@ -172,8 +175,10 @@ def _report(distilled: Sequence[Distilled], output: Path, *, drawn: bool) -> boo
         report.write(kept, output)
         count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
         say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
-        if drawn:
+        if experiment is not None:
             _draw(kept, output)
+            if has_table(experiment):
+                print(f"\n{report.write_experiment(experiment, kept, output)}")
     except UserError as error:
         say(f"error: {error}")
         return False

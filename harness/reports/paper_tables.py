@@ -165,8 +165,8 @@ class Sheet:
         meaning = f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""
         sentences = [
             f"{self.experiment}{f', {self.about}' if self.about else ''}: {experiment.meaning}",
-            f"Measured on {device}, budget {budget}{meaning}, version {version}{narrow}: mean ± sample standard deviation "
-            f"over n = {listed(counts)} values{alone}",
+            f"Measured on {device}, budget {budget}{meaning}, version {version}{narrow}: mean ± sample standard "
+            f"deviation over n = {listed(counts)} values{alone}",
             "Beside it what the paper reports, for its own schedules and devices"
             if self.paper
             else "The paper has no numbers for this",
@@ -234,6 +234,8 @@ class _Form:
     corner: str
     rows: Sequence[str]
     columns: Sequence[str]
+    alone: str = ""
+    """The row or column that without any other makes no table of this experiment."""
 
 
 def sheets(experiment: str, distilled: Iterable[Distilled]) -> list[Sheet]:
@@ -253,23 +255,27 @@ def sheets(experiment: str, distilled: Iterable[Distilled]) -> list[Sheet]:
     for (about, where), pairs in sorted(found.items(), key=lambda item: item[0]):
         cells = [cell for cell, _ in pairs]
         rows, columns = dict.fromkeys(cell.row for cell in cells), dict.fromkeys(cell.column for cell in cells)
+        if [form.alone] in ([*rows], [*columns]):
+            continue
         beside = {key: text for key, text in paper.items() if all(cell.published for cell in cells)}
         if experiment == "table1":  # of the data sets that were not measured nothing is shown
             beside = {key: text for key, text in beside.items() if key[0] in rows}
         rows, columns = rows | dict.fromkeys(row for row, _ in beside), columns | dict.fromkeys(c for _, c in beside)
-        ordered = (
-            tuple(sorted(names, key=_place(known))) for names, known in ((rows, form.rows), (columns, form.columns))
+        made.append(
+            Sheet(
+                *(experiment, about, where, form.corner),
+                rows=tuple(sorted(rows, key=_place(form.rows))),
+                columns=tuple(sorted(columns, key=_place(form.columns))),
+                entries=_entries(pairs),
+                paper=beside,
+            )
         )
-        made.append(Sheet(experiment, about, where, form.corner, *ordered, _entries(pairs), beside))
     return made
 
 
-def tables(experiment: str, distilled: Sequence[Distilled]) -> list[Table]:
-    """The tables of ``experiment`` as text. Raises UserError as `sheets` does, and where nothing of it is measured."""
-    made = [sheet.table() for sheet in sheets(experiment, distilled)]
-    if not made:
-        raise UserError(f"nothing of {experiment} is measured here; python -m harness.run --experiment {experiment}")
-    return made
+def has_table(experiment: str) -> bool:
+    """Whether there are tables of ``experiment``; others have figures alone."""
+    return experiment in _FORMS
 
 
 def _answers(distilled: Iterable[Distilled]) -> Iterator[Answer]:
@@ -337,6 +343,8 @@ def _paper(experiment: str) -> dict[tuple[str, str], str]:
 
 # --- which answer stands where ----------------------------------------------------------------------------------------
 
+LARGE = 64
+"""Side in pixels from which images count as of high resolution."""
 TEST = "test accuracy (%)"
 _ATTACKS = {"threshold": "threshold", "lr": "LR", "mlp": "MLP", "rf": "RF", "knn": "kNN"}
 _RATES = {"threshold_tpr_at_0.01": "TPR at 1 % FPR", "threshold_tpr_at_0.001": "TPR at 0.1 % FPR"}
@@ -378,16 +386,17 @@ def _table2(answer: Answer) -> Iterator[_Cell]:
 
 
 def _table3(answer: Answer) -> Iterator[_Cell]:
-    if any(_is(answer, name) for name in ("imagenette", "imagewoof", "imagenet64")):
+    size = answer.record["distillation"]["image_size"] or 0
+    if size >= LARGE or any(_is(answer, name) for name in ("imagenette", "imagewoof", "imagenet64")):
         for cell in _table1(answer):
             yield dataclasses.replace(cell, row=cell.column, column=cell.row)
 
 
 def _attacked(answer: Answer) -> tuple[str, bool]:
     """What a table of attacks is about, and whether it is what the paper's is about."""
-    config, (dataset, ipc) = answer.config, answer.data
+    config = answer.config
     augment = "without augmentation" if config["augment"] == "none" else "with the released augmentation"
-    return f"{dataset}, {config['members']} members, {augment}", _is(answer, "mnist")
+    return f"{answer.data[0]}, {config['members']} members, {augment}", _is(answer, "mnist")
 
 
 def _table4(answer: Answer) -> Iterator[_Cell]:
@@ -416,7 +425,7 @@ def _figure5ab(answer: Answer) -> Iterator[_Cell]:
         return
     dataset, ipc = answer.data
     leak = ", preprocessing fitted on all classes" if answer.config["leak"] else ""
-    about, published = f"{_task(answer)}{leak}", dataset == "cifar100" and ipc in (0, 20)
+    about, published = f"{dataset}{leak}", dataset == "cifar100" and ipc in (0, 20)
     steps = f"{answer.config['class_steps']} steps"
     for quantity, words in (("continual_accuracy", "last"), ("average_incremental_accuracy", "mean over steps")):
         yield _Cell(about, _row(answer), f"{steps}, {words}", answer.values(quantity), published=published)
@@ -458,11 +467,11 @@ def _protocol_matrix(answer: Answer) -> Iterator[_Cell]:
 _TASKS = [f"{dataset}, ipc {ipc}" for dataset in DATASETS for ipc in (1, 2, 10, 50)]
 _FORMS = {
     "table1": _Form(_table1, "data set", _TASKS, METHODS),
-    "table2": _Form(_table2, "method", METHODS, ("Conv", *ARCHITECTURES.values())),
+    "table2": _Form(_table2, "method", METHODS, ("Conv", *ARCHITECTURES.values()), alone="Conv"),
     "table3": _Form(_table3, "method", METHODS, _TASKS),
     "table4": _Form(_table4, "trained on", METHODS, (TEST, *_ATTACKS.values(), *_RATES.values())),
     "figure5ab": _Form(_figure5ab, "method", METHODS, ("5 steps, last", "5 steps, mean over steps", "10 steps, last")),
     "figure5cd": _Form(_figure5cd, "trained on", METHODS, ()),
-    "ablations": _Form(_ablations, "variant", ("published",), ("accuracy (%)",)),
+    "ablations": _Form(_ablations, "variant", ("published",), ("accuracy (%)",), alone="published"),
     "protocol_matrix": _Form(_protocol_matrix, "method", METHODS, ("vico", "mtt", "frepo", "common")),
 }
