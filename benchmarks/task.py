@@ -39,7 +39,7 @@ class Task:
     @functools.cached_property
     def classes(self) -> tuple[int, ...]:
         """The classes that have images, ascending: a view of a data set may show some only. Waits for the device."""
-        return tuple(self.labels.unique().tolist())
+        return tuple(self.labels.bincount().nonzero().flatten().tolist())
 
     @property
     def device(self) -> torch.device:

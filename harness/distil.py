@@ -372,6 +372,7 @@ def check_set(synthetic: object, where: str, job: Job, task: Task, *, initial: b
         synthetic,
         where,
         classes=task.num_classes,
+        present=task.classes,
         ipc=job.distillation.ipc,
         image=task.images.shape[1:],
         dtype=task.dtype,

@@ -1,6 +1,7 @@
 """Folders of distillations → figures, as PNG, PDF and SVG, and fitted exponents.
 
 python -m harness.figures results/local
+python -m harness.figures results/local --images
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from benchmarks.errors import UserError, printable
 from harness.command_line import end, exit_status
 from harness.report import folders_parser, read_folders
-from harness.reports import scaling
+from harness.reports import images, scaling
 from harness.reports.figures import write
 
 __all__ = ["main", "write"]
@@ -27,10 +28,18 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
 def _main(arguments: Sequence[str], program: str) -> int:
     parser = folders_parser(program, "Draw the figures of folders, and fit exponents.")
-    output, distilled, whole = read_folders(parser, parser.parse(arguments))
-    written = [*scaling.write(distilled, output), *write(distilled, output)]
+    parser.add_argument(
+        "--images", action="store_true", help="draw the images of the sets, and their learned labels, instead"
+    )
+    parsed = parser.parse(arguments)
+    output, distilled, whole = read_folders(parser, parsed)
+    if parsed.images:
+        written = images.write(distilled, output)
+    else:
+        written = [*scaling.write(distilled, output), *write(distilled, output)]
     if not written:
-        raise UserError(f"nothing in {output} to draw: no curves, and no iterations at several widths")
+        missing = "sets" if parsed.images else "curves, and no iterations at several widths"
+        raise UserError(f"nothing in {output} to draw: no {missing}")
     print("\n".join(printable(str(path)) for path in written))
     return 0 if whole else 1
 

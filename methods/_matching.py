@@ -132,9 +132,9 @@ class GradientMatching(Matching):
         freeze_batch_norm(self.network, task, self.rows)
 
         # The distance of the gradients, summed over the classes, and one update of the images
-        def distance(c: int, synthetic: Tensor) -> Tensor:
-            real, synthetic = self.pair(task.draw(self.rows[c], config.batch_real), synthetic)
-            return matching_loss(self.network, real, synthetic, c, config.dis_metric)
+        def distance(i: int, synthetic: Tensor) -> Tensor:
+            real, synthetic = self.pair(task.draw(self.rows[i], config.batch_real), synthetic)
+            return matching_loss(self.network, real, synthetic, task.classes[i], config.dis_metric)
 
         loss, gradient = sum_over_chunks(distance, self.images, task.ipc)
         self.update([gradient])
@@ -224,7 +224,7 @@ def sum_over_chunks(loss: Callable[[int, Tensor], Tensor], images: Tensor, size:
 
 
 def classes_together(network: Network, images: Tensor, ipc: int) -> int:
-    """Number of classes whose synthetic ``images`` (num_classes * ipc, C, H, W) pass through ``network`` together."""
+    """Number of classes whose synthetic ``images`` (n, C, H, W) pass through ``network`` together."""
     return max(1, chunk_size(network, images) // ipc)
 
 

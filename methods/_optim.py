@@ -14,7 +14,7 @@ from methods.base import Method
 
 
 def initial_images(task: Task, init: Literal["real", "noise"]) -> tuple[Tensor, Tensor]:
-    """Images to start from (num_classes * ipc, C, H, W), class-major, and their classes (num_classes * ipc,).
+    """Images to start from, ``ipc`` of each class (n, C, H, W), class-major, and their classes (n,).
 
     Random real images, or standard normal noise in their place.
     """

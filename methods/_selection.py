@@ -20,7 +20,7 @@ class Selection(Method):
 
     @abstractmethod
     def choose(self) -> tuple[Tensor, Tensor]:
-        """Copies of real images (num_classes * ipc, C, H, W), class-major, and their classes (num_classes * ipc,)."""
+        """Copies of ``ipc`` real images of each class (n, C, H, W), class-major, and their classes (n,)."""
 
     def prepare(self, store: Store) -> None:
         """Choose. Nothing is stored, because every seed has its own choice."""

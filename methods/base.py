@@ -41,9 +41,9 @@ class Synthetic:
     """A distilled set, in the space of the preprocessed images."""
 
     images: Tensor
-    """(num_classes * ipc, channels, height, width), class-major."""
+    """(n, channels, height, width): ipc images of each of the task's ``classes``, class-major."""
     labels: Tensor
-    """(num_classes * ipc, num_classes). Before the first step the largest entry of a row is that of its class, and rows
+    """(n, num_classes). Before the first step the largest entry of a row is that of its class, and rows
     of centred labels sum to 0; learned labels may move from there."""
     label_space: LabelSpace
     """The kind of ``labels``."""

@@ -107,10 +107,12 @@ def check_synthetic(
     image: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
+    present: Sequence[int] | None = None,
     initial: bool = False,
 ) -> None:
-    """Check for ``classes`` × ``ipc`` images of shape ``image`` (C, H, W), class-major, with labels of their space.
+    """Check for ``ipc`` images of each class, of shape ``image`` (C, H, W), class-major, with labels of their space.
 
+    Labels are for ``classes`` classes. ``present``: those that have images, ascending; None: all.
     ``initial``: the set is as it was before the first step. Then the largest label of every row (one of the largest)
     is that of its class, and centred labels sum to 0. Later only hard labels, whose rows hold the same two values in
     another order, must be class-major: labels that are learned may move.
@@ -119,11 +121,13 @@ def check_synthetic(
     """
     if not isinstance(synthetic, Synthetic):
         raise UserError(f"{where}: {_shown(synthetic)}; expected a Synthetic")
-    expected = {"images": (classes * ipc, *image), "labels": (classes * ipc, classes)}
+    present = range(classes) if present is None else present
+    count = len(present) * ipc
+    expected = {"images": (count, *image), "labels": (count, classes)}
     for name, shape in expected.items():
         tensor = getattr(synthetic, name)
         if not _is(tensor, dtype, device) or tensor.shape != shape:
-            said = f"detached {_name(dtype)} {shape} on {device}, for {classes} classes at ipc {ipc}"
+            said = f"detached {_name(dtype)} {shape} on {device}, for {len(present)} classes at ipc {ipc}"
             raise UserError(f"{where}: {name} are {_shown(tensor)}; expected {said}")
     rate = synthetic.lr
     if rate is not None and not (_is(rate, dtype, device) and rate.ndim <= 1 and rate.numel()):
@@ -135,10 +139,10 @@ def check_synthetic(
     for name, values in (("images", synthetic.images), ("labels", synthetic.labels), ("step size", rate)):
         if values is not None and not bool(values.isfinite().all()):
             raise NotFinite(f"{where}: a value of the {name} is not finite")
-    _check_labels(synthetic, where, ipc, initial)
+    _check_labels(synthetic, where, present, ipc, initial)
 
 
-def _check_labels(synthetic: Synthetic, where: str, ipc: int, initial: bool) -> None:
+def _check_labels(synthetic: Synthetic, where: str, present: Sequence[int], ipc: int, initial: bool) -> None:
     labels, space = synthetic.labels, synthetic.label_space
     sums = labels.sum(1)
     came = f"{space} labels from {float(labels.min()):.4g} to {float(labels.max()):.4g}"
@@ -154,7 +158,7 @@ def _check_labels(synthetic: Synthetic, where: str, ipc: int, initial: bool) -> 
     ordered = labels.sort(1).values
     hard = bool((ordered == ordered[0]).all()) and bool((ordered[0, :-1] == ordered[0, 0]).all())
     if initial or hard:
-        order = torch.arange(labels.shape[1], device=labels.device).repeat_interleave(ipc)
+        order = torch.tensor(present, device=labels.device).repeat_interleave(ipc)
         other = labels.gather(1, order[:, None])[:, 0] < labels.max(1).values
         if bool(other.any()):
             row = int(other.nonzero()[0])
@@ -321,6 +325,25 @@ def check_set(name: str, method: type[Method]) -> None:
         if synthetic.label_space == "probability" or steps == 0:
             error = (synthetic.labels.sum(1) - float(synthetic.label_space == "probability")).abs().max()
             _expect(bool(error <= 1e-5), where, f"sums of labels are wrong by {float(error):.1g}; expected rounding")
+
+
+def check_classes(name: str, method: type[Method]) -> None:
+    """Where only some classes have images, as in continual learning, the set has ipc images of each of those."""
+    for present, steps in itertools.product(([0, 2], [1]), (0, 3)):
+        task = tiny_task()
+        rows = torch.isin(task.labels, torch.tensor(present))
+        task = dataclasses.replace(task, images=task.images[rows], labels=task.labels[rows])
+        check_synthetic(
+            run(prepared(method, task=task), steps),
+            f"{name} after {steps} steps where only the classes {present} have images",
+            classes=CLASSES,
+            present=present,
+            ipc=IPC,
+            image=(1, 8, 8),
+            dtype=task.dtype,
+            device=task.device,
+            initial=steps == 0,
+        )
 
 
 def check_steps(name: str, method: type[Method]) -> None:
@@ -511,6 +534,7 @@ CHECKS: tuple[Callable[[str, type[Method]], None], ...] = (
     check_config,
     check_source,
     check_set,
+    check_classes,
     check_steps,
     check_copy,
     check_task,

@@ -121,7 +121,7 @@ class KIP(Optimised):
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Real images (B, C, H, W) and their targets (B, num_classes), float64."""
         task = self.task
-        count = max(self.config.batch_size // task.num_classes, 1)
+        count = max(self.config.batch_size // len(task.classes), 1)
         drawn = [members[torch.randperm(len(members), generator=task.generator)[:count]] for members in self.members]
         index = torch.cat(drawn).to(task.device, non_blocking=True)
         return task.images[index].double(), centred_one_hot(task.labels[index], task.num_classes, torch.float64)

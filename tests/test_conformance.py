@@ -140,6 +140,11 @@ def as_set(change: Callable[[Tensor], Tensor], space: str = "probability") -> Ca
     return lambda self: Synthetic(self.images.clone(), change(self.labels), space)
 
 
+def of_all_classes(self: Sound) -> Synthetic:
+    images = self.images.repeat(CLASSES, 1, 1, 1)[: CLASSES * self.task.ipc]
+    return Synthetic(images, torch.eye(CLASSES).repeat_interleave(self.task.ipc, 0), "probability")
+
+
 def as_loss(change: Callable[[Sound, Tensor], Any]) -> Callable[[Sound, Tensor], Tensor]:
     return lambda self, images: Sound.loss(self, images) + 0 * change(self, images)
 
@@ -162,6 +167,7 @@ MISTAKES: list[tuple[Check, str, dict[str, Any]]] = [
     (checks.check_set, "expected detached float64", {"synthetic": as_set(lambda labels: labels.float())}),
     (checks.check_set, "sums of 1", {"synthetic": as_set(lambda labels: labels - 1 / CLASSES)}),
     (checks.check_set, "wrong by 0.0001", {"synthetic": as_set(lambda labels: labels * 1.0001)}),
+    (checks.check_classes, "classes \\[0, 2\\] .* expected", {"synthetic": of_all_classes}),
     (checks.check_steps, "part of a graph", {"step": as_step(lambda loss: loss.clone().requires_grad_())}),
     (checks.check_steps, "is inf", {"step": as_step(lambda loss: loss / 0)}),
     (checks.check_steps, "0-d", {"step": as_step(lambda loss: loss[None])}),

@@ -64,7 +64,7 @@ def _view(source: str, text: str) -> View:
             raise UserError(f"{source}: @images:A-B takes images A to B − 1, so A must be below B")
         return Images(text, first, end)
     if text.startswith("@half:"):
-        return Half(text, *numbers)
+        return Half(text, numbers[0])
     step, steps, seed = numbers
     if step >= steps:
         raise UserError(f"{source}: steps are counted from 0, so step {step} of {steps} does not exist")

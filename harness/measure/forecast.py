@@ -176,7 +176,7 @@ class _Task(Task):
 
     @functools.cached_property
     def classes(self) -> tuple[int, ...]:
-        return tuple(self.values.unique().tolist())
+        return tuple(self.values.bincount().nonzero().flatten().tolist())
 
     def rows_of_classes(self) -> list[Tensor]:
         counts = self.values.unique(return_counts=True)[1].tolist()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.data.views import split
 from benchmarks.datasets import Benchmark, RawData, load
 from benchmarks.errors import UserError
 from benchmarks.folders import default_cache, default_root
@@ -117,7 +118,7 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
     )
     doubts = []
     if own is None:
-        doubts = importers.doubts(synthetic, raw.class_names)
+        doubts = importers.doubts(synthetic, raw.class_names, benchmark.task.classes)
         doubts += importers.pixel_doubts(synthetic.images, benchmark.task.images, benchmark.preprocess)
     check_writable(request.output, "--output")
     if reason_to_distil(job, existing(job)) is not None:
@@ -138,6 +139,8 @@ def _filled_in(request: EvaluateRequest, own: Artifact, path: Path) -> EvaluateR
     dataset = own.distillation.get("dataset")
     if request.dataset is None and str(dataset).startswith("folder:"):
         raise UserError(f"--dataset is missing: say where the images of {dataset} lie, as folder:PATH")
+    if request.dataset is not None and str(dataset).startswith("folder:") and not split(request.dataset)[1]:
+        request = dataclasses.replace(request, dataset=request.dataset + split(str(dataset))[1])
     for name, kind in (("dataset", str), ("seed", int), ("image_size", int)):
         value = own.distillation.get(name)  # a set that was saved by hand need not know all of it
         if getattr(request, name) is None and value is not None:
@@ -172,6 +175,7 @@ def _fitted(
     Raises UserError where it does not fit, and for a set of this suite that is not whole.
     """
     own, classes, shape = imported.own, len(raw.class_names), raw.train_images.shape[1:]
+    present = raw.train_labels.unique().tolist()
     if own is None:
         order = class_order(request.dataset or "", raw.class_names, root, imported.source, request.class_order)
     elif request.class_order is None:
@@ -179,15 +183,22 @@ def _fitted(
     else:
         raise UserError("--class-order means nothing for a set of this suite, which names its classes: leave it out")
     synthetic = importers.fitted(
-        imported, raw.class_names, shape, request.label_space, order=order.classes, most=len(raw.train_images)
+        imported,
+        raw.class_names,
+        shape,
+        request.label_space,
+        order=order.classes,
+        most=len(raw.train_images),
+        present=present,
     )
     known = {} if own is None else own.distillation
     if known.get("data_fingerprint") not in (None, raw.fingerprint):
         raise UserError(f"{path} was made from other images than those of {request.dataset}")
     said = known.get("ipc")
-    ipc = said if isinstance(said, int) and said > 0 else max(1, len(synthetic.images) // classes)
+    ipc = said if isinstance(said, int) and said > 0 else max(1, len(synthetic.images) // len(present))
     cpu = torch.device("cpu")
-    check_synthetic(synthetic, str(path), classes=classes, ipc=ipc, image=shape, dtype=torch.float32, device=cpu)
+    form: dict[str, Any] = {"classes": classes, "present": present, "ipc": ipc, "image": shape}
+    check_synthetic(synthetic, str(path), **form, dtype=torch.float32, device=cpu)
     return synthetic, order, ipc
 
 

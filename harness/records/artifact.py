@@ -100,14 +100,16 @@ class Artifact:
     """A distilled set as ``load`` gives it, on the CPU."""
 
     images: Tensor
-    """(num_classes * ipc, C, H, W), class-major, preprocessed: train on them as they are."""
+    """(n, C, H, W): ipc images of each of ``classes``, class-major, preprocessed: train on them as they are."""
     labels: Tensor
-    """(num_classes * ipc, num_classes), one-hot, soft or regression targets: see ``label_space``."""
+    """(n, num_classes), one-hot, soft or regression targets: see ``label_space``."""
     label_space: LabelSpace
     """``probability``: cross entropy or squared error. ``centred`` (one-hot − 1/C, as FRePo learns): squared error."""
     lr: Tensor | None
     """The learned step size of SGD, where the method learns it."""
     class_names: tuple[str, ...]
+    classes: tuple[int, ...]
+    """The classes that have images, ascending: all, or those of a view of the data set."""
     preprocess: Preprocess
     network: NetworkSpec
     """The network that distilled."""
@@ -123,7 +125,7 @@ class Artifact:
 
     @property
     def hard_labels(self) -> Tensor:
-        """(num_classes * ipc,) int64: the class with the largest label."""
+        """(n,) int64: the class with the largest label."""
         return self.labels.argmax(dim=1)
 
     @property
@@ -161,10 +163,13 @@ def save(
         "distillation": dict(distillation),
         "config": dict(config),
     }
+    classes = benchmark.task.classes
+    if len(classes) < len(benchmark.class_names):
+        header["classes"] = classes
     digest = _write(path, tensors, json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False))
     natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
     with replacing(path.with_suffix(".png")) as temporary:
-        picture(natural, benchmark.class_names).save(temporary, format="PNG")
+        picture(natural, benchmark.class_names, classes).save(temporary, format="PNG")
     return digest
 
 
@@ -247,6 +252,9 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
     names = header["class_names"]
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise TypeError("class_names is no list of names")
+    classes = header.get("classes", range(len(names)))
+    if not all(type(c) is int and 0 <= c < len(names) for c in classes) or not classes:
+        raise ValueError(f"classes are {classes!r}, and there are {len(names)}")
     if not (isinstance(header["distillation"], dict) and isinstance(header["config"], dict)):
         raise TypeError("distillation or config is no mapping")
     if "lr" in tensors and not tensors["lr"].is_floating_point():
@@ -260,6 +268,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
         label_space=header["label_space"],
         lr=tensors.get("lr"),
         class_names=tuple(names),
+        classes=tuple(classes),
         preprocess=Preprocess.rebuild(
             {name.removeprefix(_PREPROCESS): t for name, t in tensors.items() if name.startswith(_PREPROCESS)},
             header["preprocess"],
@@ -274,23 +283,24 @@ FONT_SIZE, LINE, LABEL_WIDTH, GAP = 11, 15, 160, 2
 """Sizes in pictures, in pixels: letters, a line of them, the widest label of a row, and the white between images."""
 
 
-def picture(images: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """Images (N, C, H, W) in [0, 1], class-major, on a white grid with the names of the classes.
+def picture(images: Tensor, class_names: Sequence[str], classes: Sequence[int] | None = None) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1], class-major, on a white grid with the names of their ``classes`` (None: all).
 
     A row for each class, its name before it, and a column for each of its images. With one image per class, the classes
     in reading order, the name below each image. Small images are enlarged to about 64 pixels.
     """
     count, channels, height, width = images.shape
-    ipc = count // len(class_names)
+    classes = range(len(class_names)) if classes is None else classes
+    ipc = count // len(classes)
     columns = ipc if ipc > 1 else math.ceil(math.sqrt(count))
     scale = max(1, 64 // max(height, width))
     step_y, step_x = height * scale + GAP, width * scale + GAP
     font = ImageFont.load_default(FONT_SIZE)
     if ipc > 1:
-        names = [_label(i, name, font, LABEL_WIDTH) for i, name in enumerate(class_names)]
+        names = [_label(c, class_names[c], font, LABEL_WIDTH) for c in classes]
         left = math.ceil(max(map(font.getlength, names))) + 3 * GAP
     else:
-        names = [_label(i, name, font, width * scale) for i, name in enumerate(class_names)]
+        names = [_label(c, class_names[c], font, width * scale) for c in classes]
         left, step_y = GAP, step_y + LINE
     rows = math.ceil(count / columns)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -132,12 +132,14 @@ def fitted(
     *,
     order: Sequence[int] | None = None,
     most: int | None = None,
+    present: Sequence[int] | None = None,
 ) -> Synthetic:
     """``imported`` as a set for a data set of these classes and (channels, height, width), on the CPU; float32.
 
     ``label_space`` says what labels (n, num_classes) are: ``probability``, ``centred``, or ``logits``, of which the
     softmax is taken; None: what the format or else the numbers say. ``order``: (num_classes,), label number → class of
-    the data set; None: the same. ``most``: images that a set may have; None: any number.
+    the data set; None: the same. ``most``: images that a set may have; None: any number. ``present``: the classes of
+    which the data set has training images, and the set its own; None: all.
 
     Images are brought into class-major order by their largest labels. Learned labels may have the largest value
     anywhere: where the classes that they name are not equally large, the images stay in the classes of the file. A set
@@ -166,8 +168,9 @@ def fitted(
         )
 
     to_class = torch.arange(classes) if order is None else torch.tensor(order)
+    own_classes = to_class if present is None else to_class[torch.isin(to_class, torch.tensor(present))]
     if imported.own is not None:
-        rows = _in_our_order(len(labels), to_class)
+        rows = _in_our_order(len(labels), own_classes)
         labels = labels[:, to_class.argsort()] if labels.ndim == 2 else labels
         return Synthetic(images[rows], labels[rows], imported.own.label_space, imported.lr)
     space: LabelSpace = "probability"
@@ -176,7 +179,7 @@ def fitted(
     else:
         labels, space = _in_space(labels, label_space, imported.source, max(TOLERANCE, rounding))
         labels = labels[:, to_class.argsort()]
-    rows = _class_major(labels, to_class, class_names, hard=imported.labels.ndim == 1)
+    rows = _class_major(labels, own_classes, class_names, hard=imported.labels.ndim == 1)
     return Synthetic(images[rows], labels[rows], space, imported.lr)
 
 
@@ -198,28 +201,32 @@ def _check_shapes(images: Tensor, labels: Tensor, classes: int, shape: Sequence[
         raise UserError(f"the labels are for {labels.shape[1]} classes, and the data set has {classes}")
 
 
-def _class_major(labels: Tensor, to_class: Tensor, class_names: Sequence[str], *, hard: bool) -> Tensor:
+def _class_major(labels: Tensor, own_classes: Tensor, class_names: Sequence[str], *, hard: bool) -> Tensor:
     """The rows of ``labels``, (n, num_classes), class by class: by their largest labels, if these name all as often.
 
-    Raises UserError where they do not and are ``hard``, or n is no multiple of the classes.
+    ``own_classes``: the classes of the set, in the order of the file. Raises UserError where they are not named as
+    often and labels are ``hard``, or n is no multiple of these classes.
     """
     named = labels.argmax(1)
     counts = named.bincount(minlength=len(class_names))
-    if int(counts.min()) == int(counts.max()):
+    own = counts[own_classes]
+    if int(own.min()) * len(own) == len(labels):
         return named.argsort(stable=True)
-    if hard or len(labels) % len(class_names):
-        few, many = int(counts.argmin()), int(counts.argmax())
+    if hard or len(labels) % len(own):
+        if others := sorted(set(named.tolist()).difference(own_classes.tolist())):
+            raise UserError(f"class {class_names[others[0]]!r} has images, and in the training data it has none")
+        few, many = int(own_classes[own.argmin()]), int(counts.argmax())
         raise UserError(
             f"class {class_names[few]!r} has {int(counts[few])} images and {class_names[many]!r} {int(counts[many])}: "
             "every class must have the same number"
         )
-    return _in_our_order(len(labels), to_class)
+    return _in_our_order(len(labels), own_classes)
 
 
-def _in_our_order(count: int, to_class: Tensor) -> Tensor:
+def _in_our_order(count: int, own_classes: Tensor) -> Tensor:
     """The rows of a class-major file so that its classes come in our order; as they are where classes are not equal."""
     rows = torch.arange(count)
-    return rows if count % len(to_class) else rows.view(len(to_class), -1)[to_class.argsort()].flatten()
+    return rows if count % len(own_classes) else rows.view(len(own_classes), -1)[own_classes.argsort()].flatten()
 
 
 def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -> tuple[Tensor, LabelSpace]:
@@ -258,8 +265,8 @@ def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -
     )
 
 
-def doubts(synthetic: Synthetic, class_names: Sequence[str]) -> list[str]:
-    """Lines about labels of a set that are unusual, though they may be learned."""
+def doubts(synthetic: Synthetic, class_names: Sequence[str], present: Sequence[int] | None = None) -> list[str]:
+    """Lines about labels of a set that are unusual, though they may be learned; ``present`` as in `fitted`."""
     labels = synthetic.labels
     lines = []
     if synthetic.label_space == "centred":
@@ -275,7 +282,7 @@ def doubts(synthetic: Synthetic, class_names: Sequence[str]) -> list[str]:
                 "(--label-space logits)."
             )
     counts = labels.argmax(1).bincount(minlength=len(class_names))
-    if missing := (counts == 0).nonzero().flatten().tolist():
+    if missing := [c for c in (range(len(counts)) if present is None else present) if not counts[c]]:
         named = f"the class {class_names[missing[0]]!r}" if len(missing) == 1 else f"{len(missing)} of the classes"
         lines.append(f"No image has its largest label at {named}.")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +109,8 @@ class Drawing:
     footer: tuple[str, ...]
 
 
-def write(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
-    """Draw ``drawings`` into ``folder``, three files each. Returns the paths.
+def write(figures: Iterable[tuple[str, Callable[[], Figure]]], folder: Path) -> list[Path]:
+    """Save ``figures``, each with its name and a function that draws it, in three files each. Returns the paths.
 
     Raises UserError where matplotlib or seaborn is missing, and where the files cannot be written.
     """
@@ -121,10 +121,10 @@ def write(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
         raise UserError(f"no figures, because {error.name} is missing: pip install seaborn matplotlib") from error
     written = []
     with matplotlib.rc_context(look()):
-        for drawing in drawings:
-            figure = draw(drawing)
+        for name, drawn_by in figures:
+            figure = drawn_by()
             for ending, metadata in FORMATS.items():
-                path = folder / f"{drawing.name}.{ending}"
+                path = folder / f"{name}.{ending}"
                 try:
                     with replacing(path) as temporary:
                         figure.savefig(temporary, format=ending, dpi=DOTS_PER_INCH, metadata=dict(metadata))
@@ -135,7 +135,7 @@ def write(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
 
 
 def look() -> dict[Any, Any]:
-    """The settings of matplotlib under which to ``draw`` and to save."""
+    """Settings of matplotlib under which to draw and to save."""
     import seaborn
 
     return {
@@ -159,7 +159,7 @@ def draw(drawing: Drawing) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
-    footer = textwrap.wrap(_drawn(" ".join(f"{text}." for text in drawing.footer)), FOOTER_CHARACTERS)
+    footer = textwrap.wrap(drawn(" ".join(f"{text}." for text in drawing.footer)), FOOTER_CHARACTERS)
     styles = _styles(drawing)
     bars = any(line.expected for row in drawing.rows for panel in row for line in panel.series)
     named = {name for row in drawing.rows for panel in row for name in panel.names}
@@ -185,7 +185,7 @@ def draw(drawing: Drawing) -> Figure:
     if labels:
         figure.legend(
             [handles[label] for label in labels],
-            [_drawn(label) for label in labels],
+            [drawn(label) for label in labels],
             loc="lower center",
             bbox_to_anchor=(0.5, footer_inches / height),
             ncols=math.ceil(len(labels) / legend_rows),
@@ -202,7 +202,7 @@ def draw(drawing: Drawing) -> Figure:
     return figure
 
 
-def _drawn(text: str) -> str:
+def drawn(text: str) -> str:
     """``text`` as matplotlib draws it as it is: without control characters, and without formulas."""
     return printable(text).replace("$", r"\$")
 
@@ -263,7 +263,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
         axes.set_xlim(min(places) - 0.5, max(places) + 0.5)
     _draw_marks(axes, panel, styles)
     if panel.names:
-        axes.set_xticks(range(len(panel.names)), [textwrap.fill(_drawn(name), 14) for name in panel.names])
+        axes.set_xticks(range(len(panel.names)), [textwrap.fill(drawn(name), 14) for name in panel.names])
     elif not panel.log_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     elif panel.ticks:
@@ -274,8 +274,8 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]
         _label_powers(axes.xaxis, axes.get_xlim())
     if panel.log_y:
         _label_powers(axes.yaxis, axes.get_ylim())
-    axes.set_xlabel(_drawn(panel.x_label))
-    axes.set_ylabel(textwrap.fill(_drawn(panel.y_label), 20))
+    axes.set_xlabel(drawn(panel.x_label))
+    axes.set_ylabel(textwrap.fill(drawn(panel.y_label), 20))
     seaborn.despine(ax=axes)
 
 

@@ -6,6 +6,7 @@ method, or, under its own name, each method's own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -37,7 +38,7 @@ def write(distilled: Sequence[Distilled], folder: Path) -> list[Path]:
 
     Raises UserError where matplotlib or seaborn is missing, and where the files cannot be written.
     """
-    return drawing.write(drawings(distilled), folder)
+    return drawing.write(((each.name, functools.partial(drawing.draw, each)) for each in drawings(distilled)), folder)
 
 
 def drawings(distilled: Sequence[Distilled]) -> list[Drawing]:
