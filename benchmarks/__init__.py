@@ -4,6 +4,8 @@ This layer knows nothing of methods, clocks or results. The names below are here
 them, so that the command line can list them without importing torch.
 """
 
+from benchmarks.registry import Registry
+
 DATASETS = (
     "digits",
     "mnist",
@@ -19,6 +21,31 @@ DATASETS = (
 )
 """Data sets by name; besides these, ``folder:PATH`` is an image folder of the user."""
 
-NETWORKS = ("convnet", "convnet_doubling")
+NETWORK_REGISTRY = Registry(
+    "network",
+    "benchmarks.networks",
+    classes={
+        "alexnet": "alexnet:AlexNet",
+        "convnet": "convnet:ConvNet",
+        "convnet_doubling": "convnet:ConvNetDoubling",
+        "frepo_alexnet": "alexnet:FRePoAlexNet",
+        "frepo_alexnet_max": "alexnet:FRePoAlexNetMax",
+        "frepo_dcconv": "convnet:FRePoDCConv",
+        "frepo_kipconv": "convnet:FRePoKIPConv",
+        "frepo_resnet18": "resnet:FRePoResNet18",
+        "frepo_resnet18_ap": "resnet:FRePoResNet18AP",
+        "frepo_vgg11": "vgg:FRePoVGG11",
+        "frepo_vgg11_max": "vgg:FRePoVGG11Max",
+        "lenet": "lenet:LeNet",
+        "mlp": "mlp:MLP",
+        "resnet18": "resnet:ResNet18",
+        "resnet18_ap": "resnet:ResNet18AP",
+        "vgg11": "vgg:VGG11",
+    },
+    group="frepo_bench.networks",
+)
+"""Networks by name; another package adds one under this entry-point group, ``name = "package.module:Class"``."""
+NETWORKS = tuple(NETWORK_REGISTRY.names())
+"""The names of all networks, built-in and installed when this process began."""
 NORMS = ("none", "batch", "instance")
 PREPROCESSINGS = ("standardise", "standardise_vico", "standardise_mtt", "zca_frepo", "zca_kornia")

@@ -125,7 +125,7 @@ def load(
             smallest = class_names[int(classes[counts.argmin()])]
             raise UserError(f"ipc {ipc} is above the {int(counts.min())} training images of class {smallest!r}")
         return NetworkSpec(
-            cast(Any, network),
+            network,
             in_channels=images.shape[1],
             image_size=(images.shape[2], images.shape[3]),
             num_classes=len(class_names),

@@ -63,9 +63,11 @@ class Protocol:
     recipe: Recipe
     preprocess: Callable[[str, int], str]
     """Map from (data set, ipc) to a name of ``benchmarks.PREPROCESSINGS``."""
-    network: Literal["convnet", "convnet_doubling"] = "convnet"
+    network: str = "convnet"
     distill_norm: Literal["none", "batch", "instance"] = "instance"
+    """Norm of the network that distils; one that does not have it has its usual one (`networks.usual_norm`)."""
     test_norm: Literal["none", "batch", "instance"] = "instance"
+    """Norm of the networks that are evaluated, likewise."""
     krr: bool = False
     """Report the accuracy of kernel regression on the trained network's features as well."""
 

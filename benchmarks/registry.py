@@ -1,10 +1,10 @@
-"""Plugins by name: each is a file of a package, or an entry point of another package."""
+"""Plugins by name: each is a class in a file of a package, or an entry point of another package."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,24 @@ from benchmarks.errors import UserError, choose
 
 
 class Registry:
-    """Subclasses of a base class, each in a file of its own. Listing their names imports no file."""
+    """Subclasses of a base class. Listing their names imports no file."""
 
-    def __init__(self, kind: str, package: str, *, others: tuple[str, ...], group: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        *,
+        group: str,
+        others: tuple[str, ...] = (),
+        classes: Mapping[str, str] | None = None,
+    ) -> None:
         """``kind``: the word for a plugin in messages. ``package``: its files are the plugins.
 
-        ``others``: files of the package that are no plugins, besides names that begin with ``_``. ``group``: the
-        entry-point group for plugins of other packages, ``name = "package.module:Class"``.
+        ``group``: the entry-point group for plugins of other packages, ``name = "package.module:Class"``. ``others``:
+        files of the package that are no plugins, besides names that begin with ``_``. ``classes``: name →
+        ``file:Class``, where a file may hold several plugins; None: each file holds one, which has its name.
         """
-        self.kind, self.package, self.others, self.group = kind, package, others, group
+        self.kind, self.package, self.group, self.others, self.classes = kind, package, group, others, classes
 
     def names(self) -> list[str]:
         """The names of all plugins, built-in and installed, sorted."""
@@ -34,6 +43,9 @@ class Registry:
         match), for a file without a ``base``, and for a plugin of another package that cannot be imported or is no
         ``base``.
         """
+        if self.classes and name in self.classes:
+            file, _, member = self.classes[name].partition(":")
+            return getattr(importlib.import_module(f"{self.package}.{file}"), member)
         choose(self.kind, name, self.names())
         if name in self._builtin():
             module = importlib.import_module(f"{self.package}.{name}")
@@ -56,6 +68,8 @@ class Registry:
         return plugin
 
     def _builtin(self) -> set[str]:
+        if self.classes is not None:
+            return set(self.classes)
         folder = Path(__file__).resolve().parents[1].joinpath(*self.package.split("."))
         return {file.stem for file in folder.glob("[!_]*.py")} - set(self.others)
 

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, apply_frepo, draw_dsa, draw_frepo
 from benchmarks.networks import Network, batch_norms
+from benchmarks.networks.layers import AveragePool, BatchNorm, Residual
 from benchmarks.protocols import Recipe
 
 BLOCK = 256
 """Steps whose random choices reach a GPU in one transfer."""
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 2**22, 2**28
-"""Bytes of first maps, the largest of a network, that pass through it together.
+"""Bytes of the largest maps of a network that pass through it together.
 
 On a CPU they should stay in its cache: of 1 to 32 MiB, 4 to 16 took within a tenth of the least time for both networks,
 with a graph and without (one core, widths 16 to 64), and memory grows with them. For a GPU it is not measured.
@@ -76,11 +77,13 @@ def train_together(
     """``train`` for several networks of one structure, with a generator each: what each becomes alone, to rounding.
 
     All take a step at a time; after it, when ``progress`` is called, their parameters are those of that step. Faster
-    than one after the other where a step of one network does not fill the device.
+    than one after the other where a step of one network does not fill the device and networks can be stacked.
     """
     for network in networks:
         network.train()
-    model = networks[0] if len(networks) == 1 else Stack(networks)
+    model: nn.Module = networks[0]
+    if len(networks) > 1:
+        model = Stack(networks) if Stack.holds(networks[0]) else Row(networks)
     targets = _targets(labels, label_space, recipe.loss, networks[0].head.out_features)
     full = recipe.steps(len(images))
     steps = full if max_steps is None else min(max_steps, full)
@@ -112,6 +115,18 @@ def train_together(
                 parameter.copy_(value)
 
 
+class Row(nn.Module):
+    """Networks side by side, for those that no `Stack` holds: images (N·B, C, H, W), network by network → logits."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.chunk(len(self.networks))
+        return torch.cat([network(part) for network, part in zip(self.networks, parts, strict=True)])
+
+
 class Stack(nn.Module):
     """Networks of one structure as one: their channels side by side, convolutions in groups, one product for the heads.
 
@@ -120,14 +135,28 @@ class Stack(nn.Module):
     by channel, so batch norm, with its running statistics, needs nothing of its own.
     """
 
+    LAYERS = (
+        *(nn.Sequential, Residual, nn.Conv2d, nn.GroupNorm, nn.BatchNorm2d, BatchNorm, nn.ReLU),
+        *(AveragePool, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+    )
+    """Layers that keep channels apart, or can be made to."""
+
+    @classmethod
+    def holds(cls, network: Network) -> bool:
+        """Whether networks like ``network`` can be stacked: a body of ``LAYERS``, which mix no groups of channels."""
+        return type(network).features is Network.features and all(
+            type(layer) in cls.LAYERS
+            and (not isinstance(layer, nn.Conv2d) or layer.groups == 1)
+            and (not isinstance(layer, nn.GroupNorm) or layer.num_groups == layer.num_channels)
+            for layer in network.body.modules()
+        )
+
     def __init__(self, networks: Sequence[Network]) -> None:
         super().__init__()
         self.count = len(networks)
         own = copy.deepcopy(networks[0])
         self.body, self.head = own.body, own.head
-        own.body = nn.Sequential()
-        self.flatten = own.features
-        """Maps (B, C, H, W) to features (B, D), as a network does it."""
+        self.flatten = own.flatten
         states = [network.state_dict(keep_vars=True) for network in networks]
         for name, value in self.state_dict(keep_vars=True).items():
             parts = [state[name] for state in states]
@@ -158,8 +187,7 @@ def chunk_size(network: Network, images: Tensor) -> int:
     if any(layer.training for layer in batch_norms(network)):
         return len(images)
     limit = CPU_CHUNK_BYTES if images.device.type == "cpu" else GPU_CHUNK_BYTES
-    channels = len(next(network.parameters()))
-    return max(1, limit // (channels * images.shape[2] * images.shape[3] * images.element_size()))
+    return max(1, limit // (network.map_size(images.shape[2], images.shape[3]) * images.element_size()))
 
 
 def chunks(network: Network, images: Tensor) -> tuple[Tensor, ...]:

@@ -9,8 +9,9 @@ import math
 import os
 import re
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -69,6 +70,11 @@ def long_parser(program: str, usage: str, description: str, epilog: str) -> Pars
     )
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     return parser
+
+
+def listed(title: str, names: Iterable[str], indent: int) -> str:
+    """A row of a table below a help text, over several lines where there are many ``names``."""
+    return textwrap.fill(", ".join(names), 100, initial_indent=f"{title:<{indent}}", subsequent_indent=indent * " ")
 
 
 def whole(text: str) -> int:

@@ -23,7 +23,7 @@ from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status, file_path, long_parser
+from harness.command_line import Parser, end, exit_status, file_path, listed, long_parser
 from harness.launch.local import Launcher, launch
 from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
@@ -62,7 +62,8 @@ def _parser(program: str) -> Parser:
         f"data sets       {', '.join(DATASETS)},\n                folder:PATH\n"
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
-        f"protocols       {', '.join(('native', *PROTOCOLS))}\nnetworks        {', '.join(NETWORKS)}\n\n"
+        f"protocols       {', '.join(('native', *PROTOCOLS))}\n"
+        f"{listed('networks', NETWORKS, 16)}\n\n"
         "--evaluations NAMES --help shows the options of these evaluations, as --EVALUATION.OPTION.",
     )
     parser.add_argument("paths", type=file_path, nargs="*", metavar="PATH", help="a folder, or the files of one set")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import methods
-from benchmarks import DATASETS, NETWORKS
+from benchmarks import DATASETS
 from benchmarks.errors import UserError, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
@@ -33,6 +33,7 @@ def hyperparameters(parsed: argparse.Namespace) -> str:
 
 def listing() -> str:
     """Methods with citation and native protocol, data sets, networks, evaluations, protocols."""
+    from benchmarks import networks
 
     def described(registry: Any, words: Callable[[Any], str]) -> dict[str, str]:
         texts = {}
@@ -45,9 +46,10 @@ def listing() -> str:
 
     cited = described(methods, lambda method: f"{_citation(method)} [protocol {method.PROTOCOL}]")
     asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
+    built = described(networks, lambda network: " ".join((network.__doc__ or "").partition("\n\n")[0].split()))
     lines = ["methods", *_columns(cited)]
     lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
-    lines += ["networks", *(f"  {name}" for name in NETWORKS)]
+    lines += ["networks", *_columns(built)]
     lines += ["evaluations", *_columns(asked)]
     lines += ["protocols (native or common)", *(f"  {name}" for name in PROTOCOLS)]
     lines += ["budgets", *_columns({name: budget.meaning for name, budget in BUDGETS.items()})]

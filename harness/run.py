@@ -23,7 +23,7 @@ import methods
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
 from harness import evaluations
-from harness.command_line import Parser, end, exit_status, long_parser
+from harness.command_line import Parser, end, exit_status, listed, long_parser
 from harness.launch.local import Launcher, started
 from harness.listing import hyperparameters, listing
 from harness.plan.budgets import COST
@@ -54,7 +54,7 @@ def _parser(program: str) -> Parser:
         "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
         f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
-        f"networks    {', '.join(NETWORKS)}\n"
+        f"{listed('networks', NETWORKS, 12)}\n"
         f"evaluations {', '.join(evaluations.names())}\n"
         f"experiments {', '.join(EXPERIMENTS)}\n\n"
         "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER;\n"

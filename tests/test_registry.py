@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +11,16 @@ from pathlib import Path
 import pytest
 
 import methods
+from benchmarks import NETWORK_REGISTRY, NETWORKS, networks
 from benchmarks.errors import UserError
+from benchmarks.networks import Network, NetworkSpec
 from benchmarks.registry import Registry
+from benchmarks.task import generator_for
 from harness import evaluations
 from harness.evaluations.base import Evaluation
 from harness.run import main
 from methods.base import Method
+from tests.test_documents import ROOT, blocks
 
 Install = Callable[..., None]
 
@@ -38,14 +43,14 @@ class Mine(Method):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Installs under a plugin's name a package of one module, given its source; the class is ``Mine``."""
+    """Installs under a plugin's name a package of one module, given its source and the name of its class."""
 
-    def installed(name: str, module: str, source: str, group: str = methods.ENTRY_POINTS) -> None:
+    def installed(name: str, module: str, source: str, group: str = methods.ENTRY_POINTS, plugin: str = "Mine") -> None:
         (tmp_path / f"{module}.py").write_text(source)
         info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:Mine\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:{plugin}\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, module, raising=False)
 
@@ -146,10 +151,10 @@ def test_a_file_without_a_method_says_so() -> None:
 
 def test_listing_does_not_import_torch() -> None:
     code = (
-        "import sys, methods\nfrom harness import evaluations\n"
+        "import sys, methods\nfrom benchmarks import NETWORKS\nfrom harness import evaluations\n"
         "methods.names(), evaluations.names()\nsys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 EVALUATION = """
@@ -207,3 +212,83 @@ def test_an_installed_evaluation_that_cannot_be_used(
     assert main(["--list"]) == 0
     shown = capsys.readouterr().out
     assert reason in shown and "accuracy  Top-1 accuracy" in shown, "it hides the others"
+
+
+NETWORK = """
+from benchmarks.networks import Network
+from torch import nn
+
+class Mine(Network):
+    depth = 1
+    norms = ("none", "batch")
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(spec.in_channels * 64, 4))
+        self.head = nn.Linear(4, spec.num_classes)
+"""
+
+
+def test_classes_of_families_and_entry_points_are_networks(install: Install) -> None:
+    assert networks.names() == list(NETWORKS)
+    for name in networks.names():
+        assert issubclass(networks.get(name), Network) and networks.get(name).__doc__
+    files = Path(networks.__file__).parent.glob("*.py")
+    families = {networks.get(name).__module__.rpartition(".")[2] for name in NETWORKS}
+    assert {path.stem for path in files} == {*families, "__init__", "base", "layers"}
+    install("mine", "network_of_mine", NETWORK, NETWORK_REGISTRY.group)
+    install("mlp", "network_of_mlp", NETWORK, NETWORK_REGISTRY.group)
+    assert "mine" in networks.names() and networks.get("mlp").__module__ == "benchmarks.networks.mlp"
+    spec = NetworkSpec("mine", 1, (8, 8), 3, norm="batch")
+    assert spec.blocks == 1 and spec.parameters() == 64 * 4 + 4 + 4 * 3 + 3
+    assert "did you mean 'mine'?" in refusal("mime", networks.get)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'"),
+        ("class Mine: ...", "not a subclass of benchmarks.networks.base.Network"),
+        (NETWORK.replace("depth = 1", ""), "depth must be its number of blocks, or None where spec.blocks decides"),
+        (NETWORK.replace("depth = 1", "depth = 0"), "depth must be its number of blocks"),
+        (NETWORK.replace('"batch"', '"layer"'), "norms are ('none', 'layer'); expected one or more of none, batch"),
+        (NETWORK.replace('("none", "batch")', "()"), "norms are (); expected one or more of none, batch, instance"),
+    ],
+    ids=["import", "class", "no-depth", "depth", "norm", "no-norm"],
+)
+def test_an_installed_network_that_cannot_be_used(
+    install: Install, source: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("theirs", "network_of_theirs", source, NETWORK_REGISTRY.group)
+    message = refusal("theirs", networks.get)
+    assert reason in message and "network_of_theirs:Mine" in message
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert reason in shown and "mlp                Two hidden layers" in shown, "it hides the others"
+
+
+def test_a_layer_whose_initial_values_are_unknown_is_refused(install: Install) -> None:
+    source = NETWORK.replace("nn.Flatten(), ", "nn.Flatten(), nn.PReLU(), ")
+    install("theirs", "network_of_prelu", source, NETWORK_REGISTRY.group)
+    with pytest.raises(UserError, match=r"Mine has a PReLU, whose initial values are unknown: override initialise"):
+        NetworkSpec("theirs", 1, (8, 8), 3, norm="none").build(generator_for("x"))
+
+
+def test_the_network_of_the_page_is_one_of_the_command_line(install: Install, tmp_path: Path) -> None:
+    (source,), (entry,) = blocks("python", "docs/running.md"), blocks("toml", "docs/running.md")
+    assert entry == f'[project.entry-points."{NETWORK_REGISTRY.group}"]\ntiny = "tiny:Tiny"\n'
+    install("tiny", "tiny", source, NETWORK_REGISTRY.group, "Tiny")
+    asked = (
+        "-m harness.run --methods dm --dataset digits --budget smoke --network tiny --width 32 --forecast --no-random"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    ran = subprocess.run(
+        [sys.executable, *asked.split(), "--output", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    parameters = NetworkSpec("tiny", 1, (8, 8), 10, width=32, norm="none").parameters()
+    assert f"| tiny 32   | {parameters:>12,} |" in ran.stdout

@@ -661,6 +661,7 @@ def test_there_is_a_ceiling_for_every_recipe_network_and_preprocessing(tmp_path:
     assert ceilings(methods=("frepo", "dm")) == [("convnet_doubling", ["frepo"]), ("convnet", ["vico"])]
     assert ceilings(methods=("frepo", "dm"), network="convnet") == [("convnet", ["frepo"]), ("convnet", ["vico"])]
     assert ceilings(methods=("frepo", "kip"), network="convnet") == [("convnet", ["frepo", "kip"])]
+    assert ceilings(methods=("frepo", "dm"), network="resnet18") == [("resnet18", ["frepo"]), ("resnet18", ["vico"])]
     assert ceilings(methods=("frepo", "dm"), protocol="common") == [("convnet", ["common"])]
 
 
@@ -821,6 +822,9 @@ def test_protocols_and_networks(tmp_path: Path) -> None:
     assert shape() == ("frepo", "convnet_doubling", "batch", "standardise")
     assert shape(network="convnet") == ("frepo", "convnet", "batch", "standardise")
     assert shape(protocol="common") == ("common", "convnet", "instance", "standardise")
+    assert shape(network="resnet18") == ("frepo", "resnet18", "batch", "standardise")
+    assert shape(network="mlp") == ("frepo", "mlp", "none", "standardise"), "its usual norm"
+    assert shape(network="alexnet", protocol="common") == ("common", "alexnet", "none", "standardise")
 
 
 def other_than(value: Any) -> Any:
@@ -988,6 +992,9 @@ def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
         ("--methods fripo --dataset digits", "did you mean 'frepo'"),
         ("--methods frepo --dataset digit", "did you mean 'digits'"),
         ("--methods frepo --dataset digits --network convnt", "did you mean 'convnet'"),
+        ("--methods frepo --dataset digits --network resnet18 --depth 3", "resnet18 has a depth of its own"),
+        ("--methods frepo --dataset digits --network vgg11", "vgg11 of depth 8 leaves nothing of 8×8 images"),
+        ("--methods frepo --dataset digits --accuracy.network lenet", "lenet of depth 4 leaves nothing of 8×8 images"),
         ("--methods frepo --dataset digits --budget quik", "did you mean 'quick'"),
         ("--methods frepo --dataset digits --protocol nativ", "did you mean 'native'"),
         ("--experiment figur3 --dataset digits", "unknown experiment 'figur3': did you mean 'figure3'"),

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
-from benchmarks.networks import Network, NetworkSpec
+from benchmarks.networks import Network, NetworkSpec, usual_norm
 from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, vico_recipe
 from benchmarks.training import (
     Average,
+    Stack,
     accuracy,
     half_squared_error,
     loss_gradient,
@@ -263,11 +264,26 @@ RECIPES = {
 }
 
 
+def enlarged(images: Tensor, spec: NetworkSpec) -> Tensor:
+    return F.interpolate(images, spec.image_size)
+
+
+FORMS = [(name, norm) for name in NETWORKS for norm in NORMS if usual_norm(name, norm) == norm]  # type: ignore[arg-type]
+"""Every network with every norm that it has."""
+CONVNETS = [form for form in FORMS if form[0].startswith("convnet")]
+
+
+def form(network: str, norm: Any) -> NetworkSpec:
+    side = 8 if network.startswith("convnet") else 28
+    return NetworkSpec(network, 1, (side, side), 3, width=4, norm=norm)
+
+
 def alone_and_together(
     spec: NetworkSpec, recipe: Recipe, dtype: torch.dtype, steps: int = 5, **options: Any
 ) -> tuple[list[Network], list[Network]]:
     """Three networks, each with a generator of its own, trained one after the other and together."""
     images, labels = examples()
+    images = enlarged(images, spec)
     settings: dict[str, Any] = {
         **{"flip": True, "lr": torch.tensor(0.02), "max_steps": steps},
         **options,
@@ -286,9 +302,10 @@ def alone_and_together(
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "network", "norm"),
+    [*((name, *form) for name in RECIPES for form in CONVNETS), *(("vico", *form) for form in FORMS)],
+)
 def test_networks_trained_together_are_those_trained_alone(name: str, network: Any, norm: Any) -> None:
     """Parameters, running statistics and logits; batches of four and of the one image that is left.
 
@@ -296,8 +313,8 @@ def test_networks_trained_together_are_those_trained_alone(name: str, network: A
     a whole step. The norm takes the bias out of the logits again. In float32 it also depends on rounding whether an
     activation near zero passes its gradient.
     """
-    spec = NetworkSpec(network, 1, (8, 8), 3, width=4, norm=norm)
-    images, _ = examples(12)
+    spec = form(network, norm)
+    images = enlarged(examples(12)[0], spec)
     for dtype, rounding in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
         alone, together = alone_and_together(spec, RECIPES[name], dtype)
         for ours, theirs in zip(together, alone, strict=True):
@@ -309,6 +326,20 @@ def test_networks_trained_together_are_those_trained_alone(name: str, network: A
         fresh = spec.build(generator(0), dtype=dtype)
         assert not torch.allclose(parameters(fresh), parameters(alone[0]), rtol=0, atol=1e-5), "they learnt"
         assert not torch.allclose(parameters(together[0]), parameters(together[1]))
+
+
+def test_only_networks_that_keep_channels_apart_are_stacked() -> None:
+    stacked = {name for name, norm in FORMS if Stack.holds(form(name, norm).build(generator()))}
+    assert set(NETWORKS) - stacked == {"lenet", "mlp"}
+    grouped = form("convnet", "none").build(generator())
+    grouped.body[0].groups = 2
+    assert not Stack.holds(grouped)
+
+    class Other(type(network())):  # type: ignore[misc]
+        def features(self, images: Tensor) -> Tensor:
+            return 2 * super().features(images)
+
+    assert not Stack.holds(Other(SPEC))
 
 
 def test_progress_finds_the_parameters_of_its_step() -> None:
@@ -372,18 +403,18 @@ def test_no_step_waits_for_the_device(name: str, count: int) -> None:
 # Predictions
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "norm"), FORMS)
 def test_predictions_do_not_depend_on_the_chunks_and_leave_the_network_alone(
     network: Any, norm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = replace(SPEC, name=network, norm=norm).build(generator(), dtype=torch.float64)
-    images = examples()[0].double()
+    spec = form(network, norm)
+    trained = spec.build(generator(), dtype=torch.float64)
+    images = enlarged(examples()[0].double(), spec)
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     whole = predict(trained, images)
     assert whole.shape == (9, 3) and not whole.requires_grad and not trained.training
     for size, parts in ((1, 9 * [1]), (4, [4, 4, 1]), (9, [9])):
-        monkeypatch.setattr(training, "CPU_CHUNK_BYTES", size * 4 * 8 * 8 * 8)
+        monkeypatch.setattr(training, "CPU_CHUNK_BYTES", size * 8 * trained.map_size(*spec.image_size))
         assert [len(part) for part in training.chunks(trained, images)] == parts
         torch.testing.assert_close(predict(trained, images), whole, rtol=1e-12, atol=1e-12)
         doubled = training.features(trained, images, lambda features: 2 * trained.head(features))

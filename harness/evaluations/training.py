@@ -18,8 +18,8 @@ import torch
 from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
-from benchmarks.networks import Network, NetworkSpec
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.networks import Network, NetworkSpec, usual_norm
+from benchmarks.protocols import PROTOCOLS, Recipe
 from benchmarks.task import generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
@@ -44,9 +44,10 @@ class Training:
     network: str | None = None
     """None: the network that distilled under ``native``, else the protocol's."""
     width: int | None = None
-    """Channels of the first block. None: those of the network that distilled."""
+    """128: as published. None: that of the network that distilled."""
     depth: int | None = None
-    """Blocks. None: those of the network that distilled, or by image size for another network."""
+    """Blocks. None: those of the network that distilled, or by image size for another network. Some networks have a
+    depth of their own."""
     steps: int | None = None
     """At most so many optimiser steps for each network; the schedule shrinks with them. None: the recipe's."""
     networks: int = 5
@@ -60,6 +61,23 @@ class Training:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
+
+    def spec(self, benchmark: Benchmark) -> NetworkSpec:
+        """The network that is trained, of a resolved configuration. Raises UserError as `network_spec` does."""
+        return network_spec(benchmark, self)
+
+    def recipe(self, synthetic: Synthetic) -> Recipe:
+        """How it is trained, with the step size that was learned with the set where the recipe uses that.
+
+        Raises Untrainable where that step size is below 0.
+        """
+        recipe = PROTOCOLS[self.protocol].recipe
+        if not recipe.learned_lr or synthetic.lr is None:
+            return recipe
+        lr = float(synthetic.lr.detach().mean())
+        if lr < 0:
+            raise Untrainable(f"the learned step size is {lr:.3g}")
+        return dataclasses.replace(recipe, lr=lr, learned_lr=False)
 
 
 class NetworkEvaluation(Evaluation):
@@ -83,12 +101,9 @@ class NetworkEvaluation(Evaluation):
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
         (synthetic,), (benchmark,) = sets, benchmarks
-        config, learned_lr = self.config, PROTOCOLS[self.config.protocol].recipe.learned_lr
-        if learned_lr and synthetic.lr is not None and float(synthetic.lr.mean()) < 0:
-            raise Untrainable(f"the learned step size is {float(synthetic.lr.mean()):.3g}")
-        count = config.networks - begin
+        config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
-        self.cost |= {"networks_at_once": at_once, "parameters": network_spec(benchmark, config).parameters()}
+        self.cost |= {"networks_at_once": at_once, "parameters": config.spec(benchmark).parameters()}
         values: dict[str, list[float]] = {}
         for first in range(0, count, at_once):
             own = range(first, min(first + at_once, count))
@@ -124,16 +139,17 @@ def resolved(config: Training, distillation: Mapping[str, Any], native: str) -> 
 
 
 def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
-    """The network of a resolved ``config``, with the norm that its protocol tests with.
+    """The network of a resolved ``config``, with the norm that its protocol tests with, or else its usual one.
 
     Raises UserError for a network that does not fit the images.
     """
+    name = config.network or benchmark.spec.name
     return dataclasses.replace(
         benchmark.spec,
-        name=config.network or benchmark.spec.name,  # type: ignore[arg-type]  # checked on construction
+        name=name,
         width=config.width or benchmark.spec.width,
         depth=config.depth,
-        norm=PROTOCOLS[config.protocol].test_norm,
+        norm=usual_norm(name, PROTOCOLS[config.protocol].test_norm),
     )
 
 
@@ -147,10 +163,10 @@ def trained_networks(
 ) -> list[Network]:
     """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``progress(done, total)`` counts the training steps of one network.
+    ``progress(done, total)`` counts the training steps of one network. Raises Untrainable as `Training.recipe` does.
     """
-    device, dtype, recipe = synthetic.images.device, synthetic.images.dtype, PROTOCOLS[config.protocol].recipe
-    spec, indices = network_spec(benchmark, config), list(indices)
+    device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
+    spec, recipe = config.spec(benchmark), config.recipe(synthetic)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]
@@ -162,7 +178,6 @@ def trained_networks(
         recipe,
         flip=recipe.flip(benchmark.flip, benchmark.name),
         generators=[generator_for("evaluation", seed, index) for index in indices],
-        lr=synthetic.lr,
         max_steps=config.steps,
         progress=progress,
     )
@@ -176,7 +191,7 @@ def _networks_at_once(config: Training, synthetic: Synthetic, benchmark: Benchma
     would lose the same bits from run to run for little, nor where there is little to gain: for one network, or few
     steps.
     """
-    steps = PROTOCOLS[config.protocol].recipe.steps(len(synthetic.images))
+    steps = config.recipe(synthetic).steps(len(synthetic.images))
     few = networks <= 1 or min(steps, config.steps or steps) < TRIED_FROM
     if few or synthetic.images.device.type in ONE_AT_A_TIME:
         return 1

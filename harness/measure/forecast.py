@@ -154,7 +154,7 @@ def count_blank(distillation: Distillation, config: Mapping[str, Any], raw: RawD
 
 def _task(distillation: Distillation, raw: RawData, device: torch.device) -> Task:
     channels, height, width = raw.train_images.shape[1:]
-    name, norm = cast(Any, distillation.network), cast(Any, distillation.norm)
+    name, norm = distillation.network, cast(Any, distillation.norm)
     size, classes, dtype = (height, width), len(raw.class_names), getattr(torch, distillation.dtype)
     spec = NetworkSpec(name, channels, size, classes, distillation.width, distillation.depth, norm)
     return _Task(

@@ -250,7 +250,7 @@ def questions(asked: Iterable[Inquiry], distillation: Distillation, native: str)
 
 def check_networks(job: Job, raw: RawData) -> None:
     """Raises UserError where a network that ``job`` asks to be trained does not fit the images of ``raw``."""
-    from benchmarks.networks import NetworkSpec
+    from benchmarks.networks import NetworkSpec, usual_norm
 
     channels, height, width = raw.train_images.shape[1:]
     for question in job.questions:
@@ -263,6 +263,7 @@ def check_networks(job: Job, raw: RawData) -> None:
                 num_classes=len(raw.class_names),
                 width=config["width"],
                 depth=config["depth"],
+                norm=usual_norm(config["network"], "none"),
             )
 
 
@@ -285,13 +286,14 @@ def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
 
 def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
     """A job for each recipe, network and preprocessing in ``jobs``, about networks trained on all real images."""
+    from benchmarks.networks import usual_norm
 
     def ceiling(job: Job) -> Job:
         distillation = dataclasses.replace(
             job.distillation,
             method=WHOLE_DATA,
             ipc=0,
-            norm="none",
+            norm=usual_norm(job.distillation.network, "none"),
             steps=None,
             seconds=None,
             seconds_include_prepare=False,
@@ -404,21 +406,21 @@ def _distillation(
     steps: int | None,
     device: str,
 ) -> Distillation:
-    from benchmarks.networks import NetworkSpec
+    from benchmarks.networks import NetworkSpec, usual_norm
     from benchmarks.protocols import PROTOCOLS
 
     protocol = PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
     seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
     channels, height, breadth = raw.train_images.shape[1:]
-    network = protocol.network if request.network in (None, "native") else request.network
+    network = protocol.network if request.network is None or request.network == "native" else request.network
     spec = NetworkSpec(
-        name=network,  # type: ignore[arg-type]  # checked on construction
+        name=network,
         in_channels=channels,
         image_size=(height, breadth),
         num_classes=len(raw.class_names),
         width=width,
         depth=request.depth,
-        norm=request.norm or protocol.distill_norm,  # type: ignore[arg-type]  # checked on construction
+        norm=request.norm or usual_norm(network, protocol.distill_norm),  # type: ignore[arg-type]  # checked there
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")

@@ -155,9 +155,9 @@ class Request(Evaluating):
     datasets: tuple[str, ...] = flag("what is distilled", "NAMES", names, default=(), aliases=("dataset",))
     ipcs: tuple[int, ...] = flag("synthetic images per class (1)", "N,…", _integers, default=(1,), aliases=("ipc",))
     widths: tuple[int, ...] | None = flag(
-        f"channels of the first block ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
+        f"of the networks, {WIDTH} as published ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
     )
-    depth: int | None = flag("blocks of the network (by image size)", "N", whole)
+    depth: int | None = flag("blocks of a ConvNet (by image size)", "N", whole)
     norm: str | None = flag("norm of the network that distils: none, batch or instance (by protocol)", "NAME")
     seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", _integers, aliases=("seed",))
     budget: str = flag(f"{_BUDGET_WORDS} (quick)", "NAME", default="quick")
@@ -250,7 +250,7 @@ class EvaluateRequest(Evaluating):
         "what its label numbers mean: a file with a class on each line, or sorted, files, mtt, … (as its format says)",
         "ORDER",
     )
-    width: int | None = flag("channels of the networks' first block (by budget)", "N", whole)
+    width: int | None = flag(f"of the networks, {WIDTH} as published (by budget)", "N", whole)
     seed: int | None = flag("of the networks and of the order and augmentation they see (0)", "N", whole)
 
     def __post_init__(self) -> None:

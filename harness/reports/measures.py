@@ -85,7 +85,11 @@ def measures(groups: Iterable[Group]) -> list[Measure]:
     made = []
     for evaluation, own in sorted(records, key=lambda key: (key[0] != ACCURACY, key)):
         config, others = json.loads(own), [json.loads(other) for name, other in records if name == evaluation]
+        known = plugin(evaluation)
+        # A list of which each item is a question of its own: the item names the column, without the field.
+        items = config.pop(known.each, []) if known and known.each else []
         apart = [f"{k}={v}" for k, v in config.items() if any(other.get(k, ...) != v for other in others)]
+        apart = [*map(str, items if isinstance(items, list) else [items]), *apart]
         prefix = evaluation + (f"[{', '.join(apart)}]" if apart else "")
         for place, (name, quantity) in enumerate(_quantities(evaluation, records[evaluation, own])):
             label = name if evaluation == ACCURACY else f"{prefix}.{name}".removesuffix(".")

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import krr, networks
-from benchmarks.networks import BatchNorm, ConvNetDoubling, Network
+from benchmarks import krr
+from benchmarks.networks import FlaxNetwork, Network, NetworkSpec
+from benchmarks.networks.layers import BatchNorm
 from benchmarks.task import Task
 from methods import _optim, frepo
 from tests.adapters import FORWARD32, KINK32, UNIT_ROUNDOFF, Adapter, Case, Mistake
@@ -292,7 +293,7 @@ def pool_trace(case: Case) -> None:
 
 
 def _small_network(case: Case) -> Callable[[torch.Generator], Network]:
-    spec = networks.NetworkSpec("convnet", 1, (4, 4), 2, width=1, depth=1)
+    spec = NetworkSpec("convnet", 1, (4, 4), 2, width=1, depth=1)
     return functools.partial(spec.build, dtype=case.dtype)
 
 
@@ -318,8 +319,8 @@ _member, _config, _lamb_step = frepo.FRePo._member, frepo.FRePoConfig, _optim.LA
 _batch_norm_init = BatchNorm.__init__
 
 
-def _batch_norm_with_decay(layer: BatchNorm, channels: int, decay: float = 0.9, eps: float = 1e-5) -> None:
-    _batch_norm_init(layer, channels, decay, eps)
+def _batch_norm_the_other_way(layer: BatchNorm, channels: int, decay: float) -> None:
+    _batch_norm_init(layer, channels, 1 - decay)
 
 
 def _torch_batch_norm(layer: BatchNorm, x: Tensor) -> Tensor:
@@ -523,7 +524,7 @@ MISTAKES = [
     Mistake(
         "BatchNorm: momentum the other way round",
         _ONLINE,
-        _replace(BatchNorm, "__init__", _batch_norm_with_decay),
+        _replace(BatchNorm, "__init__", _batch_norm_the_other_way),
     ),
     Mistake(
         "BatchNorm: unbiased running variance",
@@ -563,7 +564,7 @@ MISTAKES = [
     Mistake(
         "features: flattened in order C, H, W",
         "frepo_online_step_id.npz",
-        _replace(ConvNetDoubling, "features", networks.ConvNet.features),
+        _replace(FlaxNetwork, "flatten", Network.flatten),
     ),
     Mistake(
         "chain: trained on the set before its update",

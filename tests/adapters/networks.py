@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import augment, networks, protocols, training
-from benchmarks.networks import BatchNorm, ConvNetDoubling, Network, NetworkSpec
+from benchmarks import augment, protocols, training
+from benchmarks.networks import FlaxNetwork, Network, NetworkSpec, layers
+from benchmarks.networks.convnet import ConvNetDoubling
+from benchmarks.networks.layers import BatchNorm
 from tests.adapters import FORWARD32, KINK32, Adapter, Case, Mistake
 
 NORM = {"identity": "none", "batchnorm": "batch", "instancenorm": "instance"}
@@ -223,8 +225,8 @@ def torch_batch_norm(momentum: float) -> Callable[[BatchNorm, Tensor], Tensor]:
     return forward
 
 
-def channels_first(self: ConvNetDoubling, images: Tensor) -> Tensor:
-    return self.body(images).flatten(1)  # type: ignore[no-any-return]
+def channels_first(self: FlaxNetwork, maps: Tensor) -> Tensor:
+    return maps.flatten(1)
 
 
 class GroupNormOtherEps(nn.GroupNorm):
@@ -311,15 +313,15 @@ MISTAKES: list[Mistake] = [
     Mistake("batch statistics in evaluation", FREPO, plant(BatchNorm, "forward", batch_statistics_always)),
     Mistake("unbiased running variance", FREPO, plant(BatchNorm, "forward", torch_batch_norm(0.9))),
     Mistake("batch norm momentum inverted", FREPO, plant(BatchNorm, "forward", torch_batch_norm(0.1))),
-    Mistake("batch norm eps 1e-3", FREPO, plant(BatchNorm.__init__, "__defaults__", (0.1, 1e-3))),
-    Mistake("flatten as C, H, W", FREPO, plant(ConvNetDoubling, "features", channels_first)),
-    Mistake("padding 1 for grey images, frepo", FREPO_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
-    Mistake("padding 1 for grey images, dc", DC_GREY, plant(NetworkSpec, "padding", lambda self, block: 1)),
+    Mistake("batch norm eps 1e-3", FREPO, plant(BatchNorm.__init__, "__defaults__", (0.9, 1e-3))),
+    Mistake("flatten as C, H, W", FREPO, plant(FlaxNetwork, "flatten", channels_first)),
+    Mistake("padding 1 for grey images, frepo", FREPO_GREY, plant(NetworkSpec, "border", 0)),
+    Mistake("padding 1 for grey images, dc", DC_GREY, plant(NetworkSpec, "border", 0)),
     Mistake("instance norm eps 1e-6", DC, plant(nn, "GroupNorm", GroupNormOtherEps)),
-    Mistake("maximum pooling", DC, plant(networks.AveragePool, "forward", lambda _, x: F.max_pool2d(x, 2))),
-    Mistake("torch's default initialisation", INIT, plant(networks, "_lecun_normal", networks._torch_default)),
-    Mistake("truncation at three sigma", INIT, plant(networks, "_CUT", 3.0)),
-    Mistake("truncation not accounted for", INIT, plant(networks, "_TRUNCATED_STD", 1.0)),
+    Mistake("maximum pooling", DC, plant(layers.AveragePool, "forward", lambda _, x: F.max_pool2d(x, 2))),
+    Mistake("torch's default initialisation", INIT, plant(ConvNetDoubling, "draw", staticmethod(layers.torch_default))),
+    Mistake("truncation at three sigma", INIT, plant(layers, "_CUT", 3.0)),
+    Mistake("truncation not accounted for", INIT, plant(layers, "_TRUNCATED_STD", 1.0)),
     Mistake("optimiser not recreated", EVALUATE, keep_the_optimiser),
     Mistake("rate drops an epoch early", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(drop_after=-1))),
     Mistake("rate drops an epoch late", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(drop_after=1))),
