@@ -55,7 +55,7 @@ _VICO: dict[str, Statistics] = {
 CONSTANTS: dict[str, dict[str, Statistics]] = {
     "standardise": _FREPO,
     "standardise_vico": _VICO,
-    "standardise_mtt": {**_VICO, "cifar100": _VICO["cifar10"]},
+    "standardise_mtt": {**_VICO, "cifar100": _VICO["cifar10"], "imagenette": _IMAGENET, "imagewoof": _IMAGENET},
     "zca_frepo": _FREPO,
 }
 """Preprocessing → data set → published (mean, std) per channel, of pixels in [0, 1]."""

@@ -90,6 +90,13 @@ _TABLE: dict[tuple[str, int], tuple[float | None, ...]] = {
     ("cifar100", 50): (80, 2, 40, 125, 1000.0, 1e-5, 0.01),
     ("tiny_imagenet", 1): (10, 2, 10, None, 10000.0, 1e-4, 0.01),
     ("tiny_imagenet", 10): (20, 2, 40, 200, 10000.0, 1e-4, 0.01),
+    # One setting for all subsets of ImageNet at 128², as the first author gives it in an issue of the code (#1); the
+    # example in the code's readme has a hundredth of this lr_img.
+    **{
+        (subset, ipc): (20, 2, 10, None if ipc == 1 else 20, 100_000.0, 1e-6, 0.01)
+        for subset in ("imagenette", "imagewoof")
+        for ipc in (1, 10)
+    },
 }
 
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import DATASETS, folders
+from benchmarks import DATASETS, folders, preprocess
 from benchmarks._torchvision import datasets as torchvision_datasets
 from benchmarks.data import image_files, source
 from benchmarks.datasets import Benchmark, RawData, load, load_raw, wordnet_ids
@@ -817,26 +817,73 @@ def test_imagenette_and_imagewoof(name: str, suffix: str, tmp_path: Path) -> Non
     fails("not the published set: class n00000000", lambda: load_raw(name, tmp_path))
 
 
-def imagenet64(root: Path) -> list[np.ndarray]:
+@pytest.mark.parametrize("name", ["imagenette", "imagewoof", "cub200"])
+def test_published_photographs_are_cut_and_averaged_as_published(name: str, tmp_path: Path) -> None:
+    """The centre square of the shorter side, each pixel the mean over its area."""
+    if name == "cub200":
+        folder, side = cub(tmp_path), 32
+        files = [folder / "images/001.Red_bird/a.jpg"]
+    else:
+        folder, side = tmp_path / f"{name}2-160", 128
+        files = [folder / split / wnid / "a.JPEG" for split in ("train", "val") for wnid in wordnet_ids(name).values()]
+    photograph = Image.fromarray(RNG.integers(0, 256, (160, 213, 3), dtype=np.uint8))
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photograph.save(file, "JPEG")
+    pixels = np.asarray(Image.open(files[0]))[:, 26 : 26 + 160].astype(float)
+    expected = pixels.repeat(side // 32, 0).repeat(side // 32, 1).reshape(side, 5, side, 5, 3).mean((1, 3))
+    raw = load_raw(name, tmp_path)
+    assert np.abs(raw.train_images[0].permute(1, 2, 0).numpy() - expected).max() <= 0.5 + 1e-9
+
+
+def test_imagewoof_is_whitened_by_a_checkerboard_of_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of 128×128 with blocks of 64×64, in small: 16×16 with blocks of 8×8, of more numbers than images."""
+    monkeypatch.setattr(preprocess, "ZCA_BLOCK", 8)
+    for split in ("train", "val"):
+        for wnid in wordnet_ids("imagewoof").values():
+            for i in range(3):
+                file = tmp_path / "imagewoof2-160" / split / wnid / f"{i}.JPEG"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "JPEG")
+    raw = load_raw("imagewoof", tmp_path, image_size=16)
+    loaded = benchmark("imagewoof", tmp_path, preprocess="zca_frepo", image_size=16, dtype=torch.float64)
+    zca = loaded.preprocess.zca
+    assert zca and (zca.block, zca.layout, zca.whiten.shape) == (8, "strided", (192, 192))
+    assert loaded.preprocess.mean.tolist() == pytest.approx([0.4917, 0.4613, 0.3931])
+    restored = loaded.preprocess.inverse(loaded.task.images)
+    torch.testing.assert_close(restored, raw.train_images.double() / 255, rtol=0, atol=1e-9)
+    eigenvalues = torch.linalg.eigvalsh(zca.whiten)
+    assert int(((eigenvalues - 1).abs() < 1e-6).sum()) == 192 - 30, "factors after the number of images are 1"
+
+
+def imagenet64(root: Path, *, npz: bool = False) -> list[np.ndarray]:
     """Batches of two images each, with the labels i and 1000; returns the images of the training batches."""
     folder = root / "imagenet64"
     folder.mkdir()
     batches = []
     for i, file in enumerate([*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"]):
-        data = RNG.integers(0, 256, (2, 12288), dtype=np.uint8)
+        data = RNG.integers(0, 256, (2, 12288), dtype=np.uint8) // (16 if npz else 1)
         batches.append(data)
-        batch = {"data": data, "labels": [i + 1, 1000], "mean": data.mean(0), "dtype": OldDtype()}
-        (folder / file).write_bytes(pickle.dumps(batch, protocol=2 + i % 3))
+        if npz:
+            save = np.savez_compressed if i % 2 else np.savez
+            save(folder / f"{file}.npz", data=data, labels=np.array([i + 1, 1000]), mean=data.mean(0))
+        else:
+            batch = {"data": data, "labels": [i + 1, 1000], "mean": data.mean(0), "dtype": OldDtype()}
+            (folder / file).write_bytes(pickle.dumps(batch, protocol=2 + i % 3))
     return batches[:10]
 
 
-def test_imagenet64(tmp_path: Path) -> None:
-    batches = imagenet64(tmp_path)
+@pytest.mark.parametrize("npz", [False, True])
+def test_imagenet64(npz: bool, tmp_path: Path) -> None:
+    batches = imagenet64(tmp_path, npz=npz)
     raw = load_raw("imagenet64", tmp_path)
     assert np.array_equal(raw.train_images.numpy(), np.concatenate(batches).reshape(20, 3, 64, 64))
     assert raw.train_labels.tolist() == [label for i in range(10) for label in (i, 999)]
     assert raw.test_labels.tolist() == [10, 999]
     assert len(raw.class_names) == 1000
+    if npz:
+        (tmp_path / "imagenet64" / "train_data_batch_3.npz").write_bytes(b"PK")
+        fails(r"train_data_batch_3.npz is damaged", lambda: load_raw("imagenet64", tmp_path))
 
 
 class Malicious:

@@ -311,6 +311,7 @@ def test_the_features_come_from_running_statistics() -> None:
 def test_published_settings() -> None:
     assert FRePo.PAPER["cifar10", 50] == {"steps": 500_000, "use_flip": True}
     assert FRePo.PAPER["cifar100", 1]["use_flip"] and not FRePo.PAPER["cifar100", 10]["use_flip"]
+    assert FRePo.PAPER["cifar100", 20]["use_flip"], "in continual learning, distill_cl.py"
     assert not FRePo.PAPER["fashion_mnist", 1]["use_flip"] and not FRePo.PAPER["imagenet64", 2]["use_flip"]
     assert ("digits", 1) not in FRePo.PAPER
     for settings in (*FRePo.PAPER.values(), *FRePo.BUDGETS.values()):

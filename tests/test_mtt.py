@@ -335,7 +335,7 @@ def test_every_resolved_setting_can_run(published: tuple[str, int] | None, budge
 
 
 def test_the_published_settings() -> None:
-    assert len(MTT.PAPER) == 8
+    assert len(MTT.PAPER) == 12
     assert all(changes["steps"] == 5000 for changes in MTT.PAPER.values())
     config = MTTConfig(**{key: value for key, value in MTT.PAPER["cifar100", 50].items() if key != "steps"})
     assert dataclasses.asdict(config) == {

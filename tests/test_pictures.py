@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.errors import UserError
-from benchmarks.pictures import upright
+from benchmarks.pictures import square, upright
 
 ORIENTATION = 0x0112
 UPRIGHT = np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)
@@ -102,3 +102,25 @@ def test_every_mode_becomes_grey_or_rgb_on_white(image: Image.Image, mode: str, 
 def test_more_than_eight_bits_per_channel_are_refused(dtype: Any) -> None:
     with pytest.raises(UserError, match="more than 8 bits per channel"):
         upright(Image.fromarray(np.full((2, 2), 4000, dtype=dtype)))
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(10, 10, 8), (5, 8, 4), (9, 4, 2), (7, 7, 7), (3, 4, 5)])
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "rgb"])
+def test_a_square_is_the_mean_over_areas_of_the_centre(
+    height: int, width: int, side: int, channels: tuple[int, ...]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+    size = min(height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    centre = pixels[top : top + size, left : left + size].astype(float)
+    # Every pixel as side × side small ones: a pixel of the result covers size × size of them.
+    small = centre.repeat(side, 0).repeat(side, 1).reshape(side, size, side, size, *channels)
+    ours = np.asarray(square(Image.fromarray(pixels), side))
+    assert ours.shape == (side, side, *channels) and ours.dtype == np.uint8
+    assert np.abs(ours - small.mean((1, 3))).max() <= 0.5 + 1e-9
+
+
+def test_a_square_is_no_sample_of_pixels() -> None:
+    """Five pixels become four: a quarter of the second goes to the first."""
+    row = np.tile(np.array([0, 100, 0, 0, 200], dtype=np.uint8), (5, 1))
+    assert np.asarray(square(Image.fromarray(row), 4)).tolist() == [[20, 60, 0, 160]] * 4

@@ -93,6 +93,7 @@ def test_the_published_constants_differ_where_the_papers_do() -> None:
     assert mtt["cifar100"] == mtt["cifar10"] == vico["cifar10"]
     assert frepo["tiny_imagenet"][0] == (0.4759, 0.4481, 0.3926)
     assert vico["tiny_imagenet"] == mtt["tiny_imagenet"] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert mtt["imagenette"] == mtt["imagewoof"] == mtt["tiny_imagenet"] != frepo["imagenette"]
     assert CONSTANTS["zca_frepo"] == frepo
     assert "zca_kornia" not in CONSTANTS
 

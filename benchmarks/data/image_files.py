@@ -20,7 +20,7 @@ from benchmarks.data.source import Decoded, Source, said
 from benchmarks.data.views import FORMS
 from benchmarks.errors import UserError
 from benchmarks.files import regular
-from benchmarks.pictures import cover, upright
+from benchmarks.pictures import cover, square, upright
 
 LARGE_FILE = 4096
 """Bytes on average from which image files are decoded in several threads: decoding a smaller file takes less time than
@@ -179,11 +179,13 @@ def image_source(
     image_size: int | None,
     rgb: bool = False,
     left_out: Sequence[str] = (),
+    by_area: bool = False,
 ) -> Source:
     """The set of the image files ``train`` and ``test`` in ``folder``.
 
     ``image_size``: side in pixels to which images are brought; None: they must have one size. ``rgb``: three channels,
-    even where all images are grey. ``left_out``: paths that are passed over, for a line about them.
+    even where all images are grey. ``left_out``: paths that are passed over, for a line about them. ``by_area``: images
+    are resized as by `benchmarks.pictures.square`, else as by ``cover``.
 
     Raises UserError for an empty split, and for a file that is listed twice.
     """
@@ -198,22 +200,22 @@ def image_source(
         raise UserError(f"{name}: {twice} is listed twice: an image has one class and is in one split")
 
     def decode() -> Decoded:
-        images, targets = _decode(name, files, image_size, rgb), torch.tensor(labels)
+        images, targets = _decode(name, files, image_size, rgb, by_area), torch.tensor(labels)
         return images[:cut], targets[:cut], images[cut:], targets[cut:], class_names
 
     # Labels and names were read from paths and tables by now: these may change later, and are no part of `files`.
-    facts = repr((image_size, rgb, cut, labels, class_names))
+    facts = repr((image_size, rgb, by_area, cut, labels, class_names))
     return Source(name, decode, files, facts, left_out=_left_out_line(name, folder, left_out))
 
 
-def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) -> Tensor:
+def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool, by_area: bool) -> Tensor:
     """Images (N, C, H, W) uint8: C is 1 where every image is grey and ``rgb`` is not asked for, else 3."""
     parts = [files[start : start + PART] for start in range(0, len(files), PART)]
     sample = files[:: len(parts)]
     large = sum(map(os.path.getsize, sample)) >= LARGE_FILE * len(sample)
 
     def read(part: Sequence[str]) -> list[NDArray[np.uint8]]:
-        return [_read_image(name, file, image_size) for file in part]
+        return [_read_image(name, file, image_size, by_area) for file in part]
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         arrays = list(itertools.chain.from_iterable((threads.map if large else map)(read, parts)))
@@ -231,7 +233,7 @@ def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool) 
     return torch.from_numpy(images)
 
 
-def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint8]:
+def _read_image(name: str, file: str, image_size: int | None, by_area: bool) -> NDArray[np.uint8]:
     """Pixels (1, H, W) of a grey image and (3, H, W) of any other."""
     with open(file, "rb", opener=regular) as stream:
         try:
@@ -248,6 +250,6 @@ def _read_image(name: str, file: str, image_size: int | None) -> NDArray[np.uint
                 reason = said(error)
             raise UserError(f"{name}: {file} cannot be decoded as an image ({reason})") from error
     if image_size is not None:
-        pixels = cover(pixels, image_size, image_size)
+        pixels = square(pixels, image_size) if by_area else cover(pixels, image_size, image_size)
     array = np.asarray(pixels)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

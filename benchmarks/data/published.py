@@ -258,7 +258,7 @@ def _find_cub200(root: Path, image_size: int) -> Source:
             entry = str(folder / "images" / file), classes.index(labels[image])
             splits[("1", "0").index(is_train[image])].append(entry)
     class_names = [names[number] for number in classes]
-    return image_source("cub200", folder, *splits, class_names, image_size, rgb=True)
+    return image_source("cub200", folder, *splits, class_names, image_size, rgb=True, by_area=True)
 
 
 _TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
@@ -312,7 +312,8 @@ def _find_ten_classes(name: str, root: Path, image_size: int, download: bool) ->
     for class_folders in (wnids, test_wnids):
         _expect(name, class_folders, _TEN_CLASSES[name])
     class_names = [_TEN_CLASSES[name][wnid] for wnid in wnids]
-    return image_source(name, folder, train_files, test_files, class_names, image_size, rgb=True, left_out=left_out)
+    splits = train_files, test_files
+    return image_source(name, folder, *splits, class_names, image_size, rgb=True, left_out=left_out, by_area=True)
 
 
 def _expect(name: str, class_folders: Sequence[str], published: Iterable[str]) -> None:
@@ -321,18 +322,20 @@ def _expect(name: str, class_folders: Sequence[str], published: Iterable[str]) -
 
 
 def _find_imagenet64(root: Path) -> Source:
-    """The downsampled ImageNet's batches ``train_data_batch_1`` … ``10`` and ``val_data``."""
+    """The downsampled ImageNet's batches ``train_data_batch_1`` … ``10`` and ``val_data``, pickled or ``.npz``."""
     folder = root / "imagenet64"
-    train = [folder / f"train_data_batch_{i}" for i in range(1, 11)]
-    files = [*train, folder / "val_data"]
-    for file in files:
-        if not file.is_file():
+    files = []
+    for name in (*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"):
+        forms = folder / name, folder / f"{name}.npz"
+        file = next((form for form in forms if form.is_file()), None)
+        if file is None:
             url = "https://image-net.org/download-images (Downsampled ImageNet, 64×64)"
-            raise _missing("imagenet64", file, f"unzip the batches of {url} there")
+            raise _missing("imagenet64", forms[0], f"unzip the batches of {url} there")
+        files.append(file)
 
     def decode() -> Decoded:
         names = [str(c) for c in range(1, 1001)]
-        return *_read_batches(train), *_read_batches(files[-1:]), names
+        return *_read_batches(files[:-1]), *_read_batches(files[-1:]), names
 
     return Source("imagenet64", decode, files)
 
@@ -340,16 +343,22 @@ def _find_imagenet64(root: Path) -> Source:
 def _read_batches(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 64, 64) uint8 and labels (N,), from 0."""
     pixels = 3 * 64 * 64
-    # The sizes of the files are an upper bound; memory that is never touched costs nothing.
-    images = torch.empty(sum(file.stat().st_size for file in files) // pixels, pixels, dtype=torch.uint8)
+    room = 0  # an upper bound; memory that is never touched costs nothing
+    for file in files:
+        if file.suffix != ".npz":
+            room += file.stat().st_size // pixels
+            continue
+        with _damaged("imagenet64", file), np.load(file) as batch:  # may be compressed
+            room += len(batch["labels"])
+    images = torch.empty(room, pixels, dtype=torch.uint8)
     labels: list[int] = []
     for file in files:
         with _damaged("imagenet64", file), file.open("rb") as stream:
-            batch = _ArrayUnpickler(stream, encoding="latin1").load()
-            data, start = batch["data"], len(labels)
-            if data.dtype != np.uint8 or data.shape != (len(batch["labels"]), pixels):
-                raise ValueError(f"{len(batch['labels'])} labels and {data.dtype} images of shape {data.shape}")
-            labels += (int(label) - 1 for label in batch["labels"])
+            batch = np.load(stream) if file.suffix == ".npz" else _ArrayUnpickler(stream, encoding="latin1").load()
+            data, own, start = batch["data"], batch["labels"], len(labels)
+            if data.dtype != np.uint8 or data.shape != (len(own), pixels):
+                raise ValueError(f"{len(own)} labels and {data.dtype} images of shape {data.shape}")
+            labels += (int(label) - 1 for label in own)
             images[start : len(labels)] = torch.from_numpy(data)
     return images[: len(labels)].view(-1, 3, 64, 64), torch.tensor(labels)
 

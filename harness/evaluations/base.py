@@ -30,8 +30,16 @@ class Quantity:
     series, and this is the label of the axis that they are drawn against; a table shows the last one."""
     at: str | None = None
     """The field of ``Config`` with the places of the values on that axis; None: 1, 2, 3, …"""
+    repeats: str | None = None
+    """The field of ``Config`` that counts the series in the list of values, one after the other; None: it is one."""
     drawn: bool = True
     """Whether a figure shows it, method beside method."""
+
+    def series(self, values: Sequence[float], config: Mapping[str, Any]) -> list[list[float]]:
+        """The series in ``values``, those of a record with ``config``: one, where ``repeats`` is None."""
+        count = 1 if self.repeats is None else int(config[self.repeats])
+        length = len(values) // count
+        return [list(values[i * length : (i + 1) * length]) for i in range(count)]
 
 
 class Evaluation(ABC):

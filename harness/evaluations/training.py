@@ -96,11 +96,17 @@ class NetworkEvaluation(Evaluation):
     def run(
         self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
     ) -> Mapping[str, list[float]]:
-        """Train networks ``begin`` to ``config.networks`` − 1, and test each.
+        """Train networks ``begin`` to ``config.networks`` − 1 on the set, and test each. Raises as `tested` does."""
+        (synthetic,), (benchmark,) = sets, benchmarks
+        return self.tested(synthetic, benchmark, seed, progress, begin)
+
+    def tested(
+        self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, progress: Progress, begin: int = 0
+    ) -> dict[str, list[float]]:
+        """Train networks ``begin`` to ``config.networks`` − 1 of ``seed`` on ``synthetic``, and test each.
 
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
-        (synthetic,), (benchmark,) = sets, benchmarks
         config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
         self.cost |= {"networks_at_once": at_once, "parameters": config.spec(benchmark).parameters()}

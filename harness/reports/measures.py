@@ -38,8 +38,13 @@ class Measure:
         return [result for member in group.members for result in member.last(self.evaluation, self.own)]
 
     def series(self, group: Group) -> list[list[float]]:
-        """The raw values of every evaluation that ended well."""
-        return [values for result in self.results(group) if (values := result.values(self.name))]
+        """The raw values of every evaluation that ended well, one list for each series."""
+        return [
+            series
+            for result in self.results(group)
+            if (values := result.values(self.name))
+            for series in self.quantity.series(values, result.record["config"])
+        ]
 
     def values(self, group: Group) -> list[float]:
         """Values over networks and seeds; of series, the last one of each."""

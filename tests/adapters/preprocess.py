@@ -1,4 +1,4 @@
-"""FRePo's ZCA: whole images, blocks of three kinds, rank control."""
+"""FRePo's ZCA: whole images, blocks of four kinds, rank control, images that are not square."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "block": {"layout": "contiguous", "shared": False},
     "blockmean": {"layout": "contiguous", "shared": True},
     "checker": {"layout": "strided", "shared": True},
+}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "checker_meanblock": {"layout": "strided", "shared": True},
+    "checker_ownblock": {"layout": "strided", "shared": False},
+    "block_meanblock": {"layout": "contiguous", "shared": True},
 }
 
 
@@ -44,6 +50,30 @@ def zca(case: Case) -> None:
     check(case, "out.rank.W_rev", restore)
 
 
+def block_zca(case: Case) -> None:
+    images = case["in.images_u8"].permute(0, 3, 1, 2)
+    block, ridge, first = (int(case.cfg["block_size"]), float(case.cfg["zca_reg"]), images[: int(case.cfg["n_apply"])])
+    normalise = Preprocess("zca_frepo", case["cfg.mean"].double(), case["cfg.std"].double())
+    channels, places = images.shape[1], torch.arange(images[0].numel()).view(*images.shape[2:], -1).permute(2, 0, 1)
+    for name, layout in (("checker", "strided"), ("block", "contiguous")):
+        rows = preprocess.to_blocks(places[None], block, layout)[:, 0]  # type: ignore[arg-type]
+        case.check(f"{name}.index_blocks", rows.view(len(rows), channels, -1).mT.flatten(1), f64=0, f32=0)
+    for kind in [kind for kind in KINDS if f"{kind}.forward" in case]:
+        fitted = preprocess.zca_frepo(normalise, images, ridge=ridge, block=block, **KINDS[kind])
+        _, covariance = preprocess.pixel_covariance(normalise, images, block=block, **KINDS[kind])
+        covariance, whiten = (channels_last(matrix, channels) for matrix in (covariance, fitted.whiten))
+        check(case, f"{kind}.cov_diag", covariance.diagonal(dim1=-2, dim2=-1))
+        check(case, f"{kind}.cov_row0", covariance[..., 0, :])
+        check(case, f"{kind}.W_row0", whiten[..., 0, :])
+        for name, matrix in (("trace_W", fitted.whiten), ("trace_W_rev", fitted.restore)):
+            check(case, f"{kind}.{name}", matrix.diagonal(dim1=-2, dim2=-1).sum(-1))
+        check(case, f"{kind}.zca_mean", fitted.mean.permute(1, 2, 0).flatten())
+        whole = replace(normalise, zca=fitted).to(dtype=case.dtype)
+        applied = whole.forward(first)
+        check(case, f"{kind}.forward", applied.permute(0, 2, 3, 1))
+        check(case, f"{kind}.inverse", whole.inverse(applied).permute(0, 2, 3, 1))
+
+
 def check_zca(case: Case, prefix: str, fitted: Preprocess, images: Tensor) -> None:
     assert fitted.zca
     channels = images.shape[1]
@@ -65,7 +95,7 @@ def check(case: Case, name: str, actual: Tensor) -> None:
     case.check(name, actual.to(case.dtype), f64=1e-11, f32=2e-5)
 
 
-ADAPTERS: dict[str, Adapter] = {"frepo_zca": zca}
+ADAPTERS: dict[str, Adapter] = {"frepo_zca": zca, "block_zca": block_zca}
 
 
 def _attribute(owner: object, name: str, value: object) -> Callable[[pytest.MonkeyPatch], None]:
@@ -86,6 +116,11 @@ def _without_channel_normalisation(normalise: Preprocess, images: Tensor, **sett
 
 def _always(layout: str) -> Callable[..., Tensor]:
     return lambda images, block, _: _to_blocks(images, block, layout)  # type: ignore[arg-type]
+
+
+def _one_matrix(normalise: Preprocess, images: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    mean, covariance = _covariance(normalise, images, **{**settings, "shared": False})
+    return mean, covariance[0] if settings["shared"] else covariance
 
 
 def _channels_last_rows(images: Tensor, block: int | None, layout: Any) -> Tensor:
@@ -122,4 +157,23 @@ MISTAKES = [
             lambda self, images: replace(self, restore=self.whiten, mean=self.mean * 0).forward(images) + self.mean,
         ),
     }.items()
+] + [
+    Mistake(f"block zca: {name}", file, patch)
+    for name, file, patch in (
+        (
+            "the matrix of the first block",
+            "block_zca_16x16x3_b8.npz",
+            _attribute(preprocess, "pixel_covariance", _one_matrix),
+        ),
+        (
+            "contiguous instead of strided",
+            "block_zca_12x18x1_b6_few.npz",
+            _attribute(preprocess, "to_blocks", _always("contiguous")),
+        ),
+        (
+            "no rank control",
+            "block_zca_12x18x1_b6_few.npz",
+            _attribute(preprocess, "whitening", lambda covariance, ridge, rank: _whitening(covariance, ridge)),
+        ),
+    )
 ]
