@@ -16,13 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from benchmarks.errors import UserError
+from harness.evaluations.base import Quantity
 from harness.figures import main, write
 from harness.records.record import Distilled
 from harness.reports import drawing as drawn_by
 from harness.reports.drawing import Drawing, Panel, draw, look
 from harness.reports.figures import OWN_NETWORKS, drawings
 from tests import builders
-from tests.builders import MIB, TURNED, evaluated, made, saved, turned
+from tests.builders import MIB, TURNED, Turned, evaluated, made, saved, turned
 
 __all__ = ["turned"]  # a fixture
 
@@ -279,6 +280,27 @@ def test_every_quantity_of_an_evaluation_is_a_figure() -> None:
     assert panel.series[1].y == pytest.approx((90, 50, 10)) and len(panel.series) == 3
     for drawing in each.values():
         assert "A CPU" in " ".join(drawing.footer) and len(draw(drawing).axes) == 1
+
+
+@pytest.mark.usefixtures("turned")
+def test_a_series_is_drawn_at_its_places_with_the_networks_of_an_evaluation_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leak = Quantity("leak", percent=False, against="training steps", at="lengths")
+    hidden = Quantity("hidden", at="lengths", against="training steps", drawn=False)
+    monkeypatch.setattr(Turned, "quantities", {"leak": leak, "hidden": hidden})
+    values = {"leak": [0.5, 0.6, 0.7, 0.8], "hidden": [0.1, 0.1, 0.1, 0.1]}
+
+    def panel(lengths: list[int]) -> Panel:
+        each = evaluated(made(()), values, "turned", config={"quarter_turns": 1, "lengths": lengths})
+        ((drawn,),) = only([each]).rows
+        return drawn
+
+    near, wide = panel([2, 4]), panel([100, 4000])
+    assert near.series[0].x == (2, 4) and not near.log_x
+    assert wide.series[0].x == (100, 4000) and wide.log_x and wide.ticks == (100, 4000)
+    assert wide.series[0].y == pytest.approx((0.6, 0.7)), "means over two networks"
+    assert wide.series[0].high[0] == pytest.approx(0.6 + 0.1 * 2**0.5)
 
 
 @pytest.mark.usefixtures("turned")

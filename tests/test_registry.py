@@ -199,9 +199,13 @@ def test_files_and_entry_points_are_evaluations(install: Install) -> None:
         (EVALUATION.replace('{"rate": Quantity("rate")}', "{}"), "quantities must map the name of each value"),
         (EVALUATION.replace('Quantity("rate")', '"rate"'), "quantities must map the name of each value"),
         (EVALUATION + "    grows = 'netwrks'", "grows is 'netwrks', which is no field of its Config"),
+        (
+            EVALUATION.replace('Quantity("rate")', 'Quantity("rate", at="lengths")'),
+            "a quantity is at 'lengths', which is no field of its Config",
+        ),
         (EVALUATION + "    sets = 'two'", "sets is 'two'; it must be 'one' or 'sequence'"),
     ],
-    ids=["import", "number", "test", "run", "config", "training", "none", "empty", "text", "grows", "sets"],
+    ids=["import", "number", "test", "run", "config", "training", "none", "empty", "text", "grows", "at", "sets"],
 )
 def test_an_installed_evaluation_that_cannot_be_used(
     install: Install, source: str, reason: str, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from harness import report
+from harness.evaluations.base import Quantity
 from harness.plan.jobs import Distillation
 from harness.records import record
 from harness.records.provenance import provenance as measured_with
@@ -24,7 +25,7 @@ from harness.records.record import Distilled
 from harness.reports import claims
 from harness.reports.groups import IMMATERIAL, grouped
 from harness.reports.tables import rows, tables
-from tests.builders import DISTILLATION, MIB, TURNED, cost, curve, evaluated, made, saved, turned
+from tests.builders import DISTILLATION, MIB, TURNED, Turned, cost, curve, evaluated, made, saved, turned
 
 __all__ = ["turned"]  # a fixture
 
@@ -583,6 +584,21 @@ def test_another_evaluation_has_columns_beside_the_accuracy(tmp_path: Path) -> N
     assert column(text, "accuracy on turned images (%), quarter_turns=1") == ["10.0"]
     assert column(text, "accuracy on turned images (%), quarter_turns=2") == ["50.0 ± 35.4"]
     assert pd.read_csv(tmp_path / "table.csv")["turned[quarter_turns=2].turned_mean"][0] == 0.5
+
+
+@pytest.mark.usefixtures("turned")
+def test_a_quantity_that_is_not_tabled_stays_in_the_csv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are told in the first column that there is; a series of several networks has a value from each."""
+    shown = Quantity("shown", percent=False, against="training steps", at="lengths")
+    hidden = Quantity("hidden", percent=False, tabled=False)
+    monkeypatch.setattr(Turned, "quantities", {"hidden": hidden, "shown": shown})
+    config = {"quarter_turns": 1, "lengths": [10, 20]}
+    good = evaluated(made(), {"hidden": [0.25], "shown": [0.1, 0.2, 0.3, 0.4]}, "turned", config=config)
+    bad = evaluated(made(method="dm"), {}, "turned", config=config, status="diverged")
+    text = written([good, bad], tmp_path)
+    assert column(text, "shown") == ["diverged", "0.3 ± 0.14"] and "hidden" not in text
+    row = pd.read_csv(tmp_path / "table.csv").query("method == 'frepo'").iloc[0]
+    assert (row["turned.hidden_mean"], row["turned.shown_n"]) == (0.25, 2)
 
 
 @pytest.mark.usefixtures("turned")

@@ -29,17 +29,24 @@ class Quantity:
     """None: the values repeat one measurement, so a table shows mean ± sample standard deviation. Else they are a
     series, and this is the label of the axis that they are drawn against; a table shows the last one."""
     at: str | None = None
-    """The field of ``Config`` with the places of the values on that axis; None: 1, 2, 3, …"""
+    """The field of ``Config`` with the places of the values on that axis, in which case several series may follow each
+    other, such as one for each network; None: 1, 2, 3, …"""
     repeats: str | None = None
-    """The field of ``Config`` that counts the series in the list of values, one after the other; None: it is one."""
+    """The field of ``Config`` that counts the series that follow each other, where no places tell their length."""
+    tabled: bool = True
+    """Whether the tables of a run show it; the record and ``table.csv`` always have it."""
     drawn: bool = True
     """Whether a figure shows it, method beside method."""
 
     def series(self, values: Sequence[float], config: Mapping[str, Any]) -> list[list[float]]:
-        """The series in ``values``, those of a record with ``config``: one, where ``repeats`` is None."""
-        count = 1 if self.repeats is None else int(config[self.repeats])
-        length = len(values) // count
-        return [list(values[i * length : (i + 1) * length]) for i in range(count)]
+        """``values`` of one evaluation, asked with ``config``, as the series that they hold."""
+        count = int(config[self.repeats]) if self.repeats else 1
+        length = len(config.get(self.at or "", ())) or len(values) // count
+        return [list(values[begin : begin + length]) for begin in range(0, len(values), length or 1)]
+
+    def repeated(self, values: Sequence[float], config: Mapping[str, Any]) -> list[float]:
+        """The values of one evaluation that repeat one measurement: all, or the last one of each series."""
+        return list(values) if self.against is None else [own[-1] for own in self.series(values, config)]
 
 
 class Evaluation(ABC):
@@ -51,6 +58,8 @@ class Evaluation(ABC):
     Config: ClassVar[type[Any]]
     """Frozen dataclass; its fields are options of the command line, ``--NAME.FIELD``. One that trains networks inherits
     from `harness.evaluations.training.Training`."""
+    BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Budget → the fields of ``Config`` that it changes."""
     quantities: ClassVar[Mapping[str, Quantity]]
     """Everything that ``run`` may return, in the order of the columns."""
     sets: ClassVar[Literal["one", "sequence"]] = "one"
@@ -111,5 +120,8 @@ def check_class(evaluation: type[Evaluation], shown: str) -> None:
         raise UserError(f"{shown}: grows is {evaluation.grows!r}, which is no field of its Config")
     if evaluation.each is not None and evaluation.each not in fields:
         raise UserError(f"{shown}: each is {evaluation.each!r}, which is no field of its Config")
+    places = sorted({quantity.at for quantity in quantities.values() if quantity.at} - fields)
+    if places:
+        raise UserError(f"{shown}: a quantity is at {places[0]!r}, which is no field of its Config")
     if evaluation.sets not in ("one", "sequence"):
         raise UserError(f"{shown}: sets is {evaluation.sets!r}; it must be 'one' or 'sequence'")

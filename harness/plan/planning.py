@@ -211,18 +211,21 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
     """
     from harness.evaluations.training import Training
 
+    usual = {"steps": BUDGETS[budget].evaluate_steps, "networks": BUDGETS[budget].networks_evaluated}
     told = {
         "protocol": request.protocol,
         "network": None if request.network == "native" else request.network,
-        "steps": request.evaluate_steps or BUDGETS[budget].evaluate_steps,
-        "networks": request.networks_evaluated or BUDGETS[budget].networks_evaluated,
+        "steps": request.evaluate_steps,
+        "networks": request.networks_evaluated,
         "networks_at_once": request.networks_at_once,
     }
     defaults = {}
     for name in names:
-        config = evaluations.get(name).Config
-        shared = told if issubclass(config, Training) else {}
-        defaults[name] = config(**{key: value for key, value in shared.items() if value is not None})
+        evaluation = evaluations.get(name)
+        trains = issubclass(evaluation.Config, Training)
+        fields = {**(usual if trains else {}), **evaluation.BUDGETS.get(budget, {})}
+        fields |= {key: value for key, value in told.items() if trains and value is not None}
+        defaults[name] = evaluation.Config(**{key: value for key, value in fields.items() if value is not None})
     flags = {"networks": "networks_evaluated", "steps": "evaluate_steps", "networks_at_once": "networks_at_once"}
     for name, tokens in request.options.items():
         for field in flags.keys() & typed(name, tokens).keys() if name in defaults else ():

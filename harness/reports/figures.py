@@ -29,6 +29,8 @@ from harness.reports.tables import accuracy_words, measured_on
 
 OWN_NETWORKS = "own_networks"
 """In place of a network's name: every method on the one that its protocol names."""
+MANY = 10
+"""Places on an axis that are too many to label each."""
 LONGEST = 200
 """Characters of the name of a file, its ending apart."""
 
@@ -199,16 +201,22 @@ def _measured(groups: Sequence[Group]) -> Iterator[tuple[_Key, Drawing]]:
                 names = tuple(label for _, label in points)
                 panel = Panel("", measure.title, lines, ceilings, log_x=False, names=names)
             else:
-                panel = Panel(
-                    measure.quantity.against, measure.title, tuple(_line(measure, *pair) for pair in pairs), log_x=False
-                )
+                lines = tuple(_line(measure, *pair) for pair in pairs)
+                places = sorted({x for line in lines for x in line.x})
+                panel = Panel(measure.quantity.against, measure.title, lines, **_axis(places))
             words = f"{measure.title}: mean ± sample standard deviation, no deviation of a single value"
             yield (*key, measure.label), _evaluation_figure(measure.label, network, shown, (panel,), words)
 
 
 def _line(measure: Measure, group: Group, label: str) -> Series:
     points = list(zip(*measure.series(group), strict=False))
-    return _series(group, label, range(1, len(points) + 1), points, measure.scale)
+    return _series(group, label, measure.places(group)[: len(points)], points, measure.scale)
+
+
+def _axis(places: Sequence[float]) -> dict[str, Any]:
+    """The x axis of a series: by logarithms, with a label at each place, where the places span a power of ten."""
+    wide = 0 < 10 * places[0] <= places[-1]
+    return {"log_x": wide, "ticks": tuple(map(int, places)) if wide and len(places) < MANY else ()}
 
 
 def _levels(measure: Measure, pairs: Sequence[tuple[Group, str]]) -> tuple[Level, ...]:

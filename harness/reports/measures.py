@@ -38,18 +38,25 @@ class Measure:
         return [result for member in group.members for result in member.last(self.evaluation, self.own)]
 
     def series(self, group: Group) -> list[list[float]]:
-        """The raw values of every evaluation that ended well, one list for each series."""
+        """The series in the raw values of every evaluation that ended well."""
         return [
             series
             for result in self.results(group)
-            if (values := result.values(self.name))
-            for series in self.quantity.series(values, result.record["config"])
+            for series in self.quantity.series(result.values(self.name), result.record["config"])
         ]
+
+    def places(self, group: Group) -> Sequence[float]:
+        """The places of the values of a series on its axis."""
+        found = (result.record["config"].get(self.quantity.at or "") for result in self.results(group))
+        return next(filter(None, found), range(1, 1 + max(map(len, self.series(group)), default=0)))
 
     def values(self, group: Group) -> list[float]:
         """Values over networks and seeds; of series, the last one of each."""
-        last = self.quantity.against is not None
-        return [value for series in self.series(group) for value in (series[-1:] if last else series)]
+        return [
+            value
+            for result in self.results(group)
+            for value in self.quantity.repeated(result.values(self.name), result.record["config"])
+        ]
 
     @property
     def scale(self) -> float:
@@ -90,16 +97,18 @@ def measures(groups: Iterable[Group]) -> list[Measure]:
     made = []
     for evaluation, own in sorted(records, key=lambda key: (key[0] != ACCURACY, key)):
         config, others = json.loads(own), [json.loads(other) for name, other in records if name == evaluation]
-        known = plugin(evaluation)
+        asks = plugin(evaluation)
         # A list of which each item is a question of its own: the item names the column, without the field.
-        items = config.pop(known.each, []) if known and known.each else []
+        items = config.pop(asks.each, []) if asks and asks.each else []
         apart = [f"{k}={v}" for k, v in config.items() if any(other.get(k, ...) != v for other in others)]
         apart = [*map(str, items if isinstance(items, list) else [items]), *apart]
         prefix = evaluation + (f"[{', '.join(apart)}]" if apart else "")
-        for place, (name, quantity) in enumerate(_quantities(evaluation, records[evaluation, own])):
+        known = _quantities(evaluation, records[evaluation, own])
+        told = next((name for name, quantity in known if quantity.tabled), known[0][0])
+        for name, quantity in known:
             label = name if evaluation == ACCURACY else f"{prefix}.{name}".removesuffix(".")
             title = ", ".join([quantity.title, *apart])
-            made.append(Measure(evaluation, own, name, quantity, title, label, place == 0))
+            made.append(Measure(evaluation, own, name, quantity, title, label, name == told))
     titles = Counter(measure.title for measure in made)
     return [m if titles[m.title] == 1 else dataclasses.replace(m, title=f"{m.title} ({m.label})") for m in made]
 

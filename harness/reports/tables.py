@@ -123,7 +123,8 @@ def tabulated(groups: Sequence[Group]) -> Table:
     """The table of groups that share device, budget and kind of protocol; columns that nobody fills are left out."""
     evaluated = groups[0].evaluated
     native = evaluated and groups[0].table[2] == "native"
-    scores = [(m.title, [m.text(group) for group in groups]) for m in measures(groups)] if evaluated else []
+    tabled = [measure for measure in measures(groups) if measure.quantity.tabled] if evaluated else []
+    scores = [(measure.title, [measure.text(group) for group in groups]) for measure in tabled]
     used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group) if evaluated)
     numbering = {source: i for i, source in enumerate(used, start=1)}
 

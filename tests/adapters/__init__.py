@@ -1,6 +1,6 @@
 """Golden values: what a file of ``tests/golden`` says, and how one is held against our code.
 
-An adapter only renames and transposes; every operation it checks is imported from ``benchmarks`` or ``methods``. Each
+An adapter only renames and transposes; every operation it checks is imported from the suite. Each
 module of this package has ``ADAPTERS`` (file-name prefix → adapter) and ``MISTAKES`` (a mistake the golden README
 names, planted; the adapter must then fail, by at least ten times its tolerances).
 """
