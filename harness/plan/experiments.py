@@ -32,8 +32,6 @@ class Part:
     """Fields of ``Request``, where the command line says nothing else; ``options`` as `Options`."""
     where: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``cpu``, the name of a budget, or both (``cpu quick``) → fields that differ there; the later ones hold."""
-    only_in: tuple[str, ...] = ()
-    """Budgets that it belongs to; none: to all."""
     not_mine: tuple[str, ...] = ()
     """Request fields that this part ignores."""
     one_width: bool = False
@@ -102,36 +100,30 @@ _TABLE3 = tuple(
 
 # --- table 4 and figure 5: applications -------------------------------------------------------------------------------
 
-_LENGTHS = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
-
-
-def _attack(chunk: int, augment: str) -> Part:
-    """Membership inference on one chunk of the training images."""
-
-    def options(**fields: str) -> Options:
-        return {"membership_inference": {"chunk": str(chunk), "augment": augment, **fields}}
-
-    published = {"members": "10000", "lengths": ",".join(map(str, _LENGTHS)), "grid": "published", "repeats": "5"}
-    return Part(
-        "released-augmentation" if augment == "frepo" else "no-augmentation",
+_ATTACKS = tuple(
+    Part(
+        name,
         {
             "datasets": ("mnist", "fashion_mnist"),
             "ipcs": (10,),
             "methods": ("frepo", "dm", "dsa"),
             "evaluations": ("membership_inference",),
             "ceiling": True,
-            "options": options(),
+            "options": {"membership_inference": {"augment": augment, "chunk": "0,1"}},
         },
         where={
-            "smoke": {"ipcs": (1,), "options": options(members="500", lengths="10,20")},
+            "smoke": {"ipcs": (1,), "options": {"membership_inference": {"chunk": "0"}}},
             "cpu quick": {"widths": (16,)},
-            "paper": {"ipcs": (50,), "options": options(**published, attacked="last")},
+            "paper": {"ipcs": (50,), "options": {"membership_inference": {"chunk": "0,1,2,3,4"}}},
         },
-        only_in=("paper",) if chunk > 1 else ("paper", "quick") if chunk else (),
     )
-
-
-_ATTACKS = tuple(_attack(chunk, augment) for augment in ("frepo", "none") for chunk in range(5))
+    for name, augment in (("released-augmentation", "frepo"), ("no-augmentation", "none"))
+)
+_LIRA = Part(
+    "lira",
+    {"datasets": ("mnist",), "ipcs": (5,), "methods": ("frepo", "dm"), "evaluations": ("lira",), "ceiling": True},
+    where={"smoke": {"ipcs": (1,)}, "cpu": {"widths": (16,)}, "cpu smoke": {"widths": (8,)}},
+)
 _CONTINUAL = tuple(
     Part(
         f"{steps}-steps",
@@ -260,6 +252,9 @@ EXPERIMENTS = {
         _ABLATIONS,
         "The paper's numbers are in an appendix that is not at hand. LAMB and Adam have the same step size here",
     ),
+    "lira": Experiment(
+        "the likelihood-ratio attack, with a set distilled from each of several halves of the data", (_LIRA,)
+    ),
     "protocol_matrix": Experiment("each set under every recipe and network", (_MATRIX,)),
 }
 
@@ -286,9 +281,8 @@ def requests(experiment: str, told: Mapping[str, Any], only: Sequence[str] = ())
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in left)
             raise UserError(f"{flags} means nothing for --experiment {experiment}: leave it out")
         budget = own.get("budget", part.settings.get("budget", Request.budget))
-        if not part.only_in or budget in part.only_in:
-            fields = _fields(part, own, budget, device, alone=len(parts) == 1)
-            made.append((part, {**fields, "experiment": experiment, "own_data": "datasets" not in told}))
+        fields = _fields(part, own, budget, device, alone=len(parts) == 1)
+        made.append((part, {**fields, "experiment": experiment, "own_data": "datasets" not in told}))
     for name, tokens in told.get("options", {}).items():
         if not any(name in fields["options"] for _, fields in made):
             flags = ", ".join(flag_of(name, each) for each in typed(name, tokens))

@@ -410,6 +410,18 @@ def _table4(answer: Answer) -> Iterator[_Cell]:
             yield _Cell(about, _row(answer), column, values, fractions, published=published)
 
 
+def _lira(answer: Answer) -> Iterator[_Cell]:
+    if answer.name != "lira":
+        return
+    about, _ = _attacked(answer)
+    columns = {"accuracy": TEST}
+    for attack, title in (("online_fixed_variance", "LiRA"), ("global_threshold", "global threshold")):
+        columns |= {f"{attack}_auc": f"{title}, AUC", f"{attack}_tpr_at_0.01": f"{title}, TPR at 1 % FPR"}
+    for quantity, column in columns.items():
+        if values := answer.values(quantity):
+            yield _Cell(about, _row(answer), column, values, not quantity.endswith("_auc"), published=False)
+
+
 def _figure5cd(answer: Answer) -> Iterator[_Cell]:
     if answer.name != "membership_inference":
         return
@@ -472,6 +484,7 @@ _FORMS = {
     "table4": _Form(_table4, "trained on", METHODS, (TEST, *_ATTACKS.values(), *_RATES.values())),
     "figure5ab": _Form(_figure5ab, "method", METHODS, ("5 steps, last", "5 steps, mean over steps", "10 steps, last")),
     "figure5cd": _Form(_figure5cd, "trained on", METHODS, ()),
+    "lira": _Form(_lira, "trained on", METHODS, ()),
     "ablations": _Form(_ablations, "variant", ("published",), ("accuracy (%)",), alone="published"),
     "protocol_matrix": _Form(_protocol_matrix, "method", METHODS, ("vico", "mtt", "frepo", "common")),
 }
