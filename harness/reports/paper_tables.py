@@ -139,13 +139,10 @@ class Sheet:
         for column in self.columns:
             own = [self._cell(row, column, marks) for row in self.rows]
             papers = [self.paper.get((row, column), NONE) for row in self.rows]
-            if set(own) == set(papers) == {NONE}:
-                continue
-            titles.append(column)
-            cells.append(own)
-            if set(papers) - {NONE}:
-                titles.append(f"{column}, paper")
-                cells.append(papers)
+            for title, texts in ((column, own), (f"{column}, paper", papers)):
+                if set(texts) - {NONE}:
+                    titles.append(title)
+                    cells.append(texts)
         return Table(
             caption=self.caption,
             columns=(self.corner, *titles),
