@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.data.views import base_name
 from benchmarks.errors import UserError, choose
 from harness.plan.budgets import BUDGETS, COST, default_width
 from harness.plan.options import flag_of, typed
@@ -122,7 +121,10 @@ _ATTACKS = tuple(
 _LIRA = Part(
     "lira",
     {"datasets": ("mnist",), "ipcs": (5,), "methods": ("frepo", "dm"), "evaluations": ("lira",), "ceiling": True},
-    where={"smoke": {"ipcs": (1,)}, "cpu": {"widths": (16,)}, "cpu smoke": {"widths": (8,)}},
+    where={
+        **{"smoke": {"ipcs": (1,)}, "cpu quick": {"widths": (16,)}},
+        "paper": {"ipcs": (10,)},  # for which there are published settings
+    },
 )
 _CONTINUAL = tuple(
     Part(
@@ -334,25 +336,23 @@ def _chosen(made: Sequence[tuple[Part, dict[str, Any]]], only: Sequence[str]) ->
 
     parts = dict.fromkeys(part.name for part, _ in made)
     datasets = dict.fromkeys(name for _, fields in made for name in fields["datasets"])
-    known = [*datasets, *methods.names(), *parts]
+    every = methods.names()
+    known = [*datasets, *every, *parts]
     words = [word if word in known else choose("part, data set or method", word, known) for word in only]
-    of_data = [word for word in words if word in datasets or word in map(base_name, datasets)]
-    of_methods = [word for word in words if word in methods.names()]
-    of_parts = [word for word in words if word not in of_data and word not in of_methods]
+    of_data = {word for word in words if word in datasets}
+    of_methods = {word for word in words if word in every}
+    of_parts = {word for word in words if word not in of_data | of_methods}
     kept = []
     for part, fields in made:
         if of_parts and part.name not in of_parts:
             continue
         if of_data:
-            fields["datasets"] = tuple(name for name in fields["datasets"] if {name, base_name(name)} & set(of_data))
+            fields["datasets"] = tuple(name for name in fields["datasets"] if name in of_data)
         if of_methods:
-            there = (*fields["methods"], *([] if FLOOR in fields["methods"] else [FLOOR]))
+            there = dict.fromkeys((*fields["methods"], FLOOR))
             fields["methods"] = tuple(name for name in there if name in of_methods)
-        fields["options"] = {
-            name: tokens
-            for name, tokens in fields["options"].items()
-            if name not in methods.names() or name in fields["methods"]
-        }
+        options = fields["options"].items()
+        fields["options"] = {name: tokens for name, tokens in options if name not in every or name in fields["methods"]}
         if fields["datasets"] and fields["methods"]:
             kept.append(fields)
     if only and not kept:

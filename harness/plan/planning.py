@@ -178,12 +178,12 @@ def inquiries_of(request: Evaluating, names: Iterable[str], budget: str) -> list
 
 def _configs(request: Evaluating, name: str, budget: str) -> list[Any]:
     """The configurations of the evaluation ``name``: several where the field that it names as ``each`` has a list."""
-    each, tokens = evaluations.get(name).each, request.options.get(name, ())
+    evaluation, words = evaluations.get(name), typed(name, request.options.get(name, ()))
+    each = evaluation.each
     if each is None:
         return [asked_configs(request, [name], budget)[name]]
-    words = typed(name, tokens)
     listed = [item for word in words.get(each, ()) for item in word.split(",") if item]
-    if len(listed) > 1:
+    if len(listed) > 1 and not isinstance(getattr(evaluation.Config(), each), tuple):
         made = []
         for item in dict.fromkeys(listed):
             own = [
@@ -196,7 +196,7 @@ def _configs(request: Evaluating, name: str, budget: str) -> list[Any]:
     items = getattr(config, each)
     if not isinstance(items, tuple):
         return [config]
-    return [dataclasses.replace(config, **{each: (item,)}) for item in items]
+    return [dataclasses.replace(config, **{each: (item,)}) for item in dict.fromkeys(items)]
 
 
 def views_of(inquiries: Iterable[Inquiry]) -> list[str]:
@@ -427,10 +427,12 @@ def _distillation(
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
-    labels, counts = raw.train_labels.unique(return_counts=True)
-    smallest, count = raw.class_names[int(labels[counts.argmin()])], int(counts.min())
-    if ipc > count:
-        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {smallest!r} has {count} training images")
+    counts = raw.train_labels.bincount()
+    shown = counts.nonzero().flatten()  # a view need not show all classes
+    smallest = int(shown[counts[shown].argmin()])
+    if ipc > (count := int(counts[smallest])):
+        name = raw.class_names[smallest]
+        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {name!r} has {count} training images")
     return Distillation(
         method=name,
         dataset=raw.name,
@@ -456,8 +458,8 @@ def _distillation(
 
 def set_bytes(raw: RawData, ipc: int) -> int:
     """About how many bytes the file of a set takes: images and labels in float32."""
-    classes = len(raw.class_names)
-    return 4 * ipc * len(raw.train_labels.unique()) * (raw.train_images[0].numel() + classes)
+    shown = int((raw.train_labels.bincount() > 0).sum())
+    return 4 * ipc * shown * (raw.train_images[0].numel() + len(raw.class_names))
 
 
 def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawData:

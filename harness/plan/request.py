@@ -137,8 +137,9 @@ class Evaluating:
         choose("protocol", self.protocol, self.known_protocols)
         if self.network is not None:
             choose("network", self.network, [*NETWORKS, "native"])
+        known = evaluations.names() if self.evaluations else ()
         for name in self.evaluations or ():
-            choose("evaluation", name, evaluations.names())
+            choose("evaluation", name, known)
         for name in ("networks_evaluated", "evaluate_steps", "networks_at_once", "image_size"):
             _at_least(1, name, getattr(self, name))
         if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -177,8 +178,9 @@ class Request(Evaluating):
 
     def __post_init__(self) -> None:
         """Raises UserError as that of the base class, and for flags that exclude each other."""
+        known_methods = methods.names()
         for name in self.methods:
-            choose("method", name, methods.names())
+            choose("method", name, known_methods)
         for name in self.datasets:
             name, _ = parse_views(name)
             if not name.startswith("folder:"):

@@ -198,12 +198,12 @@ class Sheet:
         widths = {entry.settings["width"] for entry in self.entries}
         texts = []
         for entry in own:
-            others = [*(other.settings for other in own), *({"width": width} for width in widths)]
-            differing = [
+            others = [*(other.settings for other in own), *({**entry.settings, "width": width} for width in widths)]
+            differing = dict.fromkeys(
                 f"{name.removeprefix('evaluation.')}={value}"
                 for name, value in entry.settings.items()
-                if any(other.get(name, value) != value for other in others)
-            ]
+                if any(other.get(name) != value for other in others)
+            )
             mark = marks.setdefault(", ".join(differing), f"[{_letter(len(marks))}]") if differing else ""
             texts.append(f"{entry.text} {mark}".strip())
         return "; ".join(texts) or NONE
