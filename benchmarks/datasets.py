@@ -35,7 +35,7 @@ from benchmarks.errors import UserError, choose
 from benchmarks.networks import NetworkSpec
 from benchmarks.pictures import cover
 from benchmarks.preprocess import Preprocess
-from benchmarks.task import Task
+from benchmarks.task import Task, class_sizes
 
 __all__ = [
     "PUBLISHED",
@@ -120,10 +120,9 @@ def load(
 
     def spec_for(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> NetworkSpec:
         """The network for these images. Raises UserError where the request does not go with them."""
-        classes, counts = labels.unique(return_counts=True)
-        if ipc > int(counts.min()):
-            smallest = class_names[int(classes[counts.argmin()])]
-            raise UserError(f"ipc {ipc} is above the {int(counts.min())} training images of class {smallest!r}")
+        count, smallest = min((size, c) for c, size in class_sizes(labels).items())
+        if ipc > count:
+            raise UserError(f"ipc {ipc} is above the {count} training images of class {class_names[smallest]!r}")
         return NetworkSpec(
             network,
             in_channels=images.shape[1],

@@ -39,7 +39,7 @@ class Task:
     @functools.cached_property
     def classes(self) -> tuple[int, ...]:
         """The classes that have images, ascending: a view of a data set may show some only. Waits for the device."""
-        return tuple(self.labels.bincount().nonzero().flatten().tolist())
+        return tuple(class_sizes(self.labels))
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +73,11 @@ class Task:
 
     def _pick(self, rows: Tensor, count: int) -> Tensor:
         return rows[torch.randperm(len(rows), generator=self.generator)[:count]]
+
+
+def class_sizes(labels: Tensor) -> dict[int, int]:
+    """Class → its number of images, for the classes in ``labels`` (N,), ascending. Waits for the device."""
+    return {c: count for c, count in enumerate(labels.bincount().tolist()) if count}
 
 
 def generator_for(*key: object) -> torch.Generator:

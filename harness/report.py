@@ -19,28 +19,46 @@ from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
 from harness.reports import paper_tables
+from harness.reports.comparisons import comparison_rows, comparison_tables
 from harness.reports.groups import grouped
 from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
+from harness.reports.verdicts import claims_lines, claims_rows, claims_table
 
 PROGRAM = "python -m harness.report"
 
 
-def write(distilled: Sequence[Distilled], folder: Path) -> None:
-    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``.
+def write(
+    distilled: Sequence[Distilled],
+    folder: Path,
+    *,
+    intervals: bool = False,
+    comparisons: bool = False,
+    claims: bool = False,
+) -> str:
+    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``. Returns the tables for a terminal.
+
+    ``intervals``: with a column of them. ``comparisons``, ``claims``: with tables of these, in files of their names.
 
     Raises UserError where there are no records, and where the files cannot be written.
     """
     if not distilled:
         raise UserError(f"no records in {folder}")
     groups = grouped(distilled)
-    made = tables(groups)
-    contents = {
-        "table.md": "\n\n".join(markdown(table) for table in made) + "\n",
-        "table.tex": TEX_HEAD + "\n".join(latex(table) for table in made),
-        "table.csv": csv(rows(groups)),
-    }
+    made = {"table": (tables(groups, intervals=intervals), rows(groups))}
+    if comparisons:
+        made["comparisons"] = comparison_tables(groups), comparison_rows(groups)
+    shown = [screen(table) for own, _ in made.values() for table in own]
+    if claims:
+        made["claims"] = [claims_table(groups)], claims_rows(groups)
+        shown.append(claims_lines(groups))
+    contents = {}
+    for name, (own, lines) in made.items():
+        contents[f"{name}.md"] = "\n\n".join(markdown(table) for table in own) + "\n"
+        contents[f"{name}.tex"] = TEX_HEAD + "\n".join(latex(table) for table in own)
+        contents[f"{name}.csv"] = csv(lines)
     write_texts(contents, folder, "the tables")
+    return "\n\n".join(shown)
 
 
 def write_experiment(experiment: str, distilled: Sequence[Distilled], folder: Path) -> str:
@@ -77,7 +95,8 @@ def page(folders: Sequence[Path], place: Path) -> str:
             (path.stem, quote(os.fsencode(os.path.relpath(path, place)))) for path in sorted(folder.glob("*.png"))
         ]
         parts += [f"## {literal(folder.resolve().name)}", folder / "notes.md", folder / "table.md"]
-        parts += [*(f"![{literal(name)}]({link})" for name, link in pictures), folder / "scaling.md"]
+        parts += [*(f"![{literal(name)}]({link})" for name, link in pictures)]
+        parts += [folder / f"{name}.md" for name in ("scaling", "comparisons", "claims")]
     there = (part for part in parts if isinstance(part, str) or part.is_file())
     return "\n\n".join(part if isinstance(part, str) else part.read_text("utf-8").strip() for part in there) + "\n"
 
@@ -132,19 +151,26 @@ def _main(arguments: Sequence[str], program: str) -> int:
         metavar="FILE",
         help="write a Markdown page as well, with the tables, figures and notes.md of every FOLDER",
     )
+    for name, meaning in (
+        ("intervals", "with a 95 %% interval of each mean accuracy"),
+        ("comparisons", "with a table of which method is better than which: comparisons.md, .tex, .csv"),
+        ("claims", "with the claims of FRePo's paper and what the records say of them: claims.md, .tex, .csv"),
+    ):
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     parser.add_argument(
         "--experiment", metavar="NAME", help="the table of an experiment, as table2, beside the numbers of the paper"
     )
     options = parser.parse(arguments)
     output, distilled, whole = read_folders(parser, options)
+    wanted = {name: getattr(options, name) for name in ("intervals", "comparisons", "claims")}
     if options.experiment is not None:
         print(write_experiment(options.experiment, distilled, output))
     elif options.page is None:
-        write(distilled, output)
-        print(show(distilled))
+        print(write(distilled, output, **wanted))
     else:
         for folder in options.folders:
-            write([each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())], folder)
+            inside = [each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())]
+            write(inside, folder, **wanted)
         write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
     return 0 if whole else 1
 

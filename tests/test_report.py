@@ -79,7 +79,7 @@ def test_the_best_of_each_data_set_and_ipc_is_bold(tmp_path: Path) -> None:
     places = zip(column(text, "data set"), column(text, "ipc"), column(text, "accuracy (%)"), strict=True)
     bold = [place for place in places if place[2].startswith("**")]
     assert bold == [("mnist", "1", "**90.0**"), ("mnist", "10", "**95.0**")]  # no rival on digits
-    assert "Bold: the best of at least two rows that were evaluated alike." in text
+    assert "Bold: the highest mean of at least two rows that were evaluated alike, and every row that" in text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,18 @@ from torch import Tensor
 
 from benchmarks import preprocess
 from benchmarks.data.source import RawData
-from benchmarks.data.views import base_name, class_order, classes_of_step, classes_seen, half_mask, random_rows, split
-from benchmarks.datasets import Benchmark, load, load_raw, stand_in
+from benchmarks.data.views import (
+    apply,
+    base_name,
+    class_order,
+    classes_of_step,
+    classes_seen,
+    half_mask,
+    parse,
+    random_rows,
+    split,
+)
+from benchmarks.datasets import Benchmark, Shape, blank, load, load_raw, stand_in
 from benchmarks.errors import UserError
 from benchmarks.preprocess import channel_statistics
 from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS
@@ -296,13 +307,13 @@ def test_forecasts_are_of_the_view() -> None:
     request = Request(methods=("dm",), datasets=("mnist@images:0-2000", "mnist"), forecast=True, device="cpu")
     part, whole = (job.distillation for job in plan(request) if job.distillation.method == "dm")
     assert part.dataset == "mnist@images:0-2000" and part.data_fingerprint != whole.data_fingerprint
-    blank = stand_in("imagenet64@half:3@step:1-of-10-order-0")
-    assert blank.train_images.shape[1:] == (3, 64, 64) and len(shown(blank.train_labels)) == 100
-    assert blank.train_images.untyped_storage().nbytes() == 1, "no memory is taken"
-    step = stand_in("mnist@step:1-of-5-order-0")
-    job = next(job for job in plan(request) if job.distillation.method == "dm")
-    few, all_classes = (count_blank(job.distillation, job.config, data, CPU) for data in (step, stand_in("mnist")))
-    assert few.flops == pytest.approx(all_classes.flops / 5)
+    large = stand_in("tiny_imagenet@half:3@step:1-of-10-order-0")
+    assert large.train_images.shape[1:] == (3, 64, 64) and len(shown(large.train_labels)) == 20
+    assert large.train_images.untyped_storage().nbytes() == 1, "no memory is taken"
+    small, (_, step) = dataclasses.replace(part, width=4, depth=1), parse(STEP)
+    data = blank("blank", Shape(1, 8, 10, 60, 20))
+    few, many = (count_blank(small, {"batch_real": 4}, raw, CPU) for raw in (apply(data, step), data))
+    assert few.flops == pytest.approx(many.flops / 5)
 
 
 def test_a_view_is_distilled_evaluated_and_shown(tmp_path: Path, quick: None) -> None:
@@ -317,7 +328,8 @@ def test_a_view_is_distilled_evaluated_and_shown(tmp_path: Path, quick: None) ->
     assert all(name in table for name in datasets) and "whole_data" in table
     before = {each.folder: len(each.evaluations) for each in all_in(output)}
     assert evaluate.main([str(output), "--evaluate-steps", "3"], launcher=in_process) == 0
-    assert {each.folder: len(each.evaluations) for each in all_in(output)} == {key: n + 1 for key, n in before.items()}
+    asked_again = {each.folder for each in all_in(output) if len(each.evaluations) == before[each.folder] + 1}
+    assert asked_again == {folder for folder in before if "whole_data" not in folder.name}
     # The folder was moved, and the user says where it is now; the records know the view.
     moved = Path(places.rename(tmp_path / "moved"))
     (place,) = output.glob("folder_photos_half_1-ipc1-dm-*")

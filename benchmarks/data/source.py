@@ -99,7 +99,10 @@ class Source:
         tensors, about = self.cached(cache if self.slow else None, [], decode)
         return RawData(
             name=self.name,
-            **{name: tensors[name] for name in TENSORS},
+            train_images=tensors["train_images"],
+            train_labels=tensors["train_labels"],
+            test_images=tensors["test_images"],
+            test_labels=tensors["test_labels"],
             class_names=tuple(about["class_names"]),
             flip=self.name not in NO_FLIP,
             fingerprint=about["fingerprint"],

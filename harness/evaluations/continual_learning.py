@@ -54,8 +54,8 @@ class ContinualLearningConfig(Training):
         super().__post_init__()
         if self.class_steps < 1:
             raise UserError(f"class_steps is {self.class_steps}; it must be at least 1")
-        if not 0 <= self.order < 2**32:
-            raise UserError(f"order is {self.order}; it must be at least 0 and below 2^32")
+        if not 0 <= self.order < 10**9:  # a seed that the name of a view can hold
+            raise UserError(f"order is {self.order}; it must be at least 0 and below 10^9")
 
     def recipe(self, synthetic: Synthetic) -> Recipe:
         """That of the protocol; where its length depends on the number of images, with `STEPS` steps."""
@@ -97,11 +97,9 @@ class ContinualLearning(NetworkEvaluation):
 
         Raises Untrainable where the recipe uses a learned step size that is below 0.
         """
-        recipe = self.config.recipe(sets[0])
         images = [sum(len(own.images) for own in sets[: step + 1]) for step in range(len(sets))]
-        lengths = [
-            self.config.networks * min(length, self.config.steps or length) for length in map(recipe.steps, images)
-        ]
+        recipe = self.config.recipe(dataclasses.replace(sets[0], lr=None))  # its length is that of every step
+        lengths = [self.config.networks * min(n, self.config.steps or n) for n in map(recipe.steps, images)]
         earlier: list[Synthetic] = []
 
         def after(step: int) -> list[float]:

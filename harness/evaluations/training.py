@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -84,7 +84,7 @@ class NetworkEvaluation(Evaluation):
     """An evaluation that trains fresh networks on one set and tests each."""
 
     Config = Training
-    sets = "one"
+    sets: ClassVar[Literal["one", "sequence"]] = "one"
     grows: ClassVar[str | None] = "networks"
 
     config: Training
@@ -92,6 +92,12 @@ class NetworkEvaluation(Evaluation):
     @abstractmethod
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
         """Values of one trained ``network``, which is in evaluation mode, one for each quantity that applies."""
+
+    def train(
+        self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, indices: Sequence[int], progress: Progress
+    ) -> list[Network]:
+        """The networks ``indices``, trained together; ``progress(done, total)`` counts the steps of one."""
+        return trained_networks(self.config, synthetic, benchmark, seed, indices, progress)
 
     def run(
         self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
@@ -105,7 +111,7 @@ class NetworkEvaluation(Evaluation):
     ) -> dict[str, list[float]]:
         """Train networks ``begin`` to ``config.networks`` − 1 of ``seed`` on ``synthetic``, and test each.
 
-        Raises Untrainable where the recipe uses a learned step size that is below 0.
+        Raises Untrainable as `Training.recipe` does.
         """
         config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
@@ -118,7 +124,7 @@ class NetworkEvaluation(Evaluation):
                 progress(own.start * steps + len(own) * done, count * steps)
 
             indices = [begin + index for index in own]
-            for network in trained_networks(config, synthetic, benchmark, seed, indices, shown):
+            for network in self.train(synthetic, benchmark, seed, indices, shown):
                 for name, value in self.test(network.eval(), synthetic, benchmark).items():
                     values.setdefault(name, []).append(value)
         return values
@@ -166,16 +172,29 @@ def trained_networks(
     seed: int | str,
     indices: Iterable[int],
     progress: Progress | None = None,
+    *,
+    recipe: Recipe | None = None,
+    look: Callable[[Sequence[Network], int, int], None] | None = None,
 ) -> list[Network]:
     """The networks ``indices`` of ``seed``, trained together on the synthetic set as a resolved ``config`` says.
 
-    ``progress(done, total)`` counts the training steps of one network. Raises Untrainable as `Training.recipe` does.
+    ``progress(done, total)`` counts the training steps of one network. ``recipe``: in place of that of ``config``.
+    ``look(networks, done, total)`` may test the networks after every step; it leaves them in training mode.
+
+    Raises Untrainable as `Training.recipe` does.
     """
     device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
-    spec, recipe = config.spec(benchmark), config.recipe(synthetic)
+    spec, recipe = config.spec(benchmark), recipe or config.recipe(synthetic)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]
+
+    def after(done: int, steps: int) -> None:
+        if progress is not None:
+            progress(done, steps)
+        if look is not None:
+            look(networks, done, steps)
+
     train_together(
         networks,
         synthetic.images,
@@ -185,7 +204,7 @@ def trained_networks(
         flip=recipe.flip(benchmark.flip, benchmark.name),
         generators=[generator_for("evaluation", seed, index) for index in indices],
         max_steps=config.steps,
-        progress=progress,
+        progress=after,
     )
     return networks
 

@@ -33,7 +33,7 @@ from benchmarks.data.views import base_name
 from benchmarks.datasets import PUBLISHED, RawData, load_raw, stand_in
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
-from benchmarks.task import Task, generator_for
+from benchmarks.task import Task, class_sizes, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
 from harness.plan.jobs import Distillation, Job, from_json
@@ -176,11 +176,10 @@ class _Task(Task):
 
     @functools.cached_property
     def classes(self) -> tuple[int, ...]:
-        return tuple(self.values.bincount().nonzero().flatten().tolist())
+        return tuple(class_sizes(self.values))
 
     def rows_of_classes(self) -> list[Tensor]:
-        counts = self.values.unique(return_counts=True)[1].tolist()
-        return list(torch.split(self.values.argsort(stable=True), counts))
+        return list(torch.split(self.values.argsort(stable=True), list(class_sizes(self.values).values())))
 
 
 class _Store(UserDict[str, Any]):

@@ -411,6 +411,7 @@ def _distillation(
 ) -> Distillation:
     from benchmarks.networks import NetworkSpec, usual_norm
     from benchmarks.protocols import PROTOCOLS
+    from benchmarks.task import class_sizes
 
     protocol = PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
     seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
@@ -427,12 +428,10 @@ def _distillation(
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
-    counts = raw.train_labels.bincount()
-    shown = counts.nonzero().flatten()  # a view need not show all classes
-    smallest = int(shown[counts[shown].argmin()])
-    if ipc > (count := int(counts[smallest])):
-        name = raw.class_names[smallest]
-        raise UserError(f"ipc {ipc} is too many for {raw.name}: class {name!r} has {count} training images")
+    count, smallest = min((size, c) for c, size in class_sizes(raw.train_labels).items())
+    if ipc > count:
+        few = f"class {raw.class_names[smallest]!r} has {count} training images"
+        raise UserError(f"ipc {ipc} is too many for {raw.name}: {few}")
     return Distillation(
         method=name,
         dataset=raw.name,

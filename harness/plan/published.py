@@ -18,7 +18,7 @@ from benchmarks.datasets import Benchmark, RawData, load
 from benchmarks.errors import UserError
 from benchmarks.folders import default_cache, default_root
 from benchmarks.protocols import PROTOCOLS
-from benchmarks.task import generator_for
+from benchmarks.task import class_sizes, generator_for
 from harness.plan.budgets import default_width
 from harness.plan.jobs import Distillation, Job
 from harness.plan.pending import existing, reason_to_distil
@@ -175,7 +175,7 @@ def _fitted(
     Raises UserError where it does not fit, and for a set of this suite that is not whole.
     """
     own, classes, shape = imported.own, len(raw.class_names), raw.train_images.shape[1:]
-    present = raw.train_labels.unique().tolist()
+    present = tuple(class_sizes(raw.train_labels))
     if own is None:
         order = class_order(request.dataset or "", raw.class_names, root, imported.source, request.class_order)
     elif request.class_order is None:

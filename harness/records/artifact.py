@@ -154,7 +154,7 @@ def save(
     """
     preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
     tensors = _tensors(synthetic) | {_PREPROCESS + name: t for name, t in preprocess.tensors().items()}
-    header = {
+    header: dict[str, Any] = {
         "schema": SCHEMA,
         "label_space": synthetic.label_space,
         "class_names": list(benchmark.class_names),
@@ -165,7 +165,7 @@ def save(
     }
     classes = benchmark.task.classes
     if len(classes) < len(benchmark.class_names):
-        header["classes"] = classes
+        header["classes"] = list(classes)
     digest = _write(path, tensors, json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False))
     natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
     with replacing(path.with_suffix(".png")) as temporary:

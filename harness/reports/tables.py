@@ -23,23 +23,31 @@ from harness.reports.claims import (
     size_ratio,
     time_to_share,
 )
+from harness.reports.comparisons import best, interval_of
 from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
+from harness.reports.scores import scores
+from harness.reports.statistics import FEWEST_PAIRS
 
 COUNTERS = ("peak_live_bytes", "flops_per_step", "saved_bytes_per_step", "forecast_bytes", "joules_per_step")
 PEAKS = ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
 
 
-def tables(groups: Sequence[Group]) -> list[Table]:
-    """One table for each device, budget, kind of protocol and version of it."""
-    return [tabulated([group for group in groups if group.table == key]) for key in sorted({g.table for g in groups})]
+def tables(groups: Sequence[Group], *, intervals: bool = False) -> list[Table]:
+    """One table for each device, budget, kind of protocol and version of it; ``intervals``: with those of accuracy."""
+    keys = sorted({group.table for group in groups})
+    return [tabulated([group for group in groups if group.table == key], intervals=intervals) for key in keys]
 
 
 def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The rows of ``table.csv``: nothing rounded; accuracies are fractions, units stand in the names."""
     measured = measures(groups)
-    return [{**_row(group, measured), **_ratios(group, groups)} for group in groups]
+    scored = scores(groups)
+    return [
+        {**_row(group, measured), **_ratios(group, groups), **vars(own)}
+        for group, own in zip(groups, scored, strict=True)
+    ]
 
 
 def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
@@ -52,6 +60,7 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
     known: dict[str, list[float]] = {"accuracy": [], "krr_accuracy": []} | values
     parts = {part: group.costs(part) for part in ("prepare_seconds", "compile_seconds", "distill_seconds")}
     parts["evaluate_seconds"] = group.test_costs("seconds")
+    known_interval = interval_of(group)
     return {
         "device": name,
         "protocol_kind": kind,
@@ -68,12 +77,17 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
             for label, numbers in known.items()
             for part, value in zip(("mean", "std"), summarise(numbers), strict=True)
         },
+        "accuracy_low": known_interval and known_interval.low,
+        "accuracy_high": known_interval and known_interval.high,
+        "accuracy_interval_over": known_interval and known_interval.over,
         **{f"{label}_n": len(numbers) for label, numbers in values.items() if "." in label or label not in known},
         "step_seconds_median": group.median,
         "step_seconds_lower_quartile": lower,
         "step_seconds_upper_quartile": upper,
         "step_seconds_mean": statistics.fmean(seconds) if seconds else None,
         **{f"{part}_mean": statistics.fmean(numbers) if numbers else None for part, numbers in parts.items()},
+        "selection_gap_mean": summarise(group.selection_gaps)[0],
+        "selection_gap_std": summarise(group.selection_gaps)[1],
         "seconds_to_92_percent_of_final_accuracy": to_share,
         "seconds_to_92_percent_are_upper_bound": is_bound,
         **{f"peak_{size}": group.peak(size) for size in PEAKS},
@@ -119,12 +133,12 @@ def steps(group: Group) -> str:
 # --- a table ----------------------------------------------------------------------------------------------------------
 
 
-def tabulated(groups: Sequence[Group]) -> Table:
+def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
     """The table of groups that share device, budget and kind of protocol; columns that nobody fills are left out."""
     evaluated = groups[0].evaluated
     native = evaluated and groups[0].table[2] == "native"
     tabled = [measure for measure in measures(groups) if measure.quantity.tabled] if evaluated else []
-    scores = [(measure.title, [measure.text(group) for group in groups]) for measure in tabled]
+    accuracies = [(m.title, [m.text(group) for group in groups]) for m in tabled]
     used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group) if evaluated)
     numbering = {source: i for i, source in enumerate(used, start=1)}
 
@@ -141,7 +155,9 @@ def tabulated(groups: Sequence[Group]) -> Table:
         column("width", lambda group: str(group.distillation["width"])),
         column("parameters", lambda group: number(group.costs("parameters"), max, ",.0f")),
         column("steps", steps),
-        *([scores[0], column("n", _count), *scores[1:]] if evaluated else []),
+        *(accuracies[:1]),
+        *([column("95 % interval (%)", _interval)] if evaluated and intervals else []),
+        *([column("n", _count), *accuracies[1:], *_scores(groups)] if evaluated else []),
         *_costs(groups),
         column("prepare (s)", _prepare),
         column("distil (s)", lambda group: number(group.costs("distill_seconds"), statistics.fmean, ".1f")),
@@ -149,12 +165,12 @@ def tabulated(groups: Sequence[Group]) -> Table:
     if evaluated:
         columns.append(column("reported by papers (%)", lambda group: _reported_text(group, numbering)))
     filled = [(title, cells) for title, cells in columns if set(cells) - {NONE}]
-    best = _best(groups)
+    bold = best(groups)
     return Table(
-        caption=f"{'. '.join([*_caption(groups, best), _where(groups), *_missing(groups)])}.",
+        caption=f"{'. '.join([*_caption(groups, bold), _where(groups), *_missing(groups)])}.",
         columns=tuple(title for title, _ in filled),
         rows=tuple(zip(*(cells for _, cells in filled), strict=True)),
-        bold=frozenset((i, filled.index(scores[0])) for i in best),
+        bold=frozenset((i, filled.index(accuracies[0])) for i in bold),
         notes=(
             *(f"{sentence}." for sentence in _remarks(groups)),
             *claims(groups),
@@ -165,15 +181,18 @@ def tabulated(groups: Sequence[Group]) -> Table:
     )
 
 
-def _caption(groups: Sequence[Group], best: set[int]) -> list[str]:
+def _caption(groups: Sequence[Group], bold: set[int]) -> list[str]:
     """Meaning of the numbers of the table: sentences without their stop."""
     if groups[0].evaluated:
         words = accuracy_words(groups)
         if words is None:
             return ["Nothing was evaluated"]
-        bold = "Bold: the best of at least two rows" if best else "No row is bold as the best: no two were"
-        alike = f"{' that were' if best else ''} evaluated alike"
-        return [f"Accuracy: top-1 on the test set after the last step, {words}", bold + alike]
+        meaning = (
+            "Bold: the highest mean of at least two rows that were evaluated alike, and every row that a comparison in "
+            f"at least {FEWEST_PAIRS} pairs does not tell from it"
+        )
+        none = "No row is bold as the best: no two were evaluated alike"
+        return [f"Accuracy: top-1 on the test set after the last step, {words}", meaning if bold else none]
     return [
         "Seconds and memory of one update of the synthetic images; nothing was distilled to its end or evaluated",
         f"÷ {_bases(groups)}: relative to it on the same data, network and width, else {NONE}",
@@ -247,10 +266,15 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
     at_once = listed(int(n) for group in groups for n in group.test_costs("networks_at_once"))
     turns = listed(group.distillation["interleaved"] for group in groups)
     evaluated = groups[0].evaluated
+    looks = span(len(member.points) for group in groups for member in group.members if member.points)
     sentences: dict[str, Any] = {
         "Evaluated alike: on the same data at the same ipc, by the same recipe, network, width, preprocessing and "
         "training steps": evaluated and any(group.values for group in groups),
         "ipc all: networks trained on all real images by the same recipe": any(group.ceiling for group in groups),
+        f"Selection gap: the highest accuracy of {looks} sets on the way, chosen on the test images as most published "
+        "code does, less that of the last set; over the seeds": evaluated and looks,
+        "LRS, ARS: label-robust and augmentation-robust score (Li et al., 2025), of accuracies as fractions; higher is "
+        "better": any(set(vars(own).values()) - {None} for own in scores(groups)),
         "Reported by papers: for their full schedules, not measured here": evaluated and any(map(reported_for, groups)),
         "Seconds: over windows of whole cycles, after the warm-up. Ratios of times are those of operations where every "
         "operation takes equally long": not evaluated,
@@ -397,11 +421,19 @@ def _prepare(group: Group) -> str:
     return number(group.costs("prepare_seconds"), statistics.fmean, ".1f") + (" (reduced)" if group.reduced else "")
 
 
-def _best(groups: Sequence[Group]) -> set[int]:
-    """The indices of the groups with the highest mean accuracy among at least two that were evaluated alike."""
-    alike: dict[tuple[Any, ...], dict[int, float]] = {}
-    for place, group in enumerate(groups):
-        if group.values and not group.ceiling:
-            alike.setdefault(group.test, {})[place] = statistics.fmean(group.values)
-    rivals = [means for means in alike.values() if len(means) > 1]
-    return {place for means in rivals for place, mean in means.items() if mean == max(means.values())}
+def _interval(group: Group) -> str:
+    known = interval_of(group)
+    if known is None:
+        return NONE
+    alone = "" if "seeds" in known.over else ", networks alone"
+    return f"{100 * known.low:.1f} to {100 * known.high:.1f}{alone}"
+
+
+def _scores(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """The columns of what is computed from several accuracies."""
+    scored = scores(groups)
+    return [
+        ("selection gap (points)", [percent(*summarise(group.selection_gaps)) for group in groups]),
+        ("LRS", [short(own.label_robust_score) for own in scored]),
+        ("ARS", [short(own.augmentation_robust_score) for own in scored]),
+    ]

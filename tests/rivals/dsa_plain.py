@@ -45,7 +45,7 @@ class DSAPlain(Rival):
         if self.done % self.steps_per_cycle == 0:
             self.network = [parameter.requires_grad_() for parameter in convnet(task)]
         loss = torch.zeros((), dtype=task.dtype, device=task.device)
-        for c, rows, synthetic in zip(task.classes, self.rows, self.images.split(task.ipc), strict=True):
+        for c, rows, synthetic in zip(task.classes, self.rows, torch.split(self.images, task.ipc), strict=True):
             real = task.draw(rows, self.config.batch_real)
             op, draws = draw_dsa((real.shape[2], real.shape[3]), 1, task.generator, flip=task.flip)
             wanted = self.gradient(apply_dsa(op, real, draws), c)
