@@ -44,8 +44,8 @@ class Registry:
         ``base``.
         """
         if self.classes and name in self.classes:
-            file, _, member = self.classes[name].partition(":")
-            return getattr(importlib.import_module(f"{self.package}.{file}"), member)
+            file, _, class_name = self.classes[name].partition(":")
+            return getattr(importlib.import_module(f"{self.package}.{file}"), class_name)
         if name in self._builtin():  # before the names of all, for which every installed package is looked through
             module = importlib.import_module(f"{self.package}.{name}")
             for _, member in inspect.getmembers(module, inspect.isclass):

@@ -204,7 +204,8 @@ def test_predictions_go_over_all_classes_and_tests_over_those_seen() -> None:
 @pytest.mark.parametrize(("protocol", "steps"), [("frepo", [10_000] * 4), ("vico", [1001, 1001, 2002, 8008])])
 def test_the_length_of_the_recipe(protocol: str, steps: list[int]) -> None:
     """FRePo takes 10 000 steps whatever the buffer; DM 1001 epochs with batches of 256. The rest is the protocol's."""
-    recipe = asked(protocol=protocol).config.recipe(Synthetic(torch.zeros(1, 1, 8, 8), torch.eye(1, 10), "probability"))
+    evaluation = asked(protocol=protocol)
+    recipe = evaluation.config.recipe(given(evaluation)[0][0])
     assert [recipe.steps(images) for images in (20, 256, 400, 2000)] == steps
     own = PROTOCOLS[protocol].recipe
     assert dataclasses.replace(recipe, steps_by_images=own.steps_by_images) == own

@@ -304,18 +304,22 @@ def alone_and_together(
 
 @pytest.mark.parametrize(
     ("name", "network", "norm"),
-    [*((name, *form) for name in RECIPES for form in CONVNETS), *(("vico", *form) for form in FORMS)],
+    [
+        *((name, *form) for name in RECIPES for form in CONVNETS),
+        *(("vico", *form) for form in FORMS if form not in CONVNETS),
+    ],
 )
 def test_networks_trained_together_are_those_trained_alone(name: str, network: Any, norm: Any) -> None:
     """Parameters, running statistics and logits; batches of four and of the one image that is left.
 
     In training mode the gradient of the bias before a norm is rounding, which Adam divides by 1e-8; in float32 that is
     a whole step. The norm takes the bias out of the logits again. In float32 it also depends on rounding whether an
-    activation near zero passes its gradient.
+    activation near zero passes its gradient, and deep networks have too many of them.
     """
     spec = form(network, norm)
     images = enlarged(examples(12)[0], spec)
-    for dtype, rounding in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+    roundings = {torch.float64: 1e-10} | ({torch.float32: 1e-3} if (network, norm) in CONVNETS else {})
+    for dtype, rounding in roundings.items():
         alone, together = alone_and_together(spec, RECIPES[name], dtype)
         for ours, theirs in zip(together, alone, strict=True):
             if dtype == torch.float64:

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import nn
 
 from benchmarks.networks.base import FlaxNetwork, Network, NetworkSpec
-from benchmarks.networks.layers import AveragePool
+from benchmarks.networks.layers import AveragePool, Norm
 
 LAYERS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
 """Channels of each layer, at the published width, side of its kernel, and whether a pool follows."""
@@ -21,7 +22,7 @@ class AlexNet(Network):
     """5 layers [conv → norm → ReLU], three pools 2×2, and a linear head."""
 
     depth = 5
-    norms = ("none", "batch")
+    norms: ClassVar[tuple[Norm, ...]] = ("none", "batch")
 
     @staticmethod
     def pool() -> nn.Module:

@@ -28,7 +28,7 @@ class ResNet18(Network):
     """
 
     depth = 8
-    norms = ("instance", "batch")
+    norms: ClassVar[tuple[Norm, ...]] = ("instance", "batch")
     norm_in_blocks: ClassVar[bool] = True
     strided: ClassVar[bool] = True
     """Whether a convolution's stride halves the map, or else ``pool``."""
@@ -79,6 +79,10 @@ class ResNet18(Network):
         # A strided convolution keeps the last pixel of an odd row, a pool leaves it out.
         height, width = (-(-side // 8) if cls.strided else side // 8 for side in spec.image_size)
         return height, width
+
+    def map_size(self, height: int, width: int) -> int:
+        """As by default with strides; pools follow a convolution that has doubled the channels."""
+        return super().map_size(height, width) * (1 if self.strided else 2)
 
 
 class ResNet18AP(ResNet18):

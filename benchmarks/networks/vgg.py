@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from benchmarks.networks.base import FlaxNetwork, Network, NetworkSpec
-from benchmarks.networks.layers import AveragePool
+from benchmarks.networks.layers import AveragePool, Norm
 
 
 class VGG11(Network):
@@ -22,7 +22,7 @@ class VGG11(Network):
     """
 
     depth = 8
-    norms = ("instance", "batch")
+    norms: ClassVar[tuple[Norm, ...]] = ("instance", "batch")
     groups: ClassVar[tuple[tuple[int, ...], ...]] = ((64,), (128,), (256, 256), (512, 512), (512, 512))
     """Channels of the layers between two pools, at the published width."""
     averaged: ClassVar[bool] = True

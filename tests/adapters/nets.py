@@ -105,7 +105,9 @@ def order(case: Case, net: str) -> list[tuple[str, list[int], str]]:
 def build(case: Case, name: str, norm: str) -> Network:
     size = (case.cfg["image_size"], case.cfg["image_size"])
     spec = NetworkSpec(name, case.cfg["channels"], size, case.cfg["num_classes"], norm=norm)  # type: ignore[arg-type]
-    return spec.build(torch.Generator().manual_seed(0), dtype=case.dtype)
+    with torch.device("meta"):
+        network = spec.family(spec)
+    return network.to(case.dtype).to_empty(device="cpu")  # all values come from the formula
 
 
 def compare(case: Case, net: str, network: Network, ours: dict[str, Tensor], *, nhwc: bool) -> None:
