@@ -25,6 +25,8 @@ from harness.evaluations._attacks import (
 )
 from harness.evaluations._lira import ATTACKS, confidence, judged, likelihood_ratio
 
+KNN = GRIDS["short"]["knn"]
+
 
 def test_auc_is_the_chance_that_a_positive_example_has_the_higher_score() -> None:
     random = np.random.RandomState(0)
@@ -106,26 +108,28 @@ def network_answers(examples: int, gap: float, seed: int = 0) -> tuple[Observed,
 
 
 @pytest.mark.parametrize("attacker", TRAINED)
-def test_an_attacker_finds_members_that_are_answered_otherwise_and_nothing_where_there_is_nothing(
-    attacker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if attacker == "rf":  # two candidates are as good a test as four, and take half the time
-        monkeypatch.setitem(GRIDS["short"], attacker, {"max_depth": [5, None]})  # type: ignore[index]
+def test_an_attacker_finds_members_that_are_answered_otherwise(attacker: str) -> None:
+    """And finds them again, to the bit."""
+    grid = {field: values[:1] for field, values in GRIDS["published"][attacker].items()}
     state = np.random.get_state()[1]
-    leaky = trained_attack(attacker, *network_answers(60, 0.5), random_for("attack"))
+    leaky, again = (trained_attack(attacker, *network_answers(50, 0.5), random_for("attack"), grid) for _ in range(2))
     assert leaky.scores.roc().auc > 0.8 and len(leaky.best) == 2
-    assert threshold_attack(*network_answers(60, 0.5)).roc().auc > 0.8
-    silent = trained_attack(attacker, *network_answers(60, 0.0), random_for("attack"))
-    assert 0.3 < silent.scores.roc().auc < 0.7
-    again = trained_attack(attacker, *network_answers(60, 0.0), random_for("attack"))
-    assert np.array_equal(again.scores.scores, silent.scores.scores)
+    assert np.array_equal(again.scores.scores, leaky.scores.scores)
     assert np.array_equal(np.random.get_state()[1], state), "global random numbers were drawn"
+
+
+def test_there_is_nothing_to_find_where_members_are_answered_as_others() -> None:
+    for seed in range(3):
+        members, others = network_answers(60, 0.0, seed)
+        assert 0.35 < trained_attack("knn", members, others, random_for("attack"), KNN).scores.roc().auc < 0.65
+        assert 0.35 < threshold_attack(members, others).roc().auc < 0.65
+    assert threshold_attack(*network_answers(60, 0.5)).roc().auc > 0.8
 
 
 def test_examples_that_were_left_out_are_scored_as_well() -> None:
     members, others = network_answers(40, 0.5)
     fewer = Observed(others.logits[:25], others.loss[:25])
-    scores = trained_attack("knn", members, fewer, random_for("attack")).scores
+    scores = trained_attack("knn", members, fewer, random_for("attack"), KNN).scores
     assert scores.scores.shape == (1, 65) and np.isfinite(scores.scores).all()
     assert scores.members.sum() == 40 and scores.members[0, :40].all()
 
@@ -174,15 +178,31 @@ def test_shadows_find_members_that_a_global_threshold_does_not() -> None:
 
 
 def test_an_example_uses_all_its_shadows_unless_lists_are_cut() -> None:
-    """Where every example has as many of both kinds, nothing is cut; else the first ones are kept."""
-    scores, members = shadows(9, 50, 0.5)
-    members[:, :] = np.arange(9)[:, None] % 2 == 0
+    """Cut to the shortest, the first ones of each kind are kept."""
+    scores, members = shadows(12, 40, 0.5)
+    enough = judged(members[1:])
+    assert 0 < enough.sum() <= 40
+    scores, members = scores[:, enough], members[:, enough]
+    kinds = (members[1:], ~members[1:])
+    shortest = [int(kind.sum(0).min()) for kind in kinds]
+    kept = [
+        np.stack([np.flatnonzero(own)[:count] + 1 for own in kind.T])
+        for kind, count in zip(kinds, shortest, strict=True)
+    ]
+    rows = np.arange(scores.shape[1])[:, None]
+    few = np.concatenate([scores[each, rows] for each in kept], 1).swapaxes(0, 1)
+    which = np.repeat([[True], [False]], shortest, axis=0).repeat(scores.shape[1], 1)
     for name in ATTACKS:
-        whole, cut = (likelihood_ratio(name, scores[1:], members[1:], scores[0], cut=cut) for cut in (False, True))
-        assert np.array_equal(whole, cut)
-    scores, members = shadows(9, 50, 0.5)
-    few = judged(members[1:])
-    assert 0 < few.sum() < 50
-    scores, members = scores[:, few], members[:, few]
-    whole, cut = (likelihood_ratio("online", scores[1:], members[1:], scores[0], cut=cut) for cut in (False, True))
-    assert np.isfinite(whole).all() and not np.allclose(whole, cut)
+        whole = likelihood_ratio(name, scores[1:], members[1:], scores[0])
+        cut = likelihood_ratio(name, scores[1:], members[1:], scores[0], cut=True)
+        assert np.allclose(cut, likelihood_ratio(name, few, which, scores[0]))
+        assert np.isfinite(whole).all() and (name == "global_threshold") == np.allclose(whole, cut)
+
+
+def test_an_example_that_is_not_judged_counts_nowhere() -> None:
+    scores, members = np.array([[3.0, np.nan, 1.0, 2.0]]), np.array([[True, True, False, False]])
+    whole = Scores(scores, members)
+    fewer = Scores(scores[:, [0, 2, 3]], members[:, [0, 2, 3]])
+    assert whole.roc().auc == fewer.roc().auc == 1.0
+    assert whole.measurable(0.5) and not Scores(scores, ~members).measurable(0.5)
+    assert whole.interval(0.5, np.random.RandomState(0)) == (1.0, 1.0)

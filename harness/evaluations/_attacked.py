@@ -20,7 +20,7 @@ from benchmarks.training import train_together
 from harness.evaluations.training import ONE_AT_A_TIME
 from methods.base import Synthetic
 
-NETWORK = "convnet_doubling"
+NETWORK: Literal["convnet_doubling"] = "convnet_doubling"
 REAL_BATCH, REAL_IMAGES = 1024, 10_000
 """Images in a batch of the paper's training on real images, and how many images there are."""
 

@@ -123,8 +123,11 @@ def roc(positive: Array, negative: Array) -> Roc:
 
 def _curve(thresholds: Array, positive: Array, negative: Array) -> Roc:
     """The curve for examples by the places of their scores in ``thresholds``."""
-    rates = [np.bincount(place, minlength=len(thresholds)).cumsum() / len(place) for place in (negative, positive)]
-    return Roc(thresholds, *rates)
+
+    def rates(places: Array) -> Array:
+        return np.bincount(places, minlength=len(thresholds)).cumsum() / len(places)
+
+    return Roc(thresholds, fpr=rates(negative), tpr=rates(positive))
 
 
 @dataclass(frozen=True)
@@ -132,17 +135,18 @@ class Scores:
     """Scores that an attack gives N examples as members of T networks: larger means more likely a member."""
 
     scores: Array
-    """(T, N)."""
+    """(T, N). NaN: the example is not judged as a member of that network."""
     members: Array
     """(T, N) bool: whether the example is a member."""
 
     def roc(self) -> Roc:
         """One curve over all examples and networks, on which members are positive."""
-        return roc(self.scores[self.members], self.scores[~self.members])
+        judged = np.isfinite(self.scores)
+        return roc(self.scores[judged & self.members], self.scores[judged & ~self.members])
 
     def measurable(self, level: float) -> bool:
         """Whether there is a non-member to be wrong about at a false-positive rate of ``level``."""
-        return int((~self.members).sum()) * level >= 1 - 1e-9
+        return int((np.isfinite(self.scores) & ~self.members).sum()) * level >= 1 - 1e-9
 
     def interval(self, level: float, random: np.random.RandomState) -> tuple[float, float]:
         """The ends of the 95 % percentile bootstrap interval of the true-positive rate at ``level``.
@@ -150,14 +154,14 @@ class Scores:
         Examples are drawn with repetition, each with its scores in all networks, because these are not independent.
         """
         thresholds, place = np.unique(-self.scores, return_inverse=True)
-        place = place.reshape(self.scores.shape)
+        place, judged = place.reshape(self.scores.shape), np.isfinite(self.scores)
         rates = []
         for _ in range(RESAMPLES):
             drawn = random.randint(place.shape[1], size=place.shape[1])
-            own, members = place[:, drawn], self.members[:, drawn]
-            if members.all() or not members.any():  # of a handful of examples
-                continue
-            rates.append(_curve(thresholds, own[members], own[~members]).tpr_at(level))
+            own, members, kept = place[:, drawn], self.members[:, drawn], judged[:, drawn]
+            positive, negative = own[kept & members], own[kept & ~members]
+            if len(positive) and len(negative):  # not so of a handful of examples
+                rates.append(_curve(thresholds, positive, negative).tpr_at(level))
         lower, upper = np.quantile(rates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(lower), float(upper)
 
@@ -172,7 +176,7 @@ def rate_names(attack: str, level: float) -> tuple[str, str, str]:
     return name, f"{name}_lower", f"{name}_upper"
 
 
-def attack_quantities(attack: str, title: str, *, shown: bool, **axis: str) -> dict[str, Quantity]:
+def attack_quantities(attack: str, title: str, *, shown: bool, **axis: Any) -> dict[str, Quantity]:
     """How tables and figures show what `measured` returns. ``shown``: whether they do; ``axis``: if it is a series."""
     made = {f"{attack}_auc": Quantity(f"{title} AUC", percent=False, tabled=shown, drawn=shown, **axis)}
     for level in LEVELS:
@@ -217,7 +221,7 @@ class Trained:
 
 
 def trained_attack(
-    attacker: str, members: Observed, others: Observed, random: np.random.RandomState, grid: Grid = "short"
+    attacker: str, members: Observed, others: Observed, random: np.random.RandomState, grid: Mapping[str, list[Any]]
 ) -> Trained:
     """An attacker of ``TRAINED``, trained on one half of the examples to score the other, and the reverse.
 
@@ -234,7 +238,7 @@ def trained_attack(
     # The published attackers stop early, whether they have converged or not.
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         for train, test in StratifiedKFold(2).split(features[seen], labels[seen]):
-            search = GridSearchCV(_classifier(attacker, random), dict(GRIDS[grid][attacker]), cv=3)
+            search = GridSearchCV(_classifier(attacker, random), dict(grid), cv=3)
             search.fit(features[seen[train]], labels[seen[train]])
             scores[seen[test]] = search.predict_proba(features[seen[test]])[:, 1]
             best.append(search.best_params_)

@@ -29,7 +29,7 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 def judged(members: Array) -> Array:
     """Whether each of the examples of ``members`` (shadows, examples) bool has enough shadows on both sides."""
-    return np.minimum(members.sum(0), (~members).sum(0)) >= LEAST
+    return np.asarray(np.minimum(members.sum(0), (~members).sum(0)) >= LEAST)
 
 
 def likelihood_ratio(name: str, scores: Array, members: Array, target: Array, *, cut: bool = False) -> Array:

@@ -135,23 +135,24 @@ class Lira(Evaluation):
 
     def _attacked(self, scores: Array, members: Array, seed: int) -> dict[str, list[float]]:
         """The values of all attacks. ``scores``: (sets, examples, queries); ``members``: (sets, examples) bool."""
-        places = np.arange(len(scores))
-        count = self.config.targets
-        chosen = places if count is None else places[-count:]
-        shadows = [places != target if count is None else places < len(scores) - count for target in chosen]
-        examples = np.all([judged(members[own]) for own in shadows], axis=0)
-        if not examples.any():
+        places, count = np.arange(len(scores)), self.config.targets
+        targets = places if count is None else places[-count:]
+        ratios = np.full((len(ATTACKS), len(targets), len(members[0])), np.nan)
+        for place, target in enumerate(targets):
+            shadows = places != target if count is None else places < targets[0]
+            # By the shadows alone: what is left out must not depend on whether the target had it.
+            enough = judged(members[shadows])
+            if enough.any():
+                chosen = np.ix_(shadows, enough)
+                for row, name in zip(ratios, ATTACKS, strict=True):
+                    row[place, enough] = likelihood_ratio(name, scores[chosen], members[chosen], scores[target, enough])
+        pairs = int(np.isfinite(ratios[0]).sum())
+        if not pairs:
             raise UserError("no example has enough shadows of both kinds: ask for more --lira.shadows")
-        self.cost |= {"examples": int(examples.sum())}
-        scores, members = scores[:, examples], members[:, examples]
-        values = {}
-        for attack in ATTACKS:
-            ratios = [
-                likelihood_ratio(attack, scores[own], members[own], scores[target])
-                for target, own in zip(chosen, shadows, strict=True)
-            ]
-            found = Scores(np.stack(ratios), members[chosen])
-            values |= measured(attack, found, random_for("intervals", attack, seed))
+        self.cost |= {"examples_of_a_target": pairs / len(targets)}
+        values = dict[str, float]()
+        for attack, own in zip(ATTACKS, ratios, strict=True):
+            values |= measured(attack, Scores(own, members[targets]), random_for("intervals", attack, seed))
         return {name: [value] for name, value in values.items()}
 
 

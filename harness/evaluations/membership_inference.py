@@ -25,6 +25,7 @@ from benchmarks.task import generator_for
 from benchmarks.training import accuracy, predict
 from harness.evaluations._attacked import Attacked, attacked_spec, train_attacked
 from harness.evaluations._attacks import (
+    GRIDS,
     TRAINED,
     Grid,
     Observed,
@@ -39,7 +40,7 @@ from harness.evaluations.base import Evaluation, Progress, Quantity, Untrainable
 from methods.base import Synthetic
 
 TITLES = {"threshold": "threshold", "lr": "LR", "mlp": "MLP", "rf": "RF", "knn": "kNN"}
-AXIS = {"against": "training steps", "at": "lengths"}
+AXIS: dict[str, Any] = {"against": "training steps", "at": "lengths"}
 
 
 def _hidden(title: str) -> Quantity:
@@ -141,7 +142,7 @@ def _attacks(members: Observed, others: Observed, grid: Grid, key: tuple[int, ..
     curves = {"threshold": threshold.roc()}
     for attacker in TRAINED:
         random = random_for("attacker", attacker, *key)
-        curves[attacker] = trained_attack(attacker, members, others, random, grid).scores.roc()
+        curves[attacker] = trained_attack(attacker, members, others, random, GRIDS[grid][attacker]).scores.roc()
     return {
         **measured("threshold", threshold, random_for("intervals", *key)),
         **{f"{attacker}_auc": curve.auc for attacker, curve in curves.items()},
