@@ -22,6 +22,7 @@ from harness.choose_recipe import (
     candidates,
     main,
     mean_ranks,
+    read,
     recipes,
     split,
     trials,
@@ -72,7 +73,7 @@ def test_a_rung_takes_the_tasks_that_are_small_enough() -> None:
 
 def test_each_round_is_smaller_and_the_last_has_five_draws() -> None:
     kept = [len(candidates()), *(rung.kept for rung in RUNGS)]
-    assert kept == sorted(kept, reverse=True) and kept[-1] == CHECK.kept
+    assert kept == sorted(kept, reverse=True) and CHECK.steps is None
     assert RUNGS[-1].draws == 5 and RUNGS[-1].steps == RUNGS[-2].steps, "the first draws are not trained again"
 
 
@@ -103,10 +104,14 @@ def test_scores_are_of_held_out_images_and_go_on(
     done.insert(0, done[0])  # no longer five
     assert main(command) == 0
     trained = done[1:]
-    # Two candidates on one task; then on two, with two draws, of which one task has the first draw; then the winner.
-    assert len(trained) == len(set(trained)) == 2 + 6 + 1
+    # Two candidates on one task; then on two, with two draws, of which one task has the first draw; then the winner and
+    # the best of the other recipe.
+    assert len(trained) == len(set(trained)) == 2 + 6 + 2
+    assert {trial.candidate for trial in trained if trial.steps == 3} == set(ways)
     chosen = capsys.readouterr().out
-    assert chosen.startswith("chosen: recipe ") and trained[-1].candidate.recipe in chosen
+    (winner,) = [way for way in ways if chosen.startswith(f"chosen: {way}\n")]
+    last_round = [trial for trial in trained if trial.steps == 2]
+    assert winner == next(iter(mean_ranks(last_round, read(tmp_path / "out" / "scores.csv", 4, 50))))
     lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + len(trained)
     table = (tmp_path / "out" / "table.md").read_text()

@@ -84,9 +84,9 @@ def test_an_architecture_is_a_network_with_a_norm_and_a_protocol() -> None:
     ("changes", "reason"),
     [
         ({"architectures": ("convent",)}, "unknown network 'convent': did you mean 'convnet'"),
-        ({"architectures": ("convnet:bach",)}, "unknown norm of convnet 'bach': did you mean 'batch'"),
-        ({"architectures": ("alexnet:instance",)}, "unknown norm of alexnet 'instance'. Known: batch, none"),
-        ({"architectures": ("convnet:",)}, "unknown norm of convnet ''"),
+        ({"architectures": ("convnet:bach",)}, "unknown norm 'bach': did you mean 'batch'"),
+        ({"architectures": ("alexnet:instance",)}, "alexnet has no form with norm 'instance'; it has none, batch"),
+        ({"architectures": ("convnet:",)}, "unknown norm ''"),
         ({"architectures": ("convnet@frep",)}, "unknown protocol 'frep': did you mean 'frepo'"),
         ({"architectures": ()}, "architectures is empty"),
         ({"lr": 0.0}, "lr must be above 0"),
@@ -117,7 +117,7 @@ def test_the_network_norm_and_depth_that_are_trained(digits: Benchmark) -> None:
     assert spec("resnet18@frepo") == ("resnet18", "instance", 8, None), "its usual norm: it has no form without"
     assert spec("resnet18:batch")[1] == "batch"
     with pytest.raises(UserError, match="a question of its own"):
-        CrossArchitectureConfig(architectures=("convnet", "convnet_doubling")).spec(digits)
+        CrossArchitectureConfig("vico", architectures=("convnet", "convnet_doubling")).spec(digits)
 
 
 # --- the step size
@@ -171,11 +171,17 @@ def test_of_equal_step_sizes_the_nearest_to_the_recipes_is_taken(
 
 
 def test_networks_that_diverge_are_not_chosen(synthetic: Synthetic, digits: Benchmark) -> None:
-    changes = {"network": "convnet_doubling", "steps": 5, "networks": 1}
+    changes: dict[str, Any] = {"network": "convnet_doubling", "steps": 5, "networks": 1}
     values, cost = run(synthetic, digits, config("own:none", lr_search=(1e12, 1.0), **changes))
     assert values["step_size"] == [0.01] and cost["held_out_accuracy_with_1e+12_times_the_step_size"] == 0
     with pytest.raises(Untrainable, match="diverge with every step size"):
         run(synthetic, digits, config("own:none", lr_search=(1e12, 1e13), **changes))
+
+
+def test_a_single_step_size_is_taken_without_a_trial(synthetic: Synthetic, digits: Benchmark) -> None:
+    values, cost = run(synthetic, digits, config(lr_search=(0.5,), steps=1))
+    assert values["step_size"] == [0.005] * 2 and not [name for name in cost if name.startswith("held_out")]
+    assert values == run(synthetic, digits, config(lr=0.005, steps=1))[0]
 
 
 def test_factors_are_of_the_learned_step_size_where_the_recipe_uses_it(synthetic: Synthetic, digits: Benchmark) -> None:
@@ -245,8 +251,9 @@ def test_an_architecture_is_a_column_beside_the_accuracy_of_the_same_recipe() ->
         )
     (group,) = grouped([distilled])
     columns = {measure.title: measure.text(group) for measure in measures([group])}
-    assert columns["accuracy of another network (%), own:none"] == "40.0 ± 28.3"
-    assert columns["accuracy of another network (%), convnet:batch"] == "20.0 ± 14.1"
+    assert columns["accuracy (%), own:none"] == "40.0 ± 28.3"
+    assert columns["accuracy (%), convnet:batch"] == "20.0 ± 14.1"
+    assert columns["accuracy (%)"] == "60.0 ± 14.1"
     assert columns["step size, own:none"].startswith("0.2")
     labels = [measure.label for measure in measures([group])]
     assert "cross_architecture[convnet:batch].accuracy" in labels

@@ -32,7 +32,7 @@ from methods.base import Synthetic
 
 OWN = "own"
 """In place of a network's name: the one of the protocol, or that distilled, as ``network`` says."""
-TABLE2 = ("own", "own:none", "resnet18", "resnet18:batch", "vgg11:batch", "alexnet")
+TABLE2 = ("own", "own:none", "resnet18", "resnet18:batch", "vgg11:batch", "alexnet:none")
 """The columns of FRePo's table 2: Conv, Conv-NN, ResNet-DN, ResNet-BN, VGG-BN, AlexNet."""
 
 
@@ -50,7 +50,9 @@ class Architecture(NamedTuple):
         network, colon, norm = name.partition(":")
         choose("network", network, (OWN, *NETWORKS))
         if colon:
-            choose(f"norm of {network}", norm, NORMS if network == OWN else get(network).norms)
+            choose("norm", norm, NORMS)
+        if colon and network != OWN and norm not in (norms := get(network).norms):
+            raise UserError(f"{network} has no form with norm {norm!r}; it has {', '.join(norms)}")
         if at:
             choose("protocol", protocol, PROTOCOLS)
         return cls(network, cast(Norm, norm) if colon else None, protocol if at else None)
@@ -67,7 +69,8 @@ class CrossArchitectureConfig(Training):
     lr: float | None = None
     """Step size of the optimiser. None: searched."""
     lr_search: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    """Step sizes that are tried, in units of the recipe's own; the best on held-out training images is taken."""
+    """Step sizes that are tried, in units of the recipe's own; the best on held-out training images is taken. A single
+    one is taken as it is."""
     search_steps: int | None = None
     """At most so many optimiser steps for each step size that is tried. None: as many as are taken with the best."""
     held_out: int = 1000
@@ -122,7 +125,7 @@ class CrossArchitecture(NetworkEvaluation):
     Config = CrossArchitectureConfig
     each = "architectures"
     quantities: ClassVar[Mapping[str, Quantity]] = {
-        "accuracy": Quantity("accuracy of another network (%)"),
+        "accuracy": Quantity("accuracy (%)"),
         "held_out_accuracy": Quantity("on held-out training images (%)", drawn=False),
         "step_size": Quantity("step size", percent=False, drawn=False),
     }
@@ -154,8 +157,13 @@ class CrossArchitecture(NetworkEvaluation):
         return tested | left | {"step_size": self.config.recipe(synthetic).lr}
 
     def _best_lr(self, synthetic: Synthetic, benchmark: Benchmark, seed: int, progress: Progress) -> float:
-        """The step size with the best accuracy on held-out training images; of equals, the nearest to the recipe's."""
+        """The step size with the best accuracy on held-out training images; of equals, the nearest to the recipe's.
+
+        A single one is taken without a trial.
+        """
         config, own = self.config, self.config.recipe(synthetic).lr
+        if len(config.lr_search) == 1:
+            return own * config.lr_search[0]
         images, labels = held_out(synthetic, benchmark, config.held_out)
         if not len(labels):
             raise UserError("every training image is in the set, so none is held out to search by: name a step size lr")
