@@ -246,10 +246,10 @@ def test_the_rest_takes_as_long_as_records_say(tmp_path: Path, capsys: pytest.Ca
 
     shown = told("1", in_process)
     assert "1 distillation, 0 done; 1 evaluation, 0 done" in shown
-    assert "The rest takes a time that no record tells for 2 of them; and about 32.2 KiB of the" in shown
+    assert "Left to do: for 2 parts no record tells how long; about 32.2 KiB on the disk, " in shown
     shown = told("3 --seeds 0,1 --steps 40")
-    assert "2 distillations, 0 done; 2 evaluations, 0 done\nThe rest takes about " in shown and "no record" not in shown
-    assert "1 distillation, 1 done; 1 evaluation, 0 done\nThe rest takes about " in told("3")
+    assert "2 distillations, 0 done; 2 evaluations, 0 done\nLeft to do: about " in shown and "no record" not in shown
+    assert "1 distillation, 1 done; 1 evaluation, 0 done\nLeft to do: about " in told("3")
     shown = told("3")
-    assert "1 distillation, 1 done; 1 evaluation, 1 done" in shown and "The rest" not in shown
+    assert "1 distillation, 1 done; 1 evaluation, 1 done" in shown and "Left to do" not in shown
     assert "1 distillation, 0 done; 1 evaluation, 0 done" in told("3 --force")

@@ -95,6 +95,8 @@ def test_table2_is_by_network_and_knows_when_the_paper_has_other_data() -> None:
     assert list(shown) == ["dsa", "dm", "mtt", "kip", "frepo"] and shown["kip"]["AlexNet"] == "–"
     jpeg = asked(made((), **{**own, "dataset": "folder:cifar10-jpeg"}), "cross_architecture", CROSS, accuracy=[0.2])
     assert rows(one("table2", jpeg))["dm"]["AlexNet, paper"] == "34.9 ± 1.1"
+    failed = evaluated(set_, {}, "cross_architecture", config={**CROSS, "architectures": ["vgg11:batch"]}, status="oom")
+    assert rows(one("table2", failed))["dm"]["VGG-BN"] == "oom"
     sheet = one("table2", asked(made((), **{**own, "dataset": "digits"}), "cross_architecture", CROSS, accuracy=[0.2]))
     assert rows(sheet) == {"dm": {"AlexNet": "20.0"}} and "The paper has no numbers for this" in sheet.caption
     assert sheets("table2", [made((0.3,), **own)]) == [], "a table of Conv alone is table 1"

@@ -69,13 +69,14 @@ def _amount(jobs: Sequence[Job], output: Path, *, force: bool) -> list[str]:
     ]
     if left or open_:
         seconds, unknown = _times(left, open_, output)
-        known = f"about {_rounded(seconds)}" if unknown < len(left) + len(open_) else ""
-        missing = f"a time that no record tells for {unknown} of them" if unknown else ""
+        parts = [f"about {_rounded(seconds)}"] if unknown < len(left) + len(open_) else []
+        if unknown:
+            parts.append(f"for {_counted(unknown, 'part')} no record tells how long")
         size = sum((1 + job.curve_points) * job.set_bytes + RECORD_BYTES for job in left)
         place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(place).free
         lines.append(
-            f"The rest takes {' and '.join(filter(None, (known, missing)))}; and about {show_bytes(size)} of the "
-            f"{show_bytes(shutil.disk_usage(place).free)} that are free on the disk"
+            f"Left to do: {'; '.join(parts)}; about {show_bytes(size)} on the disk, {show_bytes(free)} are free"
         )
     return lines
 

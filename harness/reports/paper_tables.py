@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from harness.plan.request import FLOOR
 from harness.records.record import Distilled, EvaluationRecord, Record, summarise
 from harness.reports.claims import reported
 from harness.reports.groups import ACCURACY, NONE, distinct, plugin
+from harness.reports.measures import with_marks
 from harness.reports.render import Table, listed, percent
 
 NAMES = {WHOLE_DATA: "real data", FLOOR: "random real"}
@@ -89,7 +91,8 @@ class Answer:
 
     def series(self, quantity: str) -> list[list[float]]:
         """The raw values as series, of which an evaluation may hold several; single values are series of one."""
-        known, values = plugin(self.name), self.evaluation["values"].get(quantity, [])
+        ended_well = self.evaluation["status"] == "ok"
+        known, values = plugin(self.name), self.evaluation["values"].get(quantity, []) if ended_well else []
         how = known.quantities.get(quantity) if known else None
         if how is None or how.against is None:
             return [[value] for value in values]
@@ -108,11 +111,14 @@ class Entry:
     settings: Mapping[str, Any]
     krr: tuple[float, ...] = ()
     """Accuracies of kernel regression."""
+    statuses: tuple[tuple[str, int], ...] = ()
+    """How the evaluations ended, and how many of them."""
 
     @property
     def text(self) -> str:
         shown = _shown(*summarise(self.values), fractions=self.fractions)
-        return shown + (f" ({_shown(*summarise(self.krr), fractions=True)})" if self.krr else "")
+        shown += f" ({_shown(*summarise(self.krr), fractions=True)})" if self.krr else ""
+        return with_marks(shown, self.statuses)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class Sheet:
     def caption(self) -> str:
         device, budget, version = self.where
         experiment = EXPERIMENTS[self.experiment]
-        counts = {len(entry.values) for entry in self.entries}
+        counts = {len(entry.values) for entry in self.entries if entry.values}
         widths = {entry.settings["width"] for entry in self.entries}
         narrow = f", networks of width {listed(widths)} (published: {WIDTH})" if widths != {WIDTH} else ""
         alone = ", no deviation where n is 1" if 1 in counts else ""
@@ -276,12 +282,12 @@ def has_table(experiment: str) -> bool:
 
 
 def _answers(distilled: Iterable[Distilled]) -> Iterator[Answer]:
-    """Every evaluation that ended well of a set that is there, that of the last step."""
+    """Every evaluation of a set that is there, that of the last step."""
     for folder in distinct(distilled):
         artifact = folder.record["artifact"]
         own = {"distillation": folder.record["identity"], "step": None, "sha256": artifact and artifact["sha256"]}
         for evaluation in {evaluation["identity"]: evaluation for evaluation in folder.evaluations}.values():
-            if evaluation["status"] == "ok" and evaluation["sets"][-1] == own:
+            if evaluation["sets"][-1] == own:
                 yield Answer(folder.record, evaluation)
 
 
@@ -298,6 +304,7 @@ def _entries(pairs: Sequence[tuple[_Cell, Answer]]) -> tuple[Entry, ...]:
             own[0][0].fractions,
             own[0][1].settings,
             tuple(value for cell, _ in own for value in cell.krr),
+            tuple(sorted(Counter(answer.evaluation["status"] for _, answer in own).items())),
         )
         for own in together.values()
     )
@@ -402,7 +409,8 @@ def _table4(answer: Answer) -> Iterator[_Cell]:
     about, published = _attacked(answer)
     columns = {"accuracy": TEST, **{f"{name}_auc": title for name, title in _ATTACKS.items()}, **_RATES}
     for quantity, column in columns.items():
-        if values := answer.values(quantity):
+        values = answer.values(quantity)
+        if values or answer.evaluation["status"] != "ok":
             fractions = quantity == "accuracy" or quantity in _RATES
             yield _Cell(about, _row(answer), column, values, fractions, published=published)
 
