@@ -32,7 +32,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
         "--images", action="store_true", help="draw the images of the sets, and their learned labels, instead"
     )
     parsed = parser.parse(arguments)
-    output, distilled, whole = read_folders(parser, parsed)
+    output, distilled, damaged = read_folders(parser, parsed)
     if parsed.images:
         written = images.write(distilled, output)
     else:
@@ -41,7 +41,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
         missing = "sets" if parsed.images else "curves, and no iterations at several widths"
         raise UserError(f"nothing in {output} to draw: no {missing}")
     print("\n".join(printable(str(path)) for path in written))
-    return 0 if whole else 1
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Folders of distillations → tables: on screen, ``table.md``, ``table.tex``, ``table.csv``.
+"""Folders of distillations → tables, on screen and as Markdown, LaTeX and CSV; and a page, ``report.html``.
 
-python -m harness.report results/local
+python -m harness.report results/local --format markdown,latex,html
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from benchmarks.errors import UserError, printable
+from benchmarks.errors import UserError, choose, printable
 from harness.command_line import Parser, end, exit_status, file_path
 from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
@@ -21,24 +22,32 @@ from harness.records.record import Distilled, read_all
 from harness.reports import paper_tables
 from harness.reports.comparisons import comparison_rows, comparison_tables
 from harness.reports.groups import grouped
-from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, screen
+from harness.reports.render import TEX_HEAD, Table, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
 from harness.reports.verdicts import claims_lines, claims_rows, claims_table
 
 PROGRAM = "python -m harness.report"
+FORMATS = ("markdown", "latex", "csv", "html")
+USUAL = ("markdown", "latex", "csv")
+"""Formats that are written where none are named."""
+PAGE = "report.html"
 
 
 def write(
     distilled: Sequence[Distilled],
     folder: Path,
     *,
+    formats: Sequence[str] = USUAL,
+    damaged: Sequence[str] = (),
     intervals: bool = False,
     comparisons: bool = False,
     claims: bool = False,
 ) -> str:
-    """Write ``table.md``, ``table.tex`` and ``table.csv`` into ``folder``. Returns the tables for a terminal.
+    """Write ``table.md``, ``table.tex``, ``table.csv`` and ``report.html``, those of ``formats``, into ``folder``.
+    Returns the tables for a terminal.
 
-    ``intervals``: with a column of them. ``comparisons``, ``claims``: with tables of these, in files of their names.
+    ``damaged``: a line for each file that could not be read; the page tells them. ``intervals``: with a column of them.
+    ``comparisons``, ``claims``: with tables of these, in files of their names.
 
     Raises UserError where there are no records, and where the files cannot be written.
     """
@@ -52,16 +61,21 @@ def write(
     if claims:
         made["claims"] = [claims_table(groups)], claims_rows(groups)
         shown.append(claims_lines(groups))
-    contents = {}
+    contents: dict[str, str] = {}
     for name, (own, lines) in made.items():
-        contents[f"{name}.md"] = "\n\n".join(markdown(table) for table in own) + "\n"
-        contents[f"{name}.tex"] = TEX_HEAD + "\n".join(latex(table) for table in own)
-        contents[f"{name}.csv"] = csv(lines)
+        contents |= _files(name, own, lines, formats)
+    if "html" in formats:
+        from harness.reports import html  # slow, and seldom asked for
+
+        contents[PAGE] = html.page(distilled, damaged, intervals=intervals, comparisons=comparisons)
+        shown.append(printable(f"The page: {folder / PAGE}"))
     write_texts(contents, folder, "the tables")
     return "\n\n".join(shown)
 
 
-def write_experiment(experiment: str, distilled: Sequence[Distilled], folder: Path) -> str:
+def write_experiment(
+    experiment: str, distilled: Sequence[Distilled], folder: Path, *, formats: Sequence[str] = USUAL
+) -> str:
     """Write the tables of ``experiment`` into ``folder``, as ``table2.md``, ``.tex`` and ``.csv``. Returns their text.
 
     Raises UserError where nothing of it is measured, and as `write` does.
@@ -70,13 +84,21 @@ def write_experiment(experiment: str, distilled: Sequence[Distilled], folder: Pa
     if not sheets:
         raise UserError(f"nothing of {experiment} is measured there: python -m harness.run --experiment {experiment}")
     made = [sheet.table() for sheet in sheets]
-    contents = {
-        f"{experiment}.md": "\n\n".join(map(markdown, made)) + "\n",
-        f"{experiment}.tex": TEX_HEAD + "\n".join(map(latex, made)),
-        f"{experiment}.csv": csv(row for sheet in sheets for row in sheet.csv_rows()),
-    }
-    write_texts(contents, folder, "the tables")
+    lines = [row for sheet in sheets for row in sheet.csv_rows()]
+    write_texts(_files(experiment, made, lines, formats), folder, "the tables")
     return "\n\n".join(map(screen, made))
+
+
+def _files(
+    name: str, made: Sequence[Table], lines: Sequence[Mapping[str, Any]], formats: Sequence[str]
+) -> dict[str, str]:
+    """File → its text, in each of ``formats`` that is text: the tables ``made``, and ``lines`` without rounding."""
+    texts: dict[str, tuple[str, Callable[[], str]]] = {
+        "markdown": (".md", lambda: "\n\n".join(map(markdown, made)) + "\n"),
+        "latex": (".tex", lambda: TEX_HEAD + "\n".join(map(latex, made))),
+        "csv": (".csv", lambda: csv(lines)),
+    }
+    return {f"{name}{ending}": text() for kind, (ending, text) in texts.items() if kind in formats}
 
 
 def show(distilled: Sequence[Distilled]) -> str:
@@ -113,10 +135,18 @@ def folders_parser(program: str, description: str) -> Parser:
     return parser
 
 
-def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], bool]:
-    """The folder to write into, the distillations in those of ``options``, and whether no file is damaged.
+def formats_of(text: str) -> tuple[str, ...]:
+    """Formats on the command line, each once."""
+    try:
+        return tuple(dict.fromkeys(choose("format", name.strip(), FORMATS) for name in text.split(",")))
+    except UserError as error:  # argparse has words of its own for a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
 
-    Each damaged file has a line on standard error. Raises UserError for no folder, and for one that is not there.
+
+def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], list[str]]:
+    """The folder to write into, the distillations in those of ``options``, and a line for each damaged file.
+
+    The lines stand on standard error as well. Raises UserError for no folder, and for one that is not there.
     """
     if not options.folders:
         raise UserError(f"no folder is given; for instance: {parser.prog} {DEFAULT_OUTPUT}")
@@ -134,7 +164,7 @@ def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, lis
         lines |= dict.fromkeys(damaged)
     for line in lines:
         print(printable(line), file=sys.stderr)
-    return output, list(distilled.values()), not lines
+    return output, list(distilled.values()), list(lines)
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
@@ -145,6 +175,13 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
 
 def _main(arguments: Sequence[str], program: str) -> int:
     parser = folders_parser(program, "Make the tables of folders again.")
+    parser.add_argument(
+        "--format",
+        type=formats_of,
+        default=USUAL,
+        metavar="A,B",
+        help=f"what to write: {', '.join(FORMATS)}; by default {','.join(USUAL)}",
+    )
     parser.add_argument(
         "--page",
         type=file_path,
@@ -161,18 +198,20 @@ def _main(arguments: Sequence[str], program: str) -> int:
         "--experiment", metavar="NAME", help="the table of an experiment, as table2, beside the numbers of the paper"
     )
     options = parser.parse(arguments)
-    output, distilled, whole = read_folders(parser, options)
+    if options.page is not None and "markdown" not in options.format:
+        raise UserError("--page shows the tables in Markdown: name markdown in --format")
+    output, distilled, damaged = read_folders(parser, options)
     wanted = {name: getattr(options, name) for name in ("intervals", "comparisons", "claims")}
     if options.experiment is not None:
-        print(write_experiment(options.experiment, distilled, output))
+        print(write_experiment(options.experiment, distilled, output, formats=options.format))
     elif options.page is None:
-        print(write(distilled, output, **wanted))
+        print(write(distilled, output, formats=options.format, damaged=damaged, **wanted))
     else:
         for folder in options.folders:
             inside = [each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())]
-            write(inside, folder, **wanted)
+            write(inside, folder, formats=options.format, **wanted)
         write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
-    return 0 if whole else 1
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

@@ -63,13 +63,13 @@ ITERATIVE = [name for name in methods.names() if methods.get(name).iterative and
 def test_a_method_distils_on_every_network(name: str, network: str) -> None:
     """One step moves the images, with the norm that the method's own protocol gives to the network."""
     norm = usual_norm(network, PROTOCOLS[methods.get(name).PROTOCOL].distill_norm)
-    distils(name, NetworkSpec(network, 1, (28, 28), CLASSES, width=4, norm=norm), steps=1)
+    distils(name, NetworkSpec(network, 1, (28, 28), CLASSES, width=8, norm=norm), steps=1)
 
 
 @pytest.mark.parametrize("network", ["resnet18", "frepo_vgg11"])
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_a_method_distils_with_batch_norm_in_deep_networks(name: str, network: str) -> None:
-    distils(name, NetworkSpec(network, 3, (32, 32), CLASSES, width=4, norm="batch"), steps=2)
+    distils(name, NetworkSpec(network, 3, (32, 32), CLASSES, width=8, norm="batch"), steps=2)
 
 
 def distils(name: str, spec: NetworkSpec, steps: int) -> None:

@@ -154,10 +154,10 @@ class Scores:
         Examples are drawn with repetition, each with its scores in all networks, because these are not independent.
         """
         thresholds, place = np.unique(-self.scores, return_inverse=True)
-        place, judged = place.reshape(self.scores.shape), np.isfinite(self.scores)
+        place, judged, count = place.reshape(self.scores.shape), np.isfinite(self.scores), self.scores.shape[1]
         rates = []
         for _ in range(RESAMPLES):
-            drawn = random.randint(place.shape[1], size=place.shape[1])
+            drawn = random.randint(count, size=count)
             own, members, kept = place[:, drawn], self.members[:, drawn], judged[:, drawn]
             positive, negative = own[kept & members], own[kept & ~members]
             if len(positive) and len(negative):  # not so of a handful of examples

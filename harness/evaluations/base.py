@@ -29,10 +29,10 @@ class Quantity:
     """None: the values repeat one measurement, so a table shows mean ± sample standard deviation. Else they are a
     series, and this is the label of the axis that they are drawn against; a table shows the last one."""
     at: str | None = None
-    """The field of ``Config`` with the places of the values on that axis, in which case several series may follow each
-    other, such as one for each network; None: 1, 2, 3, …"""
+    """The field of ``Config`` with the places of the values on that axis; None: 1, 2, 3, …"""
     repeats: str | None = None
-    """The field of ``Config`` that counts the series that follow each other, where no places tell their length."""
+    """The field of ``Config`` that counts the series in the list of values, one after the other, such as one for each
+    network. None: as many as there are lists of places in it; without places, one."""
     tabled: bool = True
     """Whether the tables of a run show it; the record and ``table.csv`` always have it."""
     drawn: bool = True
@@ -40,8 +40,8 @@ class Quantity:
 
     def series(self, values: Sequence[float], config: Mapping[str, Any]) -> list[list[float]]:
         """``values`` of one evaluation, asked with ``config``, as the series that they hold."""
-        count = int(config[self.repeats]) if self.repeats else 1
-        length = len(config.get(self.at or "", ())) or len(values) // count
+        places = len(config.get(self.at or "", ())) or len(values)
+        length = places if self.repeats is None else len(values) // int(config[self.repeats])
         return [list(values[begin : begin + length]) for begin in range(0, len(values), length or 1)]
 
     def repeated(self, values: Sequence[float], config: Mapping[str, Any]) -> list[float]:

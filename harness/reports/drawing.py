@@ -207,28 +207,48 @@ def drawn(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _styles(drawing: Drawing) -> dict[str, dict[str, Any]]:
-    """Label → how its line looks, in the order of the legend. Variants of a method share its colour."""
-    import seaborn
+@dataclass(frozen=True)
+class Look:
+    """How the line of a label looks, as numbers that count round: variants of a method share its colour."""
 
+    colour: int
+    """Index into a palette of ten."""
+    variant: int
+    """Index into ``MARKERS`` and ``DASHES``."""
+    first: bool
+    """Whether it is the method that the others are compared with."""
+
+
+def looks(drawing: Drawing) -> dict[str, Look]:
+    """Label → how its line looks, in the order of the legend."""
     panels = [panel for row in drawing.rows for panel in row]
     pairs = {(line.method, line.label) for panel in panels for line in panel.series}
     pairs |= {(level.method, level.label) for panel in panels for level in panel.levels}
     order = [*ORDER, *sorted({method for method, _ in pairs} - set(ORDER))]
-    palette = seaborn.color_palette("colorblind")
-    styles = {}
+    found = {}
     seen: Counter[str] = Counter()
     for method, label in sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[1])):
         place = order.index(method)
-        colour, variant = COLOURS[place] if place < len(COLOURS) else place, place + seen[method] * 3
+        colour = COLOURS[place] if place < len(COLOURS) else place
+        found[label] = Look(colour % 10, place + seen[method] * 3, place == 0)
         seen[method] += 1
-        styles[label] = {
-            "color": palette[colour % len(palette)],
-            "marker": MARKERS[variant % len(MARKERS)],
-            "linestyle": DASHES[variant % len(DASHES)],
-            "linewidth": 1.5 if place == 0 else 1.1,
+    return found
+
+
+def _styles(drawing: Drawing) -> dict[str, dict[str, Any]]:
+    """Label → how matplotlib draws its line, in the order of the legend."""
+    import seaborn
+
+    palette = seaborn.color_palette("colorblind")
+    return {
+        label: {
+            "color": palette[look.colour],
+            "marker": MARKERS[look.variant % len(MARKERS)],
+            "linestyle": DASHES[look.variant % len(DASHES)],
+            "linewidth": 1.5 if look.first else 1.1,
         }
-    return styles
+        for label, look in looks(drawing).items()
+    }
 
 
 def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]]) -> None:

@@ -104,18 +104,31 @@ def write(distilled: Sequence[Distilled], folder: Path) -> list[Path]:
 
     Raises UserError where the files cannot be written.
     """
-    pairs = [(sweep, fitted) for sweep in sweeps(costs_only(distilled)) if (fitted := fits(sweep))]
+    pairs = _pairs(distilled)
     if not pairs:
         return []
-    keys = dict.fromkeys(sweep[0].table for sweep, _ in pairs)
-    tables = [_table([pair for pair in pairs if pair[0][0].table == key]) for key in keys]
+    made = _tables(pairs)
     contents = {
-        "scaling.md": "\n\n".join(markdown(table) for table in tables) + "\n",
-        "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in tables),
+        "scaling.md": "\n\n".join(markdown(table) for table in made) + "\n",
+        "scaling.tex": TEX_HEAD + "\n".join(latex(table) for table in made),
         "scaling.csv": csv(row for pair in pairs for row in _rows(*pair)),
     }
     write_texts(contents, folder, "the exponents")
     return [folder / name for name in contents]
+
+
+def tables(distilled: Sequence[Distilled]) -> list[Table]:
+    """The tables of exponents, one for each device, budget, kind of protocol and version; none without a fit."""
+    return _tables(_pairs(distilled))
+
+
+def _pairs(distilled: Sequence[Distilled]) -> list[tuple[tuple[Group, ...], _Fits]]:
+    return [(sweep, fitted) for sweep in sweeps(costs_only(distilled)) if (fitted := fits(sweep))]
+
+
+def _tables(pairs: Sequence[tuple[tuple[Group, ...], _Fits]]) -> list[Table]:
+    keys = dict.fromkeys(sweep[0].table for sweep, _ in pairs)
+    return [_table([pair for pair in pairs if pair[0][0].table == key]) for key in keys]
 
 
 def _rows(sweep: Sequence[Group], fitted: _Fits) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
     evaluated = groups[0].evaluated
     native = evaluated and groups[0].table[2] == "native"
     tabled = [measure for measure in measures(groups) if measure.quantity.tabled] if evaluated else []
-    accuracies = [(m.title, [m.text(group) for group in groups]) for m in tabled]
+    accuracies = [(measure.title, [measure.text(group) for group in groups]) for measure in tabled]
     used = dict.fromkeys(entry["source"] for group in groups for entry in reported_for(group) if evaluated)
     numbering = {source: i for i, source in enumerate(used, start=1)}
 
