@@ -184,7 +184,9 @@ def _glance(groups: Sequence[Group], table: Table, methods: Sequence[str]) -> Ta
     """Accuracies alone: a row for each data set and ipc, a column for each method."""
     best = {row for row, _ in table.bold}
     shown = [name for name in methods if any(group.method == name and group.values for group in groups)]
-    contests = dict.fromkeys((g.distillation["dataset"], g.distillation["ipc"]) for g in groups if not g.ceiling)
+    # Sets of parts of the data are there for other questions, and have no accuracy.
+    asked = [group for group in groups if group.values or "@" not in group.distillation["dataset"]]
+    contests = dict.fromkeys((g.distillation["dataset"], g.distillation["ipc"]) for g in asked if not g.ceiling)
     rows, bold, values = [], set(), {}
     for place, (dataset, ipc) in enumerate(contests):
         row = [dataset, str(ipc)]
