@@ -176,7 +176,7 @@ def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None
         count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
         say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
         if experiment is not None:
-            _draw(kept, output)
+            _draw(kept, output, images=EXPERIMENTS[experiment].images)
             if has_table(experiment):
                 print(f"\n{report.write_experiment(experiment, kept, output)}")
     except UserError as error:
@@ -192,14 +192,19 @@ def _with_floor(request: Request) -> Request:
     return dataclasses.replace(request, methods=(*request.methods, FLOOR))
 
 
-def _draw(distilled: Sequence[Distilled], folder: Path) -> None:
-    """Exponents and figures; without the packages that draw, a line says so and nothing is lost."""
+def _draw(distilled: Sequence[Distilled], folder: Path, *, images: bool) -> None:
+    """Exponents and figures; ``images``: those of the sets as well.
+
+    Without the packages that draw, a line says so and nothing is lost.
+    """
     from harness import figures
+    from harness.reports import images as sets
     from harness.reports import scaling
 
     written = scaling.write(distilled, folder)
     try:
         written += figures.write(distilled, folder)
+        written += sets.write(distilled, folder) if images else []
     except UserError as error:
         say(str(error))
     if written:
