@@ -108,6 +108,16 @@ def test_the_page_has_the_cells_of_the_tables() -> None:
         assert head in texts and (not sign or f" ± {spread}" in texts), cell
 
 
+def test_tables_of_experiments_come_next_with_the_numbers_of_the_paper() -> None:
+    def shown(records: list[Distilled]) -> list[html.TableData]:
+        return html.tables(records, html.measured(grouped(records)))
+
+    first, second = shown([made((0.5,))])
+    assert first.title.startswith("Accuracy and cost") and second.title == "table1"
+    assert dict(zip(second.columns, second.rows[0], strict=True))["frepo, paper"] == "93.0 ± 0.4 (92.6 ± 0.4)"
+    assert len(shown([made((0.5,), dataset="digits")])) == 1, "no paper has numbers for it"
+
+
 def test_parts_of_the_data_without_an_accuracy_are_not_in_the_glance() -> None:
     parts = [made((), method=method, dataset="mnist@images:0-2000") for method in ("frepo", "mtt")]
     groups = grouped([*some_records(), *parts])

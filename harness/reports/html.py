@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import printable
+from harness.plan.experiments import EXPERIMENTS
 from harness.records.record import RECORD, Distilled, EvaluationRecord, summarise
 from harness.reports import figures, scaling, svg
 from harness.reports.comparisons import comparison_tables
 from harness.reports.drawing import ORDER
 from harness.reports.groups import CEILING, NONE, Group, distinct, grouped
 from harness.reports.html_images import images
+from harness.reports.paper_tables import has_table, sheets
 from harness.reports.render import Table, listed, percent
 from harness.reports.tables import tables as measured_tables
 from harness.reports.verdicts import verdicts
 
 LONG = 20
 """Numbers of a list that the page shows."""
+ACCURACIES = ("table1", "table3")
+"""Experiments that without numbers of the paper say what the other tables say."""
 RECORD_LETTERS = 1_500_000
 """Of all records and evaluations together; those beyond are named, and lie in the folders."""
 
@@ -86,7 +90,7 @@ def leading(text: str) -> float | None:
 
 
 def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableData]:
-    """All tables of the page, in their order. Tables of experiments join here.
+    """All tables of the page, in their order: of what was measured, then the paper's with its numbers, then of costs.
 
     ``distilled``: the records of the page, none twice. ``pairs``: as `measured` gives them.
     """
@@ -95,6 +99,12 @@ def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableD
     for same, table in pairs:
         behind = [[(f"seed {m.seed}", places[id(m.record)]) for m in group.members] for group in same]
         made.append(TableData.of(_title(same), table, behind))
+    made += [
+        TableData.of(printable(", ".join(filter(None, (sheet.experiment, sheet.about)))), sheet.table())
+        for experiment in filter(has_table, EXPERIMENTS)
+        for sheet in sheets(experiment, distilled)
+        if sheet.paper or experiment not in ACCURACIES
+    ]
     return made + [TableData.of("How cost grows with the network", table) for table in scaling.tables(distilled)]
 
 

@@ -469,8 +469,8 @@ def _variant(answer: Answer) -> str:
     of, frepo = answer.record["distillation"], methods.get("frepo")
     budget = answer.record["asked"]["budget"]
     try:
-        usual = as_json(resolve({"frepo": frepo}, *answer.data, budget, {})["frepo"][0])
-    except UserError:  # of a budget that has no setting for these data
+        usual = as_json(resolve({"frepo": frepo}, *answer.data, choose("budget", budget, BUDGETS), {})["frepo"][0])
+    except UserError:  # of a budget that has no setting for these data, or of another version
         usual = as_json(frepo.Config())
     protocol = PROTOCOLS[frepo.PROTOCOL]
     usual |= {"network": protocol.network, "norm": protocol.distill_norm}
