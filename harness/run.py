@@ -386,17 +386,21 @@ def _outcome(job: Job, after: Record) -> str:
 
 
 def _answer(answer: EvaluationRecord) -> str:
-    """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values."""
+    """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values; before it what was asked, one item of a list."""
+    known = evaluations.get(answer["evaluation"])
+    item = answer["config"][known.each] if known.each else ""
+    about = ", ".join(map(str, item)) if isinstance(item, list) else f"{known.each} {item}" if known.each else ""
     if answer["status"] != "ok":
-        return f"{answer['evaluation']}: {answer['status']}: {answer['message']}"
-    quantities, parts = evaluations.get(answer["evaluation"]).quantities, list[str]()
+        about = " ".join(filter(None, (answer["evaluation"], about)))
+        return f"{about}: {answer['status']}: {answer['message']}"
+    quantities, parts = known.quantities, list[str]()
     for name, values in answer["values"].items():
         quantity = quantities[name]
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
         mean, std = record.summarise(values if quantity.against is None else values[-1:])
         if mean is not None:
             parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
-    return f"{', '.join(parts)}, n = {count(answer)}"
+    return f"{about}{': ' if about else ''}{', '.join(parts)}, n = {count(answer)}"
 
 
 def say(line: str) -> None:

@@ -21,8 +21,8 @@ from harness.plan.planning import merged, plan
 from harness.records.record import Distilled
 from harness.reports import images
 from harness.reports.claims import reported
-from harness.run import main
-from tests.builders import in_process, quick
+from harness.run import _answer, main
+from tests.builders import evaluated, in_process, made, quick
 from tests.dummies import dummy
 from tests.test_run import Pretending
 
@@ -164,6 +164,16 @@ def test_figures_of_images_are_drawn_where_an_experiment_has_some(
     for experiment in ("table1", "figure1", "figure4"):
         assert run(tmp_path, "--experiment", experiment, "--ipcs", "1", *asked) == 0
     assert len(drawn) == 2
+
+
+def test_a_line_says_which_item_of_a_list_it_is_about() -> None:
+    known = {"architectures": ["resnet18"], "networks": 1}
+    (answer,) = evaluated(made(()), {"accuracy": [0.5]}, "cross_architecture", config=known).evaluations
+    assert _answer(answer) == "resnet18: accuracy 50.00 %, n = 1"
+    (failed,) = evaluated(made(()), {}, "cross_architecture", config=known, status="oom", message="full").evaluations
+    assert _answer(failed) == "cross_architecture resnet18: oom: full"
+    (attack,) = evaluated(made(()), {"lr_auc": [0.5]}, "membership_inference", config={"chunk": 2}).evaluations
+    assert _answer(attack) == "chunk 2: LR AUC 0.50, n = 1"
 
 
 # A part of it, and flags
