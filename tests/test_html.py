@@ -123,6 +123,7 @@ def test_parts_of_the_data_without_an_accuracy_are_not_in_the_glance() -> None:
     groups = grouped([*some_records(), *parts])
     (glance,) = (html._glance(same, table, ["frepo", "mtt"]) for same, table in html.measured(groups)[:1])
     assert {row[0] for row in glance.rows} == {"mnist"}
+    assert not any("@" in dataset for _, dataset, _, _ in html._holes(groups)), "random_real has none, and needs none"
 
 
 def test_the_page_loads_nothing_and_says_so() -> None:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data.views import base_name
 from benchmarks.errors import printable
 from harness.plan.experiments import EXPERIMENTS
 from harness.records.record import RECORD, Distilled, EvaluationRecord, summarise
@@ -175,7 +176,7 @@ def _facts(folders: Sequence[Distilled], groups: Sequence[Group], methods: Seque
         "Version": listed(group.table[3] for group in groups),
         "Devices": listed(group.table[0] for group in groups),
         "Methods": ", ".join(methods),
-        "Data sets": listed(each["dataset"] for each in asked),
+        "Data sets": listed(base_name(each["dataset"]) for each in asked),
     }
     return [(name, printable(text)) for name, text in facts.items() if text]
 
@@ -194,8 +195,7 @@ def _glance(groups: Sequence[Group], table: Table, methods: Sequence[str]) -> Ta
     """Accuracies alone: a row for each data set and ipc, a column for each method."""
     best = {row for row, _ in table.bold}
     shown = [name for name in methods if any(group.method == name and group.values for group in groups)]
-    # Sets of parts of the data are there for other questions, and have no accuracy.
-    asked = [group for group in groups if group.values or "@" not in group.distillation["dataset"]]
+    asked = [group for group in groups if group.values or not group.is_part]
     contests = dict.fromkeys((g.distillation["dataset"], g.distillation["ipc"]) for g in asked if not g.ceiling)
     rows, bold, values = [], set(), {}
     for place, (dataset, ipc) in enumerate(contests):
@@ -264,7 +264,7 @@ def _holes(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
     """(method, data set, ipc, device) that a table of accuracies lacks, where its method and its task have others."""
     holes = []
     for key in sorted({group.table for group in groups}):
-        same = [group for group in groups if group.table == key and group.evaluated and not group.ceiling]
+        same = [g for g in groups if g.table == key and g.evaluated and not (g.ceiling or g.is_part)]
         there = {(group.method, group.distillation["dataset"], group.ipc) for group in same}
         tasks = dict.fromkeys((dataset, ipc) for _, dataset, ipc in sorted(there))
         names = sorted({"random_real", *(method for method, _, _ in there)}) if there else []

@@ -88,7 +88,7 @@ def _accuracies(groups: Iterable[Group]) -> dict[tuple[Any, ...], list[_Row]]:
     """Rows of the accuracy on whole data sets, by setting."""
     settings: dict[tuple[Any, ...], list[_Row]] = {}
     for group in groups:
-        if group.values and (values := by_seed(group)) and not group.ceiling and not _is_view(group):
+        if group.values and (values := by_seed(group)) and not group.ceiling and not group.is_part:
             settings.setdefault((group.table, group.contest, *_sizes(group)), []).append(_Row(group, values))
     return settings
 
@@ -96,10 +96,6 @@ def _accuracies(groups: Iterable[Group]) -> dict[tuple[Any, ...], list[_Row]]:
 def _sizes(group: Group) -> tuple[Any, ...]:
     """Width of the network that distilled; width and most steps of the networks that were tested."""
     return group.distillation["width"], group.recipe.get("width"), group.recipe.get("steps")
-
-
-def _is_view(group: Group) -> bool:
-    return "@" in group.distillation["dataset"]
 
 
 def _is_one(group: Group, datasets: Collection[str]) -> bool:
