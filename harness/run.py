@@ -176,7 +176,7 @@ def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None
         count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
         say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
         if experiment is not None:
-            _draw(kept, output)
+            _draw(kept, output, images=EXPERIMENTS[experiment].images)
             if has_table(experiment):
                 print(f"\n{report.write_experiment(experiment, kept, output)}")
     except UserError as error:
@@ -192,14 +192,19 @@ def _with_floor(request: Request) -> Request:
     return dataclasses.replace(request, methods=(*request.methods, FLOOR))
 
 
-def _draw(distilled: Sequence[Distilled], folder: Path) -> None:
-    """Exponents and figures; without the packages that draw, a line says so and nothing is lost."""
+def _draw(distilled: Sequence[Distilled], folder: Path, *, images: bool) -> None:
+    """Exponents and figures; ``images``: those of the sets as well.
+
+    Without the packages that draw, a line says so and nothing is lost.
+    """
     from harness import figures
+    from harness.reports import images as sets
     from harness.reports import scaling
 
     written = scaling.write(distilled, folder)
     try:
         written += figures.write(distilled, folder)
+        written += sets.write(distilled, folder) if images else []
     except UserError as error:
         say(str(error))
     if written:
@@ -381,17 +386,21 @@ def _outcome(job: Job, after: Record) -> str:
 
 
 def _answer(answer: EvaluationRecord) -> str:
-    """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values."""
+    """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values; before it what was asked, one item of a list."""
+    known = evaluations.get(answer["evaluation"])
+    item = answer["config"][known.each] if known.each else ""
+    about = ", ".join(map(str, item)) if isinstance(item, list) else f"{known.each} {item}" if known.each else ""
     if answer["status"] != "ok":
-        return f"{answer['evaluation']}: {answer['status']}: {answer['message']}"
-    quantities, parts = evaluations.get(answer["evaluation"]).quantities, list[str]()
+        about = " ".join(filter(None, (answer["evaluation"], about)))
+        return f"{about}: {answer['status']}: {answer['message']}"
+    quantities, parts = known.quantities, list[str]()
     for name, values in answer["values"].items():
         quantity = quantities[name]
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
         mean, std = record.summarise(values if quantity.against is None else values[-1:])
         if mean is not None:
             parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
-    return f"{', '.join(parts)}, n = {count(answer)}"
+    return f"{about}{': ' if about else ''}{', '.join(parts)}, n = {count(answer)}"
 
 
 def say(line: str) -> None:

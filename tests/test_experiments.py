@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ import pytest
 
 from benchmarks import datasets
 from benchmarks.errors import UserError
+from harness import figures
+from harness.evaluations.cross_architecture import CrossArchitectureConfig
 from harness.plan import planning
 from harness.plan.experiments import ARCHITECTURES, EXPERIMENTS, MATRIX, requests
 from harness.plan.jobs import Job
 from harness.plan.planning import merged, plan
+from harness.records.record import Distilled
+from harness.reports import images
 from harness.reports.claims import reported
-from harness.run import main
-from tests.builders import in_process, quick
+from harness.run import _answer, main
+from tests.builders import evaluated, in_process, made, quick
 from tests.dummies import dummy
 from tests.test_run import Pretending
 
@@ -56,7 +60,6 @@ def test_every_experiment_knows_its_data_and_can_be_asked_for_under_any_budget(e
     assert jobs and all(job.distillation.dataset for job in jobs)
     assert {job.asked["budget"] for job in jobs} <= {budget, "cost"}
     for job in jobs:
-        assert all(each in jobs or dataclasses.replace(each, questions=()) in jobs for each in job.before) or True
         folders = {other.folder for other in jobs if not other.before}
         assert set(job.key) <= folders, "a set that nothing distils"
 
@@ -82,7 +85,7 @@ def test_table2_asks_every_set_about_every_network() -> None:
     cells = {(cell["row"], cell["column"]) for cell in reported()["cells"] if cell["table"] == "table2"}
     jobs = planned("table2")
     assert {row for row, _ in cells} == {job.distillation.method for job in jobs}
-    assert {column for _, column in cells} == {"Conv", *ARCHITECTURES.values()}
+    assert {column for _, column in cells} == set(ARCHITECTURES.values())
     for job in jobs:
         first, *others = job.questions
         assert first.evaluation == "accuracy"
@@ -90,6 +93,10 @@ def test_table2_asks_every_set_about_every_network() -> None:
     assert {q.config["steps"] for job in jobs for q in job.questions} == {1000, 500}
     jobs = planned("table2", "frepo", evaluate_steps=7, networks_evaluated=2)
     assert {(q.config["steps"], q.config["networks"]) for job in jobs for q in job.questions} == {(7, 2)}
+
+
+def test_the_columns_of_table2_are_the_networks_that_the_evaluation_asks_about() -> None:
+    assert CrossArchitectureConfig().architectures == tuple(ARCHITECTURES)
 
 
 def test_attacks_have_real_images_and_both_augmentations() -> None:
@@ -140,6 +147,33 @@ def test_experiments_share_their_distillations(tmp_path: Path) -> None:
     assert run(tmp_path, "--experiment", "table2", *words, launcher=second) == 0
     assert len(first.distilled) == 2 and second.distilled == []
     assert second.answered == ["cross_architecture"] * len(ARCHITECTURES) * 2, "accuracy is known"
+
+
+def test_figures_of_images_are_drawn_where_an_experiment_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def draw(distilled: Sequence[Distilled], folder: Path) -> list[Path]:
+        drawn.append(folder)
+        return []
+
+    monkeypatch.setattr(figures, "write", lambda distilled, folder: [])
+    monkeypatch.setattr(images, "write", draw)
+    asked = ("--dataset", "digits", "--only", "random_real", "--budget", "smoke")
+    for experiment in ("table1", "figure1", "figure4"):
+        assert run(tmp_path, "--experiment", experiment, "--ipcs", "1", *asked) == 0
+    assert len(drawn) == 2
+
+
+def test_a_line_says_which_item_of_a_list_it_is_about() -> None:
+    known = {"architectures": ["resnet18"], "networks": 1}
+    (answer,) = evaluated(made(()), {"accuracy": [0.5]}, "cross_architecture", config=known).evaluations
+    assert _answer(answer) == "resnet18: accuracy 50.00 %, n = 1"
+    (failed,) = evaluated(made(()), {}, "cross_architecture", config=known, status="oom", message="full").evaluations
+    assert _answer(failed) == "cross_architecture resnet18: oom: full"
+    (attack,) = evaluated(made(()), {"lr_auc": [0.5]}, "membership_inference", config={"chunk": 2}).evaluations
+    assert _answer(attack) == "chunk 2: LR AUC 0.50, n = 1"
 
 
 # A part of it, and flags

@@ -86,10 +86,10 @@ def test_table1_has_methods_beside_the_paper_and_kernel_regression_in_brackets()
 def test_table2_is_by_network_and_knows_when_the_paper_has_other_data() -> None:
     own = {"dataset": "cifar10", "ipc": 10, "method": "dm", "protocol": "vico"}
     set_ = made((0.3,), **own)
-    for architecture in ("alexnet:none", "resnet18", "convnet:batch@vico"):
+    for architecture in ("own", "alexnet:none", "resnet18", "convnet:batch@vico"):
         set_ = asked(set_, "cross_architecture", {**CROSS, "architectures": [architecture]}, accuracy=[0.2, 0.4])
     shown = rows(one("table2", set_))
-    assert list(shown["dm"].items())[:2] == [("Conv", "30.0"), ("Conv, paper", "49.2 ± 0.8")]
+    assert list(shown["dm"].items())[:2] == [("Conv", "30.0 ± 14.1"), ("Conv, paper", "49.2 ± 0.8")]
     assert (shown["dm"]["ResNet-DN"], shown["dm"]["AlexNet"]) == ("30.0 ± 14.1",) * 2
     assert "VGG-BN" not in shown["dm"] and shown["frepo"]["AlexNet, paper"] == "61.9 ± 0.7"
     assert list(shown) == ["dsa", "dm", "mtt", "kip", "frepo"] and shown["kip"]["AlexNet"] == "–"
@@ -99,8 +99,17 @@ def test_table2_is_by_network_and_knows_when_the_paper_has_other_data() -> None:
     assert rows(one("table2", failed))["dm"]["VGG-BN"] == "oom"
     sheet = one("table2", asked(made((), **{**own, "dataset": "digits"}), "cross_architecture", CROSS, accuracy=[0.2]))
     assert rows(sheet) == {"dm": {"AlexNet": "20.0"}} and "The paper has no numbers for this" in sheet.caption
-    assert sheets("table2", [made((0.3,), **own)]) == [], "a table of Conv alone is table 1"
+    assert sheets("table2", [made((0.3,), **own)]) == [], "an accuracy is trained otherwise than the other columns"
     assert set(ARCHITECTURES.values()) < {cell["column"] for cell in reported()["cells"]}
+
+
+def test_the_caption_names_the_networks_that_were_tested() -> None:
+    config = {**CROSS, "width": 16, "steps": 500}
+    caption = one("table2", asked(made(()), "cross_architecture", config, accuracy=[0.2])).caption
+    assert (
+        "networks of width 16 (published: 128), trained for at most 500 steps, on sets distilled with width 32"
+        in caption
+    )
 
 
 def test_table3_is_of_large_images() -> None:
@@ -200,6 +209,11 @@ def test_devices_and_budgets_have_tables_of_their_own_and_other_settings_a_mark(
     (text,) = [row[table.columns.index("frepo")] for row in table.rows]
     assert text == "50.0 [a]; 80.0 [b]; 90.0 [c]"
     assert table.notes == ("[a]: width=32.", "[b]: lr=1, width=32.", "[c]: width=64.")
+
+
+def test_two_folders_of_one_name_are_not_one_row() -> None:
+    twins = [made((0.2 * n,), dataset="folder:a", data_fingerprint=f"{n}" * 16) for n in (1, 2)]
+    assert rows(one("table1", *twins))["folder:a, ipc 1"]["frepo"].startswith("20.0 [a]; 40.0 [b]")
 
 
 def test_the_answer_about_a_set_that_is_gone_is_no_row() -> None:

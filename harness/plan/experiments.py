@@ -45,6 +45,8 @@ class Experiment:
     parts: tuple[Part, ...]
     unknown: str = ""
     """What the paper leaves open, and what was chosen: sentences for the caption of its table."""
+    images: bool = False
+    """Whether its figures show the images and learned labels of its sets."""
 
 
 # --- tables 1 to 3: accuracy ------------------------------------------------------------------------------------------
@@ -65,13 +67,14 @@ _TABLE1 = tuple(
     )
 )
 ARCHITECTURES = {
+    "own": "Conv",
     "own:none": "Conv-NN",
     "resnet18": "ResNet-DN",
     "resnet18:batch": "ResNet-BN",
     "vgg11:batch": "VGG-BN",
     "alexnet:none": "AlexNet",
 }
-"""Architecture of ``cross_architecture`` → column of table 2; its first column, Conv, is the native accuracy."""
+"""Architecture of ``cross_architecture`` → column of table 2. All are trained alike, the own network too."""
 _CIFAR10 = {"datasets": ("cifar10",), "ipcs": (10,)}
 _TABLE2 = Part(
     "cross",
@@ -235,11 +238,13 @@ EXPERIMENTS = {
         "Unknown: FRePo's network and preprocessing in table 3. Here the depth follows the image size",
     ),
     "table4": Experiment("membership inference: attacks on networks trained on the sets", _ATTACKS, _ATTACK_UNKNOWN),
-    "figure1": Experiment("images of FRePo's sets, one per class", _FIGURE1),
+    "figure1": Experiment("images of FRePo's sets, one per class", _FIGURE1, images=True),
     "figure3": Experiment("both of the following", (_FIGURE3_COST, _FIGURE3_ACCURACY)),
     "figure3_cost": Experiment("time and memory of an iteration as the network grows", (_FIGURE3_COST,)),
     "figure3_accuracy": Experiment("accuracy against time and iterations, at one width", (_FIGURE3_ACCURACY,)),
-    "figure4": Experiment("images and learned labels of CIFAR-100, one per class, by FRePo, MTT and DSA", (_FIGURE4,)),
+    "figure4": Experiment(
+        "images and learned labels of CIFAR-100, one per class, by FRePo, MTT and DSA", (_FIGURE4,), images=True
+    ),
     "figure5ab": Experiment(
         "continual learning: accuracy on all classes seen, 5 and 10 steps",
         _CONTINUAL,

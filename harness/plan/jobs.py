@@ -172,7 +172,7 @@ class Job:
             return f"{self.distillation}, and the {count} set{'s' if count > 1 else ''} before it"
         if self.distillation.method == WHOLE_DATA:
             recipes = {str(q.config["protocol"]) for q in self.questions if "protocol" in q.config}
-            return f"{self.distillation}, recipe {', '.join(sorted(recipes))}"
+            return f"{self.distillation}{', recipe ' if recipes else ''}{', '.join(sorted(recipes))}"
         if not self.beside:
             return str(self.distillation)
         return f"{self.distillation.interleaved} by turns: {self.distillation}"

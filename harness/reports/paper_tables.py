@@ -83,7 +83,9 @@ class Answer:
         base, suffix = split(str(self.record["distillation"]["dataset"]))
         known = {**self.record["config"], **self.record["distillation"], "dataset": base + re.sub(r"\d+", "#", suffix)}
         asked = {f"evaluation.{name}": value for name, value in self.config.items() if name not in apart}
-        return {name: v for name, v in {**known, **asked}.items() if name not in ("seed", "data_fingerprint")}
+        # The parts of the data that tables take the mean over have other images each.
+        left_out = ("seed", "data_fingerprint") if suffix else ("seed",)
+        return {name: v for name, v in {**known, **asked}.items() if name not in left_out}
 
     def values(self, quantity: str) -> list[float]:
         """The raw values; of series, the last of each."""
@@ -162,8 +164,12 @@ class Sheet:
         device, budget, version = self.where
         experiment = EXPERIMENTS[self.experiment]
         counts = {len(entry.values) for entry in self.entries if entry.values}
-        widths = {entry.settings["width"] for entry in self.entries}
-        narrow = f", networks of width {listed(widths)} (published: {WIDTH})" if widths != {WIDTH} else ""
+        distilled = {entry.settings["width"] for entry in self.entries}
+        tested = {entry.settings.get("evaluation.width") or entry.settings["width"] for entry in self.entries}
+        most = listed(entry.settings.get("evaluation.steps") for entry in self.entries)
+        narrow = f", networks of width {listed(tested)} (published: {WIDTH})" if tested != {WIDTH} else ""
+        narrow += f", trained for at most {most} steps" if most else ""
+        narrow += f", on sets distilled with width {listed(distilled)}" if distilled != tested else ""
         alone = ", no deviation where n is 1" if 1 in counts else ""
         meaning = f" ({BUDGETS[budget].meaning})" if budget in BUDGETS else ""
         sentences = [
@@ -382,8 +388,6 @@ def _whole(answer: Answer) -> bool:
 
 def _table2(answer: Answer) -> Iterator[_Cell]:
     published = _is(answer, "cifar10") and answer.data[1] == 10
-    if answer.name == ACCURACY and answer.native and answer.method != WHOLE_DATA and _whole(answer):
-        yield _Cell(_task(answer), _row(answer), "Conv", answer.values("accuracy"), published=published)
     if answer.name == "cross_architecture" and "@" not in (name := answer.config["architectures"][0]):
         column = ARCHITECTURES.get(name, name)
         yield _Cell(_task(answer), _row(answer), column, answer.values("accuracy"), published=published)
@@ -465,8 +469,8 @@ def _variant(answer: Answer) -> str:
     of, frepo = answer.record["distillation"], methods.get("frepo")
     budget = answer.record["asked"]["budget"]
     try:
-        usual = as_json(resolve({"frepo": frepo}, *answer.data, budget, {})["frepo"][0])
-    except UserError:  # of a budget that has no setting for these data
+        usual = as_json(resolve({"frepo": frepo}, *answer.data, choose("budget", budget, BUDGETS), {})["frepo"][0])
+    except UserError:  # of a budget that has no setting for these data, or of another version
         usual = as_json(frepo.Config())
     protocol = PROTOCOLS[frepo.PROTOCOL]
     usual |= {"network": protocol.network, "norm": protocol.distill_norm}
@@ -484,7 +488,7 @@ def _protocol_matrix(answer: Answer) -> Iterator[_Cell]:
 _TASKS = [f"{dataset}, ipc {ipc}" for dataset in DATASETS for ipc in (1, 2, 10, 50)]
 _FORMS = {
     "table1": _Form(_table1, "data set", _TASKS, METHODS),
-    "table2": _Form(_table2, "method", METHODS, ("Conv", *ARCHITECTURES.values()), alone="Conv"),
+    "table2": _Form(_table2, "method", METHODS, tuple(ARCHITECTURES.values())),
     "table3": _Form(_table3, "method", METHODS, _TASKS),
     "table4": _Form(_table4, "trained on", METHODS, (TEST, *_ATTACKS.values(), *_RATES.values())),
     "figure5ab": _Form(_figure5ab, "method", METHODS, ("5 steps, last", "5 steps, mean over steps", "10 steps, last")),
