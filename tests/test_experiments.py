@@ -144,9 +144,19 @@ def test_experiments_share_their_distillations(tmp_path: Path) -> None:
     first, second = Pretending(), Pretending()
     words = ("--only", "dm,random_real", "--dataset", "digits", "--ipcs", "10", "--width", "4", "--budget", "smoke")
     assert run(tmp_path, "--experiment", "table1", *words, launcher=first) == 0
-    assert run(tmp_path, "--experiment", "table2", *words, launcher=second) == 0
+    networks = ("--cross-architecture.architectures", "own", "convnet:none")
+    assert run(tmp_path, "--experiment", "table2", *words, *networks, launcher=second) == 0
     assert len(first.distilled) == 2 and second.distilled == []
-    assert second.answered == ["cross_architecture"] * len(ARCHITECTURES) * 2, "accuracy is known"
+    assert second.answered == ["cross_architecture"] * 2 * 2, "accuracy is known"
+
+
+def test_a_network_that_the_images_are_too_small_for_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--experiment", "table2", "--dataset", "digits", "--only", "dm", "--budget", "smoke")
+    assert run(tmp_path, *words, launcher=(launcher := Pretending())) == 2
+    assert launcher.distilled == []
+    assert "vgg11 of depth 8 leaves nothing of 8×8 images; enlarge them" in capsys.readouterr().err
 
 
 def test_figures_of_images_are_drawn_where_an_experiment_has_some(

@@ -23,7 +23,7 @@ from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
-from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json
+from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json, from_json
 from harness.plan.options import flag_of, parse, typed
 from harness.plan.request import Evaluating, Request
 
@@ -254,20 +254,22 @@ def questions(asked: Iterable[Inquiry], distillation: Distillation, native: str)
 def check_networks(job: Job, raw: RawData) -> None:
     """Raises UserError where a network that ``job`` asks to be trained does not fit the images of ``raw``."""
     from benchmarks.networks import NetworkSpec, usual_norm
+    from harness.evaluations.training import Training
 
     channels, height, width = raw.train_images.shape[1:]
     for question in job.questions:
-        config = question.config
-        if "network" in config and "depth" in config:
-            NetworkSpec(
-                name=config["network"],
+        config = from_json(evaluations.get(question.evaluation).Config, question.config)
+        if isinstance(config, Training):
+            own = NetworkSpec(
+                name=config.network or job.distillation.network,
                 in_channels=channels,
                 image_size=(height, width),
                 num_classes=len(raw.class_names),
-                width=config["width"],
-                depth=config["depth"],
-                norm=usual_norm(config["network"], "none"),
+                width=config.width or job.distillation.width,
+                depth=config.depth,
+                norm=usual_norm(config.network or job.distillation.network, "none"),
             )
+            config.spec(own)
 
 
 def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
