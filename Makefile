@@ -42,7 +42,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --benchmark-disable
+	$(BIN)/python -m pytest --benchmark-disable --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # What tests/test_html_browser.py needs, which is skipped without: Debian's browser, as root, and what drives it.
 browser: $(VENV)/.dev

@@ -46,8 +46,7 @@ class Registry:
         if self.classes and name in self.classes:
             file, _, class_name = self.classes[name].partition(":")
             return getattr(importlib.import_module(f"{self.package}.{file}"), class_name)
-        choose(self.kind, name, self.names())
-        if name in self._builtin():
+        if name in self._builtin():  # before the names of all, for which every installed package is looked through
             module = importlib.import_module(f"{self.package}.{name}")
             for _, member in inspect.getmembers(module, inspect.isclass):
                 if issubclass(member, base) and member.__module__ == module.__name__:
@@ -55,6 +54,7 @@ class Registry:
                     return member
             file = f"{self.package.replace('.', '/')}/{name}.py"
             raise UserError(f"{file} holds no {base.__name__}: name it _{name}.py if it is not meant to be one")
+        choose(self.kind, name, self.names())
         point = self._installed()[name]
         shown = f"{self.kind} {name!r} ({point.value})"
         try:

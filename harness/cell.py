@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.nn import functional as F
@@ -147,11 +147,13 @@ class _Cell:
         """Evaluate, and write the record of it, whatever becomes of it. Values that are there already are kept."""
         job, question = self.job, ask.question
         written = begun(job, ask, self._provenance())
-        there = [ask.earlier is not None]
-        with self.outcome(written, ask.path, stays=there.pop):
+        kept = 0 if ask.earlier is None else count(ask.earlier)
+        with self.outcome(written, ask.path, stays=lambda: kept > 0):
             evaluation_class = evaluations.get(question.evaluation)
             evaluation = evaluation_class(from_json(evaluation_class.Config, question.config))
-            synthetic = self._set(ask)
+            benchmarks: Sequence[Benchmark] = _Benchmarks((*job.before, job)) if job.before else [self.benchmark]
+            sets = [self._set(each, None, benchmarks, place) for place, each in enumerate(job.before)]
+            sets.append(self._set(job, ask.step, benchmarks, len(sets)))
             load_meter = LoadMeter(torch.get_num_threads() if self.device.type == "cpu" else 1)
             started, shown = self.clock.read(), Progress(f"evaluating, {question.evaluation}", None)
 
@@ -172,34 +174,38 @@ class _Cell:
 
             def keep(values: Mapping[str, Sequence[float]]) -> None:
                 """Write the values so far: they answer the question for fewer, and the rest can be asked later."""
+                nonlocal kept
                 part = filled(values, None)
-                if question.grows is None or count(part) <= (ask.earlier is not None and count(ask.earlier)):
+                if question.grows is None or count(part) <= kept:
                     return
                 part["status"], part["config"] = "ok", {**part["config"], question.grows: count(part)}
                 with stopping.held(), contextlib.suppress(OSError):  # a full disk is told at the end
                     ask.path.parent.mkdir(exist_ok=True)
                     record.write(part, ask.path)
-                    there[:] = [True]
+                    kept = count(part)
 
             evaluation.keep = keep
             begin = count(written)
             try:
-                values = evaluation.run([synthetic], [self.benchmark], job.distillation.seed, progress, begin)
+                values = evaluation.run(sets, benchmarks, job.distillation.seed, progress, begin)
             finally:
                 shown.close()
             written.update(filled(values, None if question.wanted is None else question.wanted - begin))
         return written
 
-    def _set(self, ask: Ask) -> Synthetic:
-        """The set that is asked about, on the device. Raises Untrainable for one that is not finite."""
-        task, step = self.benchmark.task, ask.asked["step"]
-        if self.job.distillation.method == WHOLE_DATA:
-            return _whole(task, self.job.distillation.seed)
+    def _set(self, job: Job, step: int | None, benchmarks: Sequence[Benchmark], place: int) -> Synthetic:
+        """The set of ``job`` after ``step`` (None: the last), on the device; its data is at ``place``.
+
+        Raises Untrainable for a set that is not finite.
+        """
+        task = benchmarks[place].task
+        if job.distillation.method == WHOLE_DATA:
+            return _whole(task, job.distillation.seed)
         if step is None:
-            saved = artifact.load(self.job.path / SET)
+            saved = artifact.load(job.path / SET)
             synthetic = Synthetic(saved.images, saved.labels, saved.label_space, saved.lr)
         else:
-            synthetic = artifact.load_snapshot(self.job.path / SNAPSHOTS / f"step-{step}.safetensors")
+            synthetic = artifact.load_snapshot(job.path / SNAPSHOTS / f"step-{step}.safetensors")
         synthetic = dataclasses.replace(
             synthetic,
             images=synthetic.images.to(task.device),
@@ -207,7 +213,7 @@ class _Cell:
             lr=None if synthetic.lr is None else synthetic.lr.to(task.device),
         )
         try:
-            check_set(synthetic, f"{self.job.distillation.method}: the set", self.job, task)
+            check_set(synthetic, f"{job.distillation.method}: the set", job, task)
         except NotFinite as error:
             raise Untrainable(str(error)) from error
         return synthetic
@@ -300,6 +306,26 @@ def _whole(task: Task, seed: int) -> Synthetic:
     order = torch.randperm(len(task.labels), generator=generator_for("whole data", seed)).to(task.device)
     labels = F.one_hot(task.labels[order], task.num_classes).to(task.dtype)
     return Synthetic(task.images[order], labels, "probability")
+
+
+class _Benchmarks(Sequence[Benchmark]):
+    """The data of each of ``jobs``, loaded when they are asked for. Only the last one is kept: they may be many."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._load = functools.lru_cache(maxsize=1)(lambda place: _benchmark(jobs[place]))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, place: int) -> Benchmark: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Benchmark]: ...
+    def __getitem__(self, place: int | slice) -> Benchmark | Sequence[Benchmark]:
+        if isinstance(place, slice):
+            return _Benchmarks(self._jobs[place])
+        return self._load(range(len(self._jobs))[place])
 
 
 def _benchmark(job: Job) -> Benchmark:

@@ -12,6 +12,7 @@ import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,19 @@ from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
 from harness.plan.options import describe, split
 from harness.plan.pending import asks, reason_to_distil
-from harness.plan.planning import asked_configs, check_networks, device_of, load_data, questions
+from harness.plan.planning import (
+    Inquiry,
+    asked_configs,
+    check_networks,
+    device_of,
+    inquiries_of,
+    load_data,
+    merged,
+    questions,
+)
 from harness.plan.request import FILE_FIELDS, EvaluateRequest, add_flags, told
 from harness.records import record
-from harness.records.record import RECORD, SET, Distilled
+from harness.records.record import RECORD, SET, Distilled, Record
 from harness.run import carry_out, say
 
 if TYPE_CHECKING:
@@ -118,9 +128,9 @@ def _in_its_folder(path: Path) -> bool:
 
 
 def _jobs(folder: Path, fields: Mapping[str, Any]) -> list[Job]:
-    """A job for every set in ``folder`` that can be evaluated as asked; a line for every other.
+    """A job for every set and every sequence of sets in ``folder`` that can be asked; a line for every other.
 
-    ``fields``: what the command line says. Raises UserError where no set can.
+    ``fields``: what the command line says. Raises UserError where none can.
     """
     from benchmarks.folders import default_cache, default_root
 
@@ -131,41 +141,118 @@ def _jobs(folder: Path, fields: Mapping[str, Any]) -> list[Job]:
         raise UserError(f"no distilled set in {folder}")
     request = EvaluateRequest(**fields)
     device, root, cache = device_of(request), request.data_root or default_root(), request.cache or default_cache()
-    asked_configs(request, request.asked_evaluations, "quick")  # an option that is wrong is wrong of all sets
+    inquiries_of(request, request.asked_evaluations, "quick")  # an option that is wrong is wrong of all sets
 
     @functools.cache
     def data(source: str, image_size: int | None) -> RawData:
         return load_data(source, root, cache, dataclasses.replace(request, image_size=image_size))
 
-    jobs = []
+    def checked(job: Job, written: Record) -> Job:
+        of = job.distillation
+        if any(asks(job, written)):  # data that is not needed need not be there
+            raw = data(job.source, of.image_size)
+            if raw.fingerprint != of.data_fingerprint:
+                raise UserError(f"it was made from other images than those of {job.source}")
+            check_networks(job, raw)
+        return job
+
+    jobs, sequences = [], dict[tuple[str, str, tuple[str, ...]], _Sequence]()
     for distilled in all_distilled:
         try:
-            job = _job(distilled, fields, device, root, cache)
-            of = job.distillation
-            if any(asks(job, distilled.record)):  # data that is not needed need not be there
-                raw = data(job.source, of.image_size)
-                if raw.fingerprint != of.data_fingerprint:
-                    raise UserError(f"it was made from other images than those of {job.source}")
-                check_networks(job, raw)
-            jobs.append(job)
+            asked = _asked(distilled, fields)
+            job = _job(distilled, asked.request, device, root, cache)
+            name, several = job.distillation.dataset, [each for each in asked.inquiries if len(each.views) > 1]
+            own = [each for each in asked.inquiries if len(each.views) == 1 and name.endswith(each.views[0])]
+            places = [(each.views, view) for each in several for view in each.views if name.endswith(view)]
+            for views, view in dict.fromkeys(places):
+                base = name.removesuffix(view)
+                like = {**job.distillation.to_dict(), "dataset": base, "data_fingerprint": ""}
+                key = record.identity(like, job.config), base, views
+                sequences.setdefault(key, _Sequence({}, asked)).sets.setdefault(view, distilled)
+            if own:
+                jobs.append(checked(_asking(job, own, asked), distilled.record))
+            elif not places:
+                suffixes = ", ".join(dict.fromkeys(view for each in asked.inquiries for view in each.views))
+                raise UserError(f"asked for are sets distilled from {suffixes}")
         except UserError as reason:
             say(f"{distilled.folder.name}: left out, {reason}")
+    for (_, base, views), sequence in sequences.items():
+        last = list(sequence.sets.values())[-1]
+        method = last.record["distillation"]["method"]
+        try:
+            if missing := [f"{base}{view}" for view in views if view not in sequence.sets]:
+                raise UserError(f"there is no set of {', '.join(missing)}")
+            last = sequence.sets[views[-1]]
+            *before, job = (_job(sequence.sets[v], sequence.asked.request, device, root, cache) for v in views)
+            inquiries = [each for each in sequence.asked.inquiries if each.views == views]
+            together = dataclasses.replace(job, before=tuple(before))
+            jobs.append(checked(_asking(together, inquiries, sequence.asked), last.record))
+        except UserError as reason:
+            names = ", ".join(each.evaluation for each in sequence.asked.inquiries if each.views == views)
+            say(f"{names} of {method} on {base}: left out, {reason}")
     if not jobs:
         raise UserError(f"no set in {folder} can be evaluated so; the lines above say why")
-    return jobs
+    return merged(jobs)
 
 
-def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Path, cache: Path) -> Job:
-    """The job that asks of a set what ``fields`` say, and else what it was asked before.
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of a set, with the defaults that it has from what it was asked before."""
 
-    Raises UserError, the reason alone, where the set cannot be evaluated so.
+    request: EvaluateRequest
+    inquiries: tuple[Inquiry, ...]
+    native: str
+    """The protocol of the method's paper, or the one that is named instead."""
+    before: str
+    """The protocol by which the set was distilled, or which was named for its files."""
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Sets that differ in nothing but their views of a data set."""
+
+    sets: dict[str, Distilled]
+    """View → the set distilled from it."""
+    asked: _Asked
+
+
+def _asked(distilled: Distilled, fields: Mapping[str, Any]) -> _Asked:
+    """What ``fields`` ask of a set, and else what it was asked before.
+
+    Raises UserError, the reason alone, where it has no protocol of its own.
     """
-    written, before = distilled.record, distilled.record["asked"]
+    before, method = distilled.record["asked"], distilled.record["distillation"]["method"]
     asked_before = {"budget": before["budget"] if before["budget"] in BUDGETS.keys() - {COST} else "quick"}
     if before["protocol"] in EvaluateRequest.known_protocols:
         asked_before["protocol"] = before["protocol"]
     request = EvaluateRequest(**{**asked_before, **fields})
     assert request.budget is not None
+    native = request.protocol
+    if native == "native":
+        if method not in methods.names():
+            raise UserError(f"{method} has no native protocol here: name a --protocol")
+        native = methods.get(method).PROTOCOL
+    inquiries = inquiries_of(request, request.asked_evaluations, request.budget)
+    return _Asked(request, tuple(inquiries), native, before["protocol"])
+
+
+def _asking(job: Job, inquiries: Sequence[Inquiry], asked: _Asked) -> Job:
+    """``job`` with the questions. Raises UserError, the reason alone, where its images are preprocessed otherwise."""
+    of = job.distillation
+    job = dataclasses.replace(job, questions=questions(inquiries, of, asked.native))
+    for question in job.questions:
+        name = question.config.get("protocol", asked.before)
+        if name != asked.before:
+            expected = PROTOCOLS[name].preprocess(of.dataset, of.ipc)
+            if expected != of.preprocess:
+                own = of.preprocess
+                raise UserError(f"its images are preprocessed by {own}, and those of protocol {name} by {expected}")
+    return job
+
+
+def _job(distilled: Distilled, request: EvaluateRequest, device: str, root: Path, cache: Path) -> Job:
+    """The job about a set, with no question yet. Raises UserError, the reason alone, where nothing can be asked."""
+    written = distilled.record
     distillation = Distillation(**written["distillation"])
     if written["status"] != "ok":
         raise UserError(f"its status is {written['status']}")
@@ -178,21 +265,15 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
         if not base.startswith("folder:") or not (request.dataset or Path(base.removeprefix("folder:")).is_dir()):
             raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
         source = base + split_views(distillation.dataset)[1]
-    elif request.dataset not in (None, source):
+    elif request.dataset not in (None, source, base_name(source)):
         raise UserError(f"it was distilled from {source}")
     if request.image_size not in (None, distillation.image_size):
         raise UserError(f"its images have the size {distillation.image_size or 'of the data set'}")
-    native = request.protocol
-    if native == "native":
-        if distillation.method not in methods.names():
-            raise UserError(f"{distillation.method} has no native protocol here: name a --protocol")
-        native = methods.get(distillation.method).PROTOCOL
-    asked = asked_configs(request, request.asked_evaluations, request.budget)
     job = Job(
         distillation=distillation,
         config=written["config"],
-        asked=before,
-        questions=questions(asked, distillation, native),
+        asked=written["asked"],
+        questions=(),
         source=source,
         device=device,
         data_root=str(root),
@@ -203,13 +284,6 @@ def _job(distilled: Distilled, fields: Mapping[str, Any], device: str, root: Pat
         time_limit_seconds=request.time_limit,
         force=request.force,
     )
-    for question in job.questions:
-        name = question.config.get("protocol", before["protocol"])
-        if name != before["protocol"]:  # by which it was distilled, or which was named for its files
-            expected = PROTOCOLS[name].preprocess(distillation.dataset, distillation.ipc)
-            if expected != distillation.preprocess:
-                own = distillation.preprocess
-                raise UserError(f"its images are preprocessed by {own}, and those of protocol {name} by {expected}")
     if reason := reason_to_distil(job, written):
         raise UserError(reason)
     return job

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from benchmarks.errors import UserError, choose, printable
@@ -18,9 +19,10 @@ from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
+from harness.reports import paper_tables
 from harness.reports.comparisons import comparison_rows, comparison_tables
 from harness.reports.groups import grouped
-from harness.reports.render import TEX_HEAD, csv, latex, literal, markdown, screen
+from harness.reports.render import TEX_HEAD, Table, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
 from harness.reports.verdicts import claims_lines, claims_rows, claims_table
 
@@ -59,14 +61,9 @@ def write(
     if claims:
         made["claims"] = [claims_table(groups)], claims_rows(groups)
         shown.append(claims_lines(groups))
-    contents = {}
+    contents: dict[str, str] = {}
     for name, (own, lines) in made.items():
-        if "markdown" in formats:
-            contents[f"{name}.md"] = "\n\n".join(markdown(table) for table in own) + "\n"
-        if "latex" in formats:
-            contents[f"{name}.tex"] = TEX_HEAD + "\n".join(latex(table) for table in own)
-        if "csv" in formats:
-            contents[f"{name}.csv"] = csv(lines)
+        contents |= _files(name, own, lines, formats)
     if "html" in formats:
         from harness.reports import html  # slow, and seldom asked for
 
@@ -74,6 +71,34 @@ def write(
         shown.append(printable(f"The page: {folder / PAGE}"))
     write_texts(contents, folder, "the tables")
     return "\n\n".join(shown)
+
+
+def write_experiment(
+    experiment: str, distilled: Sequence[Distilled], folder: Path, *, formats: Sequence[str] = USUAL
+) -> str:
+    """Write the tables of ``experiment`` into ``folder``, as ``table2.md``, ``.tex`` and ``.csv``. Returns their text.
+
+    Raises UserError where nothing of it is measured, and as `write` does.
+    """
+    sheets = paper_tables.sheets(experiment, distilled)
+    if not sheets:
+        raise UserError(f"nothing of {experiment} is measured there: python -m harness.run --experiment {experiment}")
+    made = [sheet.table() for sheet in sheets]
+    lines = [row for sheet in sheets for row in sheet.csv_rows()]
+    write_texts(_files(experiment, made, lines, formats), folder, "the tables")
+    return "\n\n".join(map(screen, made))
+
+
+def _files(
+    name: str, made: Sequence[Table], lines: Sequence[Mapping[str, Any]], formats: Sequence[str]
+) -> dict[str, str]:
+    """File → its text, in each of ``formats`` that is text: the tables ``made``, and ``lines`` without rounding."""
+    texts: dict[str, tuple[str, Callable[[], str]]] = {
+        "markdown": (".md", lambda: "\n\n".join(map(markdown, made)) + "\n"),
+        "latex": (".tex", lambda: TEX_HEAD + "\n".join(map(latex, made))),
+        "csv": (".csv", lambda: csv(lines)),
+    }
+    return {f"{name}{ending}": text() for kind, (ending, text) in texts.items() if kind in formats}
 
 
 def show(distilled: Sequence[Distilled]) -> str:
@@ -169,12 +194,17 @@ def _main(arguments: Sequence[str], program: str) -> int:
         ("claims", "with the claims of FRePo's paper and what the records say of them: claims.md, .tex, .csv"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
+    parser.add_argument(
+        "--experiment", metavar="NAME", help="the table of an experiment, as table2, beside the numbers of the paper"
+    )
     options = parser.parse(arguments)
     if options.page is not None and "markdown" not in options.format:
         raise UserError("--page shows the tables in Markdown: name markdown in --format")
     output, distilled, damaged = read_folders(parser, options)
     wanted = {name: getattr(options, name) for name in ("intervals", "comparisons", "claims")}
-    if options.page is None:
+    if options.experiment is not None:
+        print(write_experiment(options.experiment, distilled, output, formats=options.format))
+    elif options.page is None:
         print(write(distilled, output, formats=options.format, damaged=damaged, **wanted))
     else:
         for folder in options.folders:

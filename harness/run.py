@@ -8,39 +8,36 @@ signal stopped it and the same command goes on, 130 the same for Ctrl-C, 141 the
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
-import re
 import shlex
 import shutil
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import methods
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
-from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import Parser, end, exit_status, listed, long_parser
 from harness.launch.local import Launcher, started
-from harness.plan.budgets import BUDGETS, COST, WIDTH
+from harness.listing import hyperparameters, listing
+from harness.plan.budgets import COST
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
-from harness.plan.options import describe, split
-from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
-from harness.plan.planning import asked_configs, check_writable, merged, plan, resolve, unpublished
-from harness.plan.request import FLOOR, Request, add_flags, told
+from harness.plan.options import split
+from harness.plan.outlook import outlook
+from harness.plan.pending import all_asks, asks, count, existing, last_set, reason_to_distil
+from harness.plan.planning import check_writable, merged, plan
+from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
 from harness.records.files import only_runner, steps_in
-from harness.records.provenance import device_name
-from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, RECORD, Distilled, EvaluationRecord, Record
+from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
 from harness.startup import INTERRUPTED
 from harness.stopping import NOT_DONE, Stopped
 
@@ -56,7 +53,7 @@ def _parser(program: str) -> Parser:
     parser = long_parser(
         program,
         f"{program} --methods NAMES --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]\n"
-        f"       {program} --experiment NAME --dataset NAMES [options]",
+        f"       {program} --experiment NAME [--only NAMES] [options]",
         "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
         f"methods     {', '.join(methods.names())}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
@@ -69,6 +66,7 @@ def _parser(program: str) -> Parser:
     add = parser.add_argument
     add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
     add("--experiment", metavar="NAME", help="a named request, with figures at the end; any other flag overrides")
+    add("--only", type=names, metavar="NAMES", help="of an experiment: these methods, data sets and parts")
     add_flags(parser, Request)
     return parser
 
@@ -94,40 +92,55 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
     if parsed.help:
         parser.print_help()
         if parsed.methods or parsed.evaluations:
-            print(f"\n{_hyperparameters(parsed)}")
+            print(f"\n{hyperparameters(parsed)}")
         return 0
     if parsed.list:
-        print(_listing())
+        print(listing())
         return 0
-    for flag, value in (("--methods", parsed.methods or parsed.experiment), ("--dataset", parsed.datasets)):
-        if value is None:
-            raise UserError(f"{flag} is missing; for instance: {program} --methods frepo,mtt --dataset digits")
+    if parsed.experiment is None:
+        for flag, value in (("--methods", parsed.methods), ("--dataset", parsed.datasets)):
+            if value is None:
+                raise UserError(f"{flag} is missing; for instance: {program} --methods frepo,mtt --dataset digits")
+        if parsed.only:
+            raise UserError("--only runs a part of an experiment: it means nothing without --experiment")
     fields = told(parsed, Request) | {"options": options, "command": shlex.join([*program.split(), *arguments])}
-    wanted = [Request(**fields)] if parsed.experiment is None else requests(parsed.experiment, fields)
+    if parsed.experiment is None:
+        wanted = [Request(**fields)]
+    else:
+        wanted = requests(parsed.experiment, fields, parsed.only or ())
     if not parsed.no_random:  # after what was typed has been checked
         wanted = [_with_floor(request) for request in wanted]
     if parsed.forecast:
-        jobs = [job for request in wanted for job in plan(request)]
-        for name, dataset, ipc in [each for request in wanted for each in unpublished(request)]:
-            say(f"{name} on {dataset}, ipc {ipc}: no published setting, left out")
         from harness.measure import forecast
 
-        print(forecast.table(jobs, parsed.memory_limit))
+        print(forecast.table(_planned(wanted), parsed.memory_limit))
         return 0
     with contextlib.nullcontext(launcher) if launcher else started() as launcher:
-        planned = [(request, plan(request)) for request in wanted]
-        for request, jobs in planned:
-            for line in _announcement(request, jobs):
-                say(line)
+        jobs = _planned(wanted)
+        for line in outlook(wanted, jobs, wanted[0].output):
+            say(line)
         if FLOOR not in (parsed.methods or ()) and any(FLOOR in request.methods for request in wanted):
             say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
-        jobs = merged(job for _, part in planned for job in part)
         force = any(request.force for request in wanted)
-        return carry_out(jobs, wanted[0].output, launcher, force=force, drawn=parsed.experiment is not None)
+        return carry_out(jobs, wanted[0].output, launcher, force=force, experiment=parsed.experiment)
 
 
-def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: bool, drawn: bool = False) -> int:
-    """Do what is left of ``jobs``, or with ``force`` all; then the tables, and the figures if they are to be ``drawn``.
+def _planned(wanted: Sequence[Request]) -> list[Job]:
+    """The jobs of all that is ``wanted``, and a line for what is left out. Raises UserError where nothing is left."""
+    left_out: list[str] = []
+    jobs = merged(job for request in wanted for job in plan(request, left_out))
+    lines = list(dict.fromkeys(left_out))
+    if not jobs:
+        raise UserError("; ".join(lines))
+    for line in lines:
+        say(f"left out: {line}")
+    return jobs
+
+
+def carry_out(
+    jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: bool, experiment: str | None = None
+) -> int:
+    """Do what is left of ``jobs``, or with ``force`` all; then the tables, and those and the figures of ``experiment``.
 
     Returns the exit status. Raises UserError, and runs nothing, while another run works in ``output``, and where a
     record there is of a newer version of the suite.
@@ -141,7 +154,7 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
         _finish_exchange(output)
         run = _Run(jobs, output, force=force)
         run.through(launcher)
-        written = _report(run.distilled(), output, drawn=drawn) if run.done else True
+        written = _report(run.distilled(), output, experiment) if run.done else True
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
@@ -153,9 +166,10 @@ def carry_out(jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: b
     return 0 if written and not run.failed else 1
 
 
-def _report(distilled: Sequence[Distilled], output: Path, *, drawn: bool) -> bool:
+def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None) -> bool:
     """Print the table of this run, and write the tables of everything in ``output``. Returns whether that went well."""
     from harness import report
+    from harness.reports.paper_tables import has_table
 
     print(report.show(distilled))
     # The files tell everything that lies there: a smaller run takes no measured row away.
@@ -166,8 +180,10 @@ def _report(distilled: Sequence[Distilled], output: Path, *, drawn: bool) -> boo
         report.write(kept, output)
         count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
         say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
-        if drawn:
-            _draw(kept, output)
+        if experiment is not None:
+            _draw(kept, output, images=EXPERIMENTS[experiment].images)
+            if has_table(experiment):
+                print(f"\n{report.write_experiment(experiment, kept, output)}")
     except UserError as error:
         say(f"error: {error}")
         return False
@@ -181,14 +197,19 @@ def _with_floor(request: Request) -> Request:
     return dataclasses.replace(request, methods=(*request.methods, FLOOR))
 
 
-def _draw(distilled: Sequence[Distilled], folder: Path) -> None:
-    """Exponents and figures; without the packages that draw, a line says so and nothing is lost."""
+def _draw(distilled: Sequence[Distilled], folder: Path, *, images: bool) -> None:
+    """Exponents and figures; ``images``: those of the sets as well.
+
+    Without the packages that draw, a line says so and nothing is lost.
+    """
     from harness import figures
+    from harness.reports import images as sets
     from harness.reports import scaling
 
     written = scaling.write(distilled, folder)
     try:
         written += figures.write(distilled, folder)
+        written += sets.write(distilled, folder) if images else []
     except UserError as error:
         say(str(error))
     if written:
@@ -211,16 +232,20 @@ class _Run:
         """The cell that was under way then and will be continued, in words."""
         self._replaced: dict[str, Job] = {}
         """Folder where a job runs that has a result already → the job."""
-        self._begun: dict[str, tuple[str, float, dict[Path, os.stat_result]]] = {}
-        """Folder → number and name of its job, when it began, and the answers that were there."""
+        self._begun: dict[tuple[str, ...], tuple[str, float, dict[Path, os.stat_result]]] = {}
+        """Key of a job → number and name of its job, when it began, and the answers that were there."""
         self._said = ""
         """Place of the job that the last line was about."""
 
     def through(self, launcher: Launcher) -> None:
         try:
-            with contextlib.closing(launcher(self._left())) as ended:
-                for job in ended:
-                    self._finish(job)
+            numbered = list(enumerate(self.jobs, 1))
+            # In whatever order a launcher takes jobs, all sets are there before a question about several is asked.
+            for part in ([job for job in numbered if bool(job[1].before) == late] for late in (False, True)):
+                if part:
+                    with contextlib.closing(launcher(self._left(part))) as ended:
+                        for job in ended:
+                            self._finish(job)
         except KeyboardInterrupt:
             self.stopped, self.status = BY_USER, INTERRUPTED
         except Stopped as error:
@@ -238,7 +263,7 @@ class _Run:
 
     def _halfway(self) -> str:
         """The cell that had been begun and is not one of ``--force``, and the step from which it goes on."""
-        for folder, (place, _, _) in self._begun.items():
+        for (*_, folder), (place, _, _) in self._begun.items():
             if folder not in self._replaced:
                 steps = steps_in(Path(folder) / CHECKPOINT)
                 return f"{place}{f', after its step {max(steps)}' if steps else ''}"
@@ -246,14 +271,24 @@ class _Run:
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
-        return [distilled for job in self.done for distilled in record.read_all(job.path)[0]]
+        return [each for path in dict.fromkeys(job.path for job in self.done) for each in record.read_all(path)[0]]
 
-    def _left(self) -> Iterator[Job]:
+    def _left(self, numbered: Iterable[tuple[int, Job]]) -> Iterator[Job]:
         """The jobs with anything left to do, one line before each."""
-        for number, job in enumerate(self.jobs, 1):
+        for number, job in numbered:
             place = f"[{number}/{len(self.jobs)}] {job}"
             before = existing(job)
-            reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+            if job.before:
+                sets = (*job.before, job)
+                if missing := next((each for each in sets if last_set(each, existing(each)) is None), None):
+                    asked = ", ".join(question.evaluation for question in job.questions)
+                    say(f"{place}: {asked} is not asked, as there is no set of {missing.distillation}")
+                    self.failed = True
+                    continue
+                job = dataclasses.replace(job, force=self.force)
+                reasons = []
+            else:
+                reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
             distils = before is None or any(reason is not None for reason in reasons)
             if before is not None and not distils:
                 left = list(asks(job, before))
@@ -272,7 +307,7 @@ class _Run:
                 first, *others = map(self._apart, (job, *job.beside))
                 job = dataclasses.replace(first, beside=tuple(others))
             answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
-            self._begun[job.folder] = place, time.monotonic(), answers
+            self._begun[job.key] = place, time.monotonic(), answers
             self._said = place
             yield job
 
@@ -294,7 +329,7 @@ class _Run:
 
     def _finish(self, job: Job) -> None:
         """Say what became of ``job``, and put it where an earlier result was."""
-        place, begun, answers = self._begun.pop(job.folder)
+        place, begun, answers = self._begun.pop(job.key)
         for each in (job, *job.beside):
             after = existing(each)
             if after is None:
@@ -367,95 +402,28 @@ def _outcome(job: Job, after: Record) -> str:
     """The result of ``job`` in words: a failure, the values that were asked for, or the seconds of an iteration."""
     if after["status"] != "ok":
         return f"{after['status']}: {after['message']}"
-    if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.asked["step"] is None]:
+    if answers := [ask.answer for ask in all_asks(job, after) if ask.answer and ask.step is None]:
         return "; ".join(map(_answer, answers))
     samples = after["cost"]["step_seconds"]
     return f"{statistics.median(samples):.3g} s per iteration" if samples else "no whole cycle of steps was timed"
 
 
 def _answer(answer: EvaluationRecord) -> str:
-    """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values."""
+    """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values; before it what was asked, one item of a list."""
+    known = evaluations.get(answer["evaluation"])
+    item = answer["config"][known.each] if known.each else ""
+    about = ", ".join(map(str, item)) if isinstance(item, list) else f"{known.each} {item}" if known.each else ""
     if answer["status"] != "ok":
-        return f"{answer['evaluation']}: {answer['status']}: {answer['message']}"
-    quantities, parts = evaluations.get(answer["evaluation"]).quantities, list[str]()
+        about = " ".join(filter(None, (answer["evaluation"], about)))
+        return f"{about}: {answer['status']}: {answer['message']}"
+    quantities, parts = known.quantities, list[str]()
     for name, values in answer["values"].items():
         quantity = quantities[name]
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
         mean, std = record.summarise(values if quantity.against is None else values[-1:])
         if mean is not None:
             parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
-    return f"{', '.join(parts)}, n = {count(answer)}"
-
-
-def _announcement(request: Request, jobs: Sequence[Job]) -> list[str]:
-    """The cells that will run, and their device, for the user."""
-    import torch
-
-    known = sum((job.path / RECORD).exists() for job in jobs)
-    done = f" ({known} {'has' if known == 1 else 'have'} a record)" if known else ""
-    cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}{done}"
-    where = device_name(jobs[0].device)
-    if jobs[0].device == "cpu":
-        threads = torch.get_num_threads()
-        where += f", {threads} thread{'s' if threads > 1 else ''}"
-    lines = [
-        f"{cells}: {', '.join(request.methods)} on {', '.join(request.datasets)}, budget {request.budget}, {where}"
-    ]
-    width = jobs[0].distillation.width
-    if request.widths is None and width < WIDTH:
-        lines.append(
-            f"Networks have width {width} instead of {WIDTH}, because this is a CPU (--width {WIDTH} overrides)."
-        )
-    return lines
-
-
-def _hyperparameters(parsed: argparse.Namespace) -> str:
-    """The hyper-parameters as they stand for the first data set, ipc and budget asked for; options of evaluations."""
-    dataset, ipc = (parsed.datasets or ("digits",))[0], (parsed.ipcs or (1,))[0]
-    budget, names, asked = parsed.budget or Request.budget, parsed.methods or (), parsed.evaluations or ()
-    request = Request(methods=names, datasets=(dataset,), ipcs=(ipc,), budget=budget, evaluations=asked or None)
-    resolved = resolve({name: methods.get(name) for name in names}, dataset, ipc, budget, {})
-    configs = {name: config for name, (config, _) in resolved.items()}
-    configs |= asked_configs(request, asked, budget)
-    return f"Options, with the values they have on {dataset}, ipc {ipc}, budget {budget}:\n{describe(configs)}"
-
-
-def _listing() -> str:
-    """Methods with citation and native protocol, data sets, networks, evaluations, protocols."""
-    from benchmarks import networks
-
-    def described(registry: Any, words: Callable[[Any], str]) -> dict[str, str]:
-        texts = {}
-        for name in registry.names():
-            try:
-                texts[name] = words(registry.get(name))
-            except UserError as error:  # one package that is broken does not hide the others
-                texts[name] = printable(str(error))
-        return texts
-
-    cited = described(methods, lambda method: f"{_citation(method)} [protocol {method.PROTOCOL}]")
-    asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
-    built = described(networks, lambda network: " ".join((network.__doc__ or "").partition("\n\n")[0].split()))
-    lines = ["methods", *_columns(cited)]
-    lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
-    lines += ["networks", *_columns(built)]
-    lines += ["evaluations", *_columns(asked)]
-    lines += ["protocols (native or common)", *(f"  {name}" for name in PROTOCOLS)]
-    lines += ["budgets", *_columns({name: budget.meaning for name, budget in BUDGETS.items()})]
-    lines += ["experiments", *_columns({name: known.meaning for name, known in EXPERIMENTS.items()})]
-    return "\n".join(lines)
-
-
-def _columns(texts: Mapping[str, str]) -> list[str]:
-    width = max(map(len, texts), default=0)
-    return [f"  {name:<{width}}  {text}" for name, text in texts.items()]
-
-
-def _citation(method: type[Any]) -> str:
-    """The first paragraph about the method that has a year in it, which is the paper; else the first."""
-    paragraphs = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").split("\n\n")
-    cited = next((text for text in paragraphs if re.search(r"\b(19|20)\d\d\b", text)), paragraphs[0])
-    return " ".join(cited.split())
+    return f"{about}{': ' if about else ''}{', '.join(parts)}, n = {count(answer)}"
 
 
 def say(line: str) -> None:

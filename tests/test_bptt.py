@@ -88,6 +88,9 @@ class Linear(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return F.linear(images.flatten(1), self.weight, self.bias)
 
+    def map_size(self, height: int, width: int) -> int:
+        return height * width
+
 
 def test_one_step_of_a_linear_network_in_closed_form() -> None:
     """With G = ∇ of the inner and Λ = ∇ of the outer loss at w − αG: dL/dα = −⟨Λ, G⟩, dL/dx = −α ∂⟨Λ, G⟩/∂x."""

@@ -337,9 +337,9 @@ def test_a_forecast_leaves_out_what_was_not_published(
     shown = capsys.readouterr()
     assert planned == [("random_real", 1), ("dummy", 2), ("random_real", 2)] and shown.out == "a table\n"
     assert shown.err.splitlines() == [
-        "frepo on digits, ipc 1: no published setting, left out",
-        "frepo on digits, ipc 2: no published setting, left out",
-        "dummy on digits, ipc 1: no published setting, left out",
+        "left out: frepo on digits, ipc 1: no published setting",
+        "left out: frepo on digits, ipc 2: no published setting",
+        "left out: dummy on digits, ipc 1: no published setting",
     ]
     assert run.main([*base.split(), "frepo,random_real"]) == 2  # nothing would be left
     assert "no published setting for frepo" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_a_configuration_is_refused_before_anything_is_distilled(changes: dict[s
 
 def test_the_network_norm_and_depth_that_are_trained(digits: Benchmark) -> None:
     def spec(architecture: str, **changes: Any) -> tuple[Any, ...]:
-        made = config(architecture, **{"width": 8, "depth": 1, **changes}).spec(digits)
+        made = config(architecture, **{"width": 8, "depth": 1, **changes}).spec(digits.spec)
         return made.name, made.norm, made.width, made.depth
 
     assert spec("own") == ("convnet", "instance", 8, 1)
@@ -117,7 +117,7 @@ def test_the_network_norm_and_depth_that_are_trained(digits: Benchmark) -> None:
     assert spec("resnet18@frepo") == ("resnet18", "instance", 8, None), "its usual norm: it has no form without"
     assert spec("resnet18:batch")[1] == "batch"
     with pytest.raises(UserError, match="a question of its own"):
-        CrossArchitectureConfig("vico", architectures=("convnet", "convnet_doubling")).spec(digits)
+        CrossArchitectureConfig("vico", architectures=("convnet", "convnet_doubling")).spec(digits.spec)
 
 
 # --- the step size

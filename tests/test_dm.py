@@ -83,6 +83,9 @@ def test_sums_over_classes_of_means_over_images() -> None:
     """By hand: two classes, a network that passes pixels on."""
 
     class Pixels(Network):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
         def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
             yield nn.Parameter(torch.empty(1))
 

@@ -15,7 +15,7 @@ import methods
 from harness import evaluate, run
 from harness.__main__ import COMMANDS
 from harness.plan.budgets import BUDGETS, WIDTH
-from harness.plan.planning import asked_configs, resolve
+from harness.plan.planning import inquiries_of, resolve
 from harness.plan.request import EvaluateRequest, Request
 from tests.test_artifact import digits, saved, some_set
 
@@ -74,18 +74,18 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     if arguments[1] == "harness.evaluate":
         _, fields = evaluate.parse(arguments[2:])
         wanted = EvaluateRequest(**fields)
-        asked_configs(wanted, wanted.asked_evaluations, "quick")
+        inquiries_of(wanted, wanted.asked_evaluations, "quick")
         return
     assert arguments[:2] == ["-m", "harness.run"]
 
-    def stop(request: Request) -> None:
+    def stop(request: Request, left_out: list[str]) -> None:
         raise Parsed(request)
 
     monkeypatch.setattr(run, "plan", stop)
     with pytest.raises(Parsed) as caught:
         run.main(arguments[2:])
     request: Request = caught.value.args[0]
-    asked_configs(request, request.asked_evaluations, request.budget)
+    inquiries_of(request, request.asked_evaluations, request.budget)
     classes = {name: methods.get(name) for name in request.methods}
     for dataset in request.datasets:
         for ipc in request.ipcs:

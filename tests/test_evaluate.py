@@ -19,7 +19,7 @@ from benchmarks.training import accuracy, features, train_together
 from harness.evaluations import training
 from harness.evaluations.accuracy import Accuracy, AccuracyConfig, accuracies, krr_head, regression_targets
 from harness.evaluations.base import Untrainable
-from harness.evaluations.training import network_spec, resolved
+from harness.evaluations.training import resolved
 from methods.base import Synthetic
 
 
@@ -84,9 +84,9 @@ def test_a_learned_step_size_below_0_trains_nothing_where_the_recipe_uses_it(
 
 
 def test_the_network_has_the_norm_that_the_protocol_tests_with(digits: Benchmark) -> None:
-    spec = network_spec(digits, AccuracyConfig(protocol="frepo"))
+    spec = AccuracyConfig(protocol="frepo").spec(digits.spec)
     assert spec.norm == "none" and dataclasses.replace(spec, norm="batch") == digits.spec
-    wide = network_spec(digits, AccuracyConfig(protocol="vico", network="convnet", width=8, depth=2))
+    wide = AccuracyConfig(protocol="vico", network="convnet", width=8, depth=2).spec(digits.spec)
     assert (wide.name, wide.width, wide.blocks) == ("convnet", 8, 2)
 
 
@@ -136,7 +136,7 @@ def test_progress_counts_over_all_networks(
     evaluation.run([synthetic], [digits], 0, lambda done, total: seen.append((done, total)), 1)
     assert seen == [(done, 9) for done in expected]
     assert evaluation.cost["networks_at_once"] == at_once
-    assert evaluation.cost["parameters"] == network_spec(digits, evaluation.config).parameters()
+    assert evaluation.cost["parameters"] == evaluation.config.spec(digits.spec).parameters()
 
 
 def test_kernel_regression_classifies_its_own_training_images(synthetic: Synthetic, digits: Benchmark) -> None:

@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.datasets import Benchmark
+from benchmarks.datasets import Benchmark, load
+from benchmarks.task import generator_for
 from harness import report
 from harness.records import artifact, record
 from harness.records.record import Distilled
@@ -105,6 +106,24 @@ def test_the_page_has_the_cells_of_the_tables() -> None:
     for cell in cells:
         head, sign, spread = cell.partition(" ± ")
         assert head in texts and (not sign or f" ± {spread}" in texts), cell
+
+
+def test_tables_of_experiments_come_next_with_the_numbers_of_the_paper() -> None:
+    def shown(records: list[Distilled]) -> list[html.TableData]:
+        return html.tables(records, html.measured(grouped(records)))
+
+    first, second = shown([made((0.5,))])
+    assert first.title.startswith("Accuracy and cost") and second.title == "table1"
+    assert dict(zip(second.columns, second.rows[0], strict=True))["frepo, paper"] == "93.0 ± 0.4 (92.6 ± 0.4)"
+    assert len(shown([made((0.5,), dataset="digits")])) == 1, "no paper has numbers for it"
+
+
+def test_parts_of_the_data_without_an_accuracy_are_not_in_the_glance() -> None:
+    parts = [made((), method=method, dataset="mnist@images:0-2000") for method in ("frepo", "mtt")]
+    groups = grouped([*some_records(), *parts])
+    (glance,) = (html._glance(same, table, ["frepo", "mtt"]) for same, table in html.measured(groups)[:1])
+    assert {row[0] for row in glance.rows} == {"mnist"}
+    assert not any("@" in dataset for _, dataset, _, _ in html._holes(groups)), "random_real has none, and needs none"
 
 
 def test_the_page_loads_nothing_and_says_so() -> None:
@@ -318,6 +337,35 @@ def test_soft_labels_name_their_largest_classes(small: Benchmark, tmp_path: Path
     found = shown_images([Distilled(tmp_path, distilled.record)])
     told = json.loads(found.blocks[0].sheets[0].labels)[0]
     assert told == "0, image 1 of 10: learned label (centred) 0: 0.80, 3: 0.40, 1: 0.10, …"
+
+
+def test_the_rows_of_a_part_of_the_data_are_the_classes_that_it_shows(tmp_path: Path) -> None:
+    part = load(
+        "digits@step:1-of-5-order-0",
+        ipc=10,
+        network="convnet",
+        width=4,
+        depth=None,
+        norm="none",
+        preprocess="standardise",
+        generator=generator_for("test"),
+        root=tmp_path,
+    )
+    synthetic = some_set(part)
+    labels = synthetic.labels.clone()
+    labels[0] = torch.tensor([0.0] * 9 + [1.0])  # learned: largest at a class that this part does not show
+    distilled = made((), ipc=10, dataset="digits@step:1-of-5-order-0")
+    asked = distilled.record["distillation"]
+    digest = artifact.save(
+        tmp_path / record.SET,
+        dataclasses.replace(synthetic, labels=labels),
+        part,
+        distillation=asked,
+        config={},
+    )
+    distilled.record["artifact"] = {"name": record.SET, "sha256": digest}
+    (block,) = shown_images([Distilled(tmp_path, distilled.record)]).blocks
+    assert part.task.classes == (4, 9) and block.classes == ("4", "9") and block.shown == "all 2 classes, all images"
 
 
 def a_set(classes: int, ipc: int, side: int, channels: int) -> html_images._Set:

@@ -280,7 +280,7 @@ def test_a_layer_whose_initial_values_are_unknown_is_refused(install: Install) -
 
 
 def test_the_network_of_the_page_is_one_of_the_command_line(install: Install, tmp_path: Path) -> None:
-    (source,), (entry,) = blocks("python", "docs/running.md"), blocks("toml", "docs/running.md")
+    (source,), (entry,) = blocks("python", "docs/networks.md"), blocks("toml", "docs/networks.md")
     assert entry == f'[project.entry-points."{NETWORK_REGISTRY.group}"]\ntiny = "tiny:Tiny"\n'
     install("tiny", "tiny", source, NETWORK_REGISTRY.group, "Tiny")
     asked = (

@@ -96,7 +96,7 @@ class Pretending:
             self.distilled.append(job.path.name)
         for ask in list(asks(job, made)):
             answer = record.new_evaluation(
-                *(ask.identity, ask.question.evaluation, [ask.asked], ask.question.config, known),
+                *(ask.identity, ask.question.evaluation, list(ask.sets), ask.question.config, known),
                 seed=job.distillation.seed,
                 device_kind="cpu",
                 tf32=False,
@@ -153,7 +153,7 @@ def test_a_comma_list_is_a_grid(tmp_path: Path, dummy: type[Dummy], capsys: pyte
         for method in ("dummy", "random_real")
     ]
     shown = capsys.readouterr()
-    assert "16 cells: dummy, random_real on digits, budget smoke" in shown.err and "[16/16]" in shown.err
+    assert "dummy, random_real on digits, budget smoke" in shown.err and "[16/16]" in shown.err
     assert "random_real" in shown.out and "random_real" in (tmp_path / "table.md").read_text()
     assert {path.name for path in tmp_path.glob("table.*")} == {"table.md", "table.tex", "table.csv"}
 

@@ -110,6 +110,12 @@ def test_without_all_parts_there_is_no_score() -> None:
     assert scores(grouped([ours])) == [Scores()]
 
 
+def test_rows_of_another_device_give_no_score() -> None:
+    ours = robust(made((0.6,), protocol="common"), 0.5, 0.3)
+    drawn = robust(made((0.2,), method="random_real", protocol="common", device="Another CPU"), 0.2, 0.3)
+    assert scores(grouped([ours, drawn]))[0] == Scores()
+
+
 # --- the evaluation robust_scores
 
 

@@ -178,7 +178,7 @@ def continual(method: str, last: Sequence[float], steps: int = 5, order: int = 0
     series = [value for end in last for value in (*[0.1] * (steps - 1), end)]
     view = f"cifar100@step:{steps - 1}-of-{steps}-order-{order}"
     distilled = made((), method=method, dataset=view, ipc=ipc)
-    own = {"class_steps": steps, "order": order, "leak": False}
+    own = {"class_steps": steps, "order": order, "leak": False, "networks": len(last)}
     return evaluated(distilled, {"continual_accuracy": series}, "continual_learning", **own)
 
 
@@ -193,6 +193,19 @@ def test_continual_learning_is_judged_after_the_last_step() -> None:
     assert verdict("Continual learning", [continual("frepo", LOW), continual("herding", HIGH)]).word == "not confirmed"
 
 
+def test_networks_that_were_asked_otherwise_do_not_meet() -> None:
+    """Not with another search of the step size, not with another number of steps."""
+    ours, theirs = transferred("frepo", {"resnet18": HIGH}), made(HIGH, method="mtt")
+    alike = {"architectures": ["resnet18"], "lr": None}
+    for other in ({**alike, "lr": 0.1}, {**alike, "steps": 500}):
+        asked = evaluated(theirs, {"accuracy": LOW}, "cross_architecture", **other)
+        assert verdict("Better than DSA, DM, KIP and MTT on every", [ours, asked]).word == "not tested here"
+    # The same set asked twice: neither answer takes the place of the other.
+    twice = evaluated(ours, {"accuracy": LOW}, "cross_architecture", architectures=["resnet18"], lr=0.1)
+    asked = evaluated(theirs, {"accuracy": LOW}, "cross_architecture", **alike)
+    assert verdict("Better than DSA, DM, KIP and MTT on every", [twice, asked]).word == "confirmed"
+
+
 def test_more_steps_are_worse_and_all_classes_at_once_as_good() -> None:
     five, ten = continual("frepo", HIGH), continual("frepo", LOW, steps=10)
     assert verdict("The more steps", [five, ten]).word == "confirmed"
@@ -201,6 +214,8 @@ def test_more_steps_are_worse_and_all_classes_at_once_as_good() -> None:
     assert verdict("Distilled step by step", [five, whole]).word == "confirmed"
     assert verdict("Distilled step by step", [five, made(LOW, dataset="cifar100", ipc=10)]).word == "not confirmed"
     assert verdict("Distilled step by step", [five, made(LOW, dataset="cifar100", ipc=20)]).word == "not tested here"
+    few = [continual("frepo", HIGH[:1]), made(HIGH[:1], dataset="cifar100", ipc=10)]
+    assert verdict("Distilled step by step", few).word == "not tested here"
 
 
 def attacked(method: str, auc: Sequence[float], accuracy: float = 0.9, seed: int = 0, **changes: Any) -> Distilled:
@@ -238,6 +253,30 @@ def test_what_attackers_tell_is_counted_once_whatever_else_was_evaluated() -> No
     both = evaluated(evaluated(ours, {"accuracy": HIGH}), {"accuracy": LOW}, protocol="common")
     found = verdict("Attackers tell", [attacked("whole_data", (0.5, 0.95), ipc=0), both])
     assert found.word == "confirmed" and found.n == "10"
+
+
+@pytest.mark.parametrize("other", [{"device": "Another CPU"}, {"budget": "paper"}, {"width": 16}])
+def test_attacks_are_compared_on_one_device_at_one_width(other: dict[str, Any]) -> None:
+    records = [attacked("whole_data", (0.5, 0.95), ipc=0, **other), attacked("frepo", (0.5, 0.52))]
+    assert verdict("Attackers tell", records).word == "not tested here"
+    assert verdict("AUC keeps rising", records).word == "not tested here"
+
+
+def test_all_networks_under_attack_count() -> None:
+    config = {"members": 2000, "augment": "none", "lengths": [100, 4000], "repeats": 2}
+    names = ("threshold_auc", "lr_auc", "mlp_auc", "rf_auc", "knn_auc")
+    real, ours = (
+        evaluated(
+            made((), method=method, dataset="mnist@images:0-2000", ipc=ipc),
+            {"accuracy": [0.1, 0.9, 0.1, 0.9], **dict.fromkeys(names, auc)},
+            "membership_inference",
+            config=config,
+        )
+        for method, ipc, auc in (("whole_data", 0, [0.6, 0.9, 0.6, 1.0]), ("frepo", 1, [0.5, 0.5, 0.5, 0.52]))
+    )
+    found = verdict("Attackers tell", [real, ours])
+    assert "on real data 0.95, on FRePo's set 0.51" in found.measured and found.n == "20"
+    assert "from 0.60 to 0.95" in verdict("AUC keeps rising", [real, ours]).measured
 
 
 def test_a_set_is_of_more_use_than_a_subset() -> None:

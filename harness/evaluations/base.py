@@ -68,7 +68,8 @@ class Evaluation(ABC):
     """The field of ``Config`` that counts the values, if there is one. It is no part of the identity: asking for more
     computes those that are missing."""
     each: ClassVar[str | None] = None
-    """The field of ``Config`` for which a list makes several questions, one for each item, with an answer each."""
+    """The field of ``Config`` for which a list makes several questions, one for each item, with an answer each. It has
+    the type of an item, or is a tuple, of which the configuration of a question then holds one item."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -119,6 +120,8 @@ def check_class(evaluation: type[Evaluation], shown: str) -> None:
     fields = {field.name for field in dataclasses.fields(config)}
     if evaluation.grows is not None and evaluation.grows not in fields:
         raise UserError(f"{shown}: grows is {evaluation.grows!r}, which is no field of its Config")
+    if evaluation.each is not None and evaluation.each not in fields:
+        raise UserError(f"{shown}: each is {evaluation.each!r}, which is no field of its Config")
     places = sorted({quantity.at for quantity in quantities.values() if quantity.at} - fields)
     if places:
         raise UserError(f"{shown}: a quantity is at {places[0]!r}, which is no field of its Config")

@@ -100,15 +100,15 @@ class CrossArchitectureConfig(Training):
             raise UserError("cross_architecture: each of architectures is a question of its own")
         return Architecture.parsed(self.architectures[0])
 
-    def spec(self, benchmark: Benchmark) -> NetworkSpec:
+    def spec(self, own: NetworkSpec) -> NetworkSpec:
         """The network that is trained. Raises UserError where it does not fit the images."""
-        own, asked = super().spec(benchmark), self.architecture
-        name = own.name if asked.network == OWN else asked.network
+        usual, asked = super().spec(own), self.architecture
+        name = usual.name if asked.network == OWN else asked.network
         wanted = PROTOCOLS[asked.protocol or self.protocol].test_norm
         return dataclasses.replace(
-            own,
+            usual,
             name=name,
-            depth=own.depth if name == own.name else None,
+            depth=usual.depth if name == usual.name else None,
             norm=asked.norm or usual_norm(name, wanted),
         )
 

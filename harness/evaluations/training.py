@@ -62,9 +62,19 @@ class Training:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
-    def spec(self, benchmark: Benchmark) -> NetworkSpec:
-        """The network that is trained, of a resolved configuration. Raises UserError as `network_spec` does."""
-        return network_spec(benchmark, self)
+    def spec(self, own: NetworkSpec) -> NetworkSpec:
+        """The network that is trained, of a resolved configuration, with the norm that its protocol tests with.
+
+        ``own``: the network that distilled. Raises UserError for a network that does not fit the images.
+        """
+        name = self.network or own.name
+        return dataclasses.replace(
+            own,
+            name=name,
+            width=self.width or own.width,
+            depth=self.depth,
+            norm=usual_norm(name, PROTOCOLS[self.protocol].test_norm),
+        )
 
     def recipe(self, synthetic: Synthetic) -> Recipe:
         """How it is trained, with the step size that was learned with the set where the recipe uses that.
@@ -121,7 +131,7 @@ class NetworkEvaluation(Evaluation):
         """
         config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
-        self.cost |= {"networks_at_once": at_once, "parameters": config.spec(benchmark).parameters()}
+        self.cost |= {"networks_at_once": at_once, "parameters": config.spec(benchmark.spec).parameters()}
         values: dict[str, list[float]] = {}
         for first in range(0, count, at_once):
             own = range(first, min(first + at_once, count))
@@ -158,21 +168,6 @@ def resolved(config: Training, distillation: Mapping[str, Any], native: str) -> 
     )
 
 
-def network_spec(benchmark: Benchmark, config: Training) -> NetworkSpec:
-    """The network of a resolved ``config``, with the norm that its protocol tests with, or else its usual one.
-
-    Raises UserError for a network that does not fit the images.
-    """
-    name = config.network or benchmark.spec.name
-    return dataclasses.replace(
-        benchmark.spec,
-        name=name,
-        width=config.width or benchmark.spec.width,
-        depth=config.depth,
-        norm=usual_norm(name, PROTOCOLS[config.protocol].test_norm),
-    )
-
-
 def trained_networks(
     config: Training,
     synthetic: Synthetic,
@@ -192,7 +187,7 @@ def trained_networks(
     Raises Untrainable as `Training.recipe` does.
     """
     device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
-    spec, recipe = config.spec(benchmark), recipe or config.recipe(synthetic)
+    spec, recipe = config.spec(benchmark.spec), recipe or config.recipe(synthetic)
     networks = [
         spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
     ]

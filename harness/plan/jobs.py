@@ -134,6 +134,8 @@ class Job:
     """Log-spaced steps at which the synthetic set is kept, and its accuracy asked for."""
     reduced: bool = False
     """Whether less is prepared than the method needs, because only the cost of a step is asked for."""
+    set_bytes: int = 0
+    """About how many bytes the file of the set takes."""
     tf32: bool = False
     """Whether the evaluations may round to TF32."""
     time_limit_seconds: float | None = None
@@ -142,6 +144,9 @@ class Job:
     """Between two checkpoints of the distillation; no part of an identity either."""
     beside: tuple[Job, ...] = ()
     """Jobs whose steps are taken by turns with those of this one, in one process; each has its own record."""
+    before: tuple[Job, ...] = ()
+    """Jobs of the earlier sets of a sequence, whose last set is that of this job: its questions are asked of all of
+    them together, and nothing is distilled."""
     force: bool = False
     """Whether questions are answered again that have an answer."""
 
@@ -158,10 +163,18 @@ class Job:
     def path(self) -> Path:
         return Path(self.folder)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The folders of the sets that it is about: jobs with the same key are one."""
+        return (*(job.folder for job in self.before), self.folder)
+
     def __str__(self) -> str:
+        if self.before:
+            count = len(self.before)
+            return f"{self.distillation}, and the {count} set{'s' if count > 1 else ''} before it"
         if self.distillation.method == WHOLE_DATA:
             recipes = {str(q.config["protocol"]) for q in self.questions if "protocol" in q.config}
-            return f"{self.distillation}, recipe {', '.join(sorted(recipes))}"
+            return f"{self.distillation}{', recipe ' if recipes else ''}{', '.join(sorted(recipes))}"
         if not self.beside:
             return str(self.distillation)
         return f"{self.distillation.interleaved} by turns: {self.distillation}"
@@ -178,6 +191,6 @@ class Job:
         parts = {
             "distillation": Distillation(**values["distillation"]),
             "questions": tuple(Question(**question) for question in values["questions"]),
-            "beside": tuple(map(cls._decoded, values["beside"])),
+            **{name: tuple(map(cls._decoded, values[name])) for name in ("beside", "before")},
         }
         return cls(**{**values, **parts})

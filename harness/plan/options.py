@@ -92,6 +92,8 @@ def _value(shown: str, kind: Any, words: Sequence[str]) -> Any:
     import tyro
 
     expected = f"{shown} takes {_in_words(kind)}"
+    if typing.get_origin(kind) is tuple and Ellipsis in typing.get_args(kind):
+        words = [part for word in words for part in word.split(",") if part]
     if not words:
         raise UserError(f"{expected}, but no value is given")
     refused = f"{expected}, not {' '.join(map(repr, words))}"
@@ -118,7 +120,9 @@ def _in_words(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(map(str, members))
     if typing.get_origin(kind) is tuple:
-        return " ".join("…" if member is Ellipsis else _in_words(member) for member in members)
+        if Ellipsis in members:
+            return f"a list, comma between, of {_in_words(members[0])}"
+        return " ".join(map(_in_words, members))
     return " or ".join(map(_in_words, members)) or str(kind)
 
 

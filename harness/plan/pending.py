@@ -23,15 +23,20 @@ SAME_MACHINE = ("device", "threads", "torch")
 
 @dataclass(frozen=True)
 class Ask:
-    """A question asked of a set."""
+    """A question asked of one set, or of several in their order."""
 
     question: Question
-    asked: AskedSet
+    sets: tuple[AskedSet, ...]
     identity: str
     path: Path
     """The file of the answer."""
     answer: EvaluationRecord | None
     """The answer that is there already, whatever its status and however many values it has."""
+
+    @property
+    def step(self) -> int | None:
+        """The set after so many steps is asked about; None: after the last."""
+        return self.sets[-1]["step"]
 
     @property
     def earlier(self) -> EvaluationRecord | None:
@@ -58,7 +63,7 @@ def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -
     if job.curve_points and earlier["curve_points"] != job.curve_points:
         return f"the sets of a curve with {job.curve_points} points were not kept"
     if earlier["artifact"] is None:
-        return "it has no set" if job.questions else None
+        return None if job.distillation.cost_only else "it has no set"
     from harness.records.artifact import lost
 
     files = [earlier["artifact"], *(earlier["snapshots"] if job.curve_points else ())]
@@ -71,25 +76,35 @@ def asks(job: Job, distilled: Record) -> Iterator[Ask]:
 
 
 def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
-    """Every question of ``job``, answered or not; none where there is no set."""
+    """Every question of ``job``, answered or not; none where a set is missing."""
     if distilled["status"] != "ok":
         return
-    artifact, identity = distilled["artifact"], distilled["identity"]
-    sets: list[AskedSet] = []
-    if artifact is not None or job.distillation.method == WHOLE_DATA:
-        sets.append({"distillation": identity, "step": None, "sha256": artifact and artifact["sha256"]})
-    snapshots: list[AskedSet] = [
-        {"distillation": identity, "step": each["step"], "sha256": each["sha256"]} for each in distilled["snapshots"]
+    identity = distilled["identity"]
+    together = [*(last_set(each, existing(each)) for each in job.before), last_set(job, distilled)]
+    last = tuple(filter(None, together))
+    snapshots: list[tuple[AskedSet, ...]] = [
+        ({"distillation": identity, "step": each["step"], "sha256": each["sha256"]},)
+        for each in (distilled["snapshots"] if job.curve_points and not job.before else ())
     ]
     for question in job.questions:
-        curve = snapshots if job.curve_points and question.evaluation == CURVE_EVALUATION else []
-        for asked in [*sets, *curve]:
-            key = question.identity([asked], seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
+        curve = snapshots if question.evaluation == CURVE_EVALUATION else []
+        for sets in [*([last] if len(last) == len(together) else []), *curve]:
+            key = question.identity(sets, seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
             path = job.path / EVALUATIONS / f"{question.evaluation}-{key}.json"
             answer = _existing(path, record.load_evaluation)
-            if answer is not None and answer["sets"] != [asked]:
-                answer = None  # of a set that is not there any more
-            yield Ask(question, asked, key, path, answer)
+            if answer is not None and answer["sets"] != list(sets):
+                answer = None  # of sets that are not there any more
+            yield Ask(question, sets, key, path, answer)
+
+
+def last_set(job: Job, distilled: Record | None) -> AskedSet | None:
+    """The set of ``job`` after its last step; None where its record, ``distilled``, tells of none."""
+    if distilled is None or distilled["status"] != "ok":
+        return None
+    artifact = distilled["artifact"]
+    if artifact is None and job.distillation.method != WHOLE_DATA:
+        return None
+    return {"distillation": distilled["identity"], "step": None, "sha256": artifact and artifact["sha256"]}
 
 
 def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord:
@@ -97,7 +112,7 @@ def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord
     written = record.new_evaluation(
         ask.identity,
         ask.question.evaluation,
-        [ask.asked],
+        ask.sets,
         ask.question.config,
         provenance,
         seed=job.distillation.seed,

@@ -13,15 +13,17 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data.views import base_name, split
+from benchmarks.data.views import FORMS, base_name, split
+from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
-from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json
+from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json, from_json
 from harness.plan.options import flag_of, parse, typed
 from harness.plan.request import Evaluating, Request
 
@@ -30,14 +32,18 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 
-def plan(request: Request) -> list[Job]:
-    """The jobs of ``request``; data set by data set, all methods of a seed together.
+def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
+    """The jobs of ``request``; data set by data set, all methods of a seed together; questions about several sets last.
+
+    ``left_out``: takes a line for each setting without a published source that a forecast or an experiment leaves out,
+    and for data that an experiment names itself and that are not here.
 
     Loads the data to check it. Raises UserError for folders that cannot be written, missing or unreadable data, an ipc
     above the smallest class, a depth that the images do not allow, hyper-parameters that do not exist or do not fit, a
     budget without published settings, and a device that is not there.
     """
     import methods
+    from benchmarks.data.views import apply
     from benchmarks.datasets import PUBLISHED, stand_in
     from benchmarks.folders import default_cache, default_root
 
@@ -45,56 +51,83 @@ def plan(request: Request) -> list[Job]:
     cache = request.cache or default_cache()
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
-    left_out = unpublished(request)
+    missing = unpublished(request)
+    if left_out is not None:
+        left_out += [f"{name} on {dataset}, ipc {ipc}: no published setting" for name, dataset, ipc in missing]
     # Before the data and folders: a mistyped hyper-parameter should neither wait for a download nor leave a trace.
     resolved = {
         (dataset, ipc): resolve(
-            {name: method for name, method in classes.items() if (name, dataset, ipc) not in left_out},
+            {name: method for name, method in classes.items() if (name, dataset, ipc) not in missing},
             *(dataset, ipc, request.budget, request.options),
         )
         for dataset, ipc in itertools.product(request.datasets, request.ipcs)
     }
-    asked = asked_configs(request, request.asked_evaluations, request.budget)
+    inquiries = inquiries_of(request, request.asked_evaluations, request.budget)
     if not request.forecast:
         check_writable(request.output, "--output")
         check_writable(cache, "cache folder" if request.cache is None else "--cache")
     seeds = BUDGETS[request.budget].seeds if request.seeds is None else request.seeds
+    grid = list(
+        itertools.product(
+            request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
+        )
+    )
+
+    def job(raw: RawData, source: str, view: str, ipc: int, width: int, seed: int, name: str) -> Job:
+        config, steps = resolved[source, ipc][name]
+        distillation = _distillation(request, classes[name], name, raw, ipc, width, seed, steps, device)
+        config = as_json(config)
+        return Job(
+            distillation=distillation,
+            config=config,
+            asked={"budget": request.budget, "protocol": request.protocol},
+            questions=(),
+            source=source + view,
+            device=device,
+            data_root=str(root),
+            cache=str(cache),
+            folder=str(request.output / distillation.name(config)),
+            command=request.command,
+            curve_points=request.curve_points if classes[name].iterative else 0,
+            reduced=request.budget == COST and _is_reduced(classes[name], distillation, config),
+            set_bytes=set_bytes(raw, ipc),
+            tf32=request.tf32,
+            time_limit_seconds=request.time_limit,
+            checkpoint_seconds=request.checkpoint_every,
+        )
+
+    def asking(job: Job, of: Iterable[Inquiry], raw: RawData) -> Job:
+        native = classes[job.distillation.method].PROTOCOL
+        job = dataclasses.replace(job, questions=questions(of, job.distillation, native))
+        check_networks(job, raw)
+        return job
+
     jobs: list[Job] = []
     for source in request.datasets:
-        if request.forecast and base_name(source) in PUBLISHED:
-            raw = stand_in(source, request.image_size)
-        else:
-            raw = load_data(source, root, cache, request)
-        own = []
-        for ipc, width, seed, name in itertools.product(
-            request.ipcs, request.widths or (default_width(request.budget, device),), seeds, request.methods
-        ):
-            if name not in resolved[source, ipc]:
-                continue
-            config, steps = resolved[source, ipc][name]
-            distillation = _distillation(request, classes[name], name, raw, ipc, width, seed, steps, device)
-            config = as_json(config)
-            own.append(
-                Job(
-                    distillation=distillation,
-                    config=config,
-                    asked={"budget": request.budget, "protocol": request.protocol},
-                    questions=questions(asked, distillation, classes[name].PROTOCOL),
-                    source=source,
-                    device=device,
-                    data_root=str(root),
-                    cache=str(cache),
-                    folder=str(request.output / distillation.name(config)),
-                    command=request.command,
-                    curve_points=request.curve_points if classes[name].iterative else 0,
-                    reduced=request.budget == COST and _is_reduced(classes[name], distillation, config),
-                    tf32=request.tf32,
-                    time_limit_seconds=request.time_limit,
-                    checkpoint_seconds=request.checkpoint_every,
-                )
-            )
-        for job in own:
-            check_networks(job, raw)
+        cells = [each for each in grid if each[3] in resolved[source, each[0]]]
+        try:
+            if request.forecast and base_name(source) in PUBLISHED:
+                whole = stand_in(source, request.image_size)
+            else:
+                whole = load_data(source, root, cache, request)
+        except UserError as reason:
+            if not request.own_data or left_out is None:
+                raise
+            command = request.command + ("" if "--only" in request.command else f" --only {source}")
+            left_out.append(f"{reason}. Where it is, this makes its part: {command}")
+            continue
+        data = {view: apply(whole, parse_views(f"folder:{view}")[1]) for view in views_of(inquiries)}
+        distilled = {view: [job(raw, source, view, *each) for each in cells] for view, raw in data.items()}
+        own = [
+            asking(each, [i for i in inquiries if i.views == (view,)], data[view])
+            for view, of_view in distilled.items()
+            for each in of_view
+        ]
+        for views in dict.fromkeys(inquiry.views for inquiry in inquiries if len(inquiry.views) > 1):
+            asked = [inquiry for inquiry in inquiries if inquiry.views == views]
+            for *before, last in zip(*(distilled[view] for view in views), strict=True):
+                sequence = dataclasses.replace(last, before=tuple(before), curve_points=0)
+                own.append(asking(sequence, asked, data[views[-1]]))
         if request.ceiling:
             own += _ceilings(own, request.output)
         if request.interleave:
@@ -104,14 +137,72 @@ def plan(request: Request) -> list[Job]:
 
 
 def merged(jobs: Iterable[Job]) -> list[Job]:
-    """``jobs``, with a single one for each folder, which asks all questions asked there."""
-    by_folder: dict[str, Job] = {}
+    """``jobs``, with a single one for each key, which asks all questions; those about several sets come last."""
+    by_key: dict[tuple[str, ...], Job] = {}
     for job in jobs:
-        earlier = by_folder.get(job.folder, job)
+        earlier = by_key.get(job.key, job)
         asked = (*earlier.questions, *(q for q in job.questions if q not in earlier.questions))
         points = max(earlier.curve_points, job.curve_points)
-        by_folder[job.folder] = dataclasses.replace(earlier, questions=asked, curve_points=points)
-    return list(by_folder.values())
+        by_key[job.key] = dataclasses.replace(earlier, questions=asked, curve_points=points)
+    return sorted(by_key.values(), key=lambda job: bool(job.before))
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """An evaluation as it is asked for, and the views of the data set from which the sets are distilled."""
+
+    evaluation: str
+    config: Any
+    views: tuple[str, ...]
+    """One for each set that the question is about, in their order; empty text: the data set itself."""
+
+
+def inquiries_of(request: Evaluating, names: Iterable[str], budget: str) -> list[Inquiry]:
+    """What is asked of the sets by the evaluations ``names``; a list makes an inquiry for each of its items.
+
+    Raises UserError as `asked_configs` does, and where an evaluation names views that do not exist, or several although
+    it asks about one set.
+    """
+    made = []
+    for name in names:
+        evaluation = evaluations.get(name)
+        for config in _configs(request, name, budget):
+            views = tuple(evaluation(config).views())
+            if evaluation.sets == "one" and len(views) != 1:
+                raise UserError(f"{name} asks about one set, and names {len(views)} views of the data")
+            for view in views:
+                if split(view)[0]:
+                    raise UserError(f"{name} asks about the view {view!r} of a data set; views are {FORMS}")
+            made.append(Inquiry(name, config, views))
+    return made
+
+
+def _configs(request: Evaluating, name: str, budget: str) -> list[Any]:
+    """The configurations of the evaluation ``name``: several where the field that it names as ``each`` has a list."""
+    evaluation, words = evaluations.get(name), typed(name, request.options.get(name, ()))
+    each = evaluation.each
+    if each is None:
+        return [asked_configs(request, [name], budget)[name]]
+    listed = [item for word in words.get(each, ()) for item in word.split(",") if item]
+    if len(listed) > 1 and not isinstance(getattr(evaluation.Config(), each), tuple):
+        made = []
+        for item in dict.fromkeys(listed):
+            own = [
+                token for field, values in {**words, each: [item]}.items() for token in (f"--{name}.{field}", *values)
+            ]
+            one = dataclasses.replace(request, options={**request.options, name: own})
+            made.append(asked_configs(one, [name], budget)[name])
+        return made
+    config = asked_configs(request, [name], budget)[name]
+    items = getattr(config, each)
+    if not isinstance(items, tuple):
+        return [config]
+    return [dataclasses.replace(config, **{each: (item,)}) for item in dict.fromkeys(items)]
+
+
+def views_of(inquiries: Iterable[Inquiry]) -> list[str]:
+    """Every view from which a set is distilled, in the order of the inquiries; without any, the data set itself."""
+    return list(dict.fromkeys(view for inquiry in inquiries for view in inquiry.views)) or [""]
 
 
 def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dict[str, Any]:
@@ -121,18 +212,21 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
     """
     from harness.evaluations.training import Training
 
+    usual = {"steps": BUDGETS[budget].evaluate_steps, "networks": BUDGETS[budget].networks_evaluated}
     told = {
         "protocol": request.protocol,
         "network": None if request.network == "native" else request.network,
-        "steps": request.evaluate_steps or BUDGETS[budget].evaluate_steps,
-        "networks": request.networks_evaluated or BUDGETS[budget].networks_evaluated,
+        "steps": request.evaluate_steps,
+        "networks": request.networks_evaluated,
         "networks_at_once": request.networks_at_once,
     }
     defaults = {}
     for name in names:
-        config = evaluations.get(name).Config
-        shared = told if issubclass(config, Training) else {}
-        defaults[name] = config(**{key: value for key, value in shared.items() if value is not None})
+        evaluation = evaluations.get(name)
+        trains = issubclass(evaluation.Config, Training)
+        fields = {**(usual if trains else {}), **evaluation.BUDGETS.get(budget, {})}
+        fields |= {key: value for key, value in told.items() if trains and value is not None}
+        defaults[name] = evaluation.Config(**{key: value for key, value in fields.items() if value is not None})
     flags = {"networks": "networks_evaluated", "steps": "evaluate_steps", "networks_at_once": "networks_at_once"}
     for name, tokens in request.options.items():
         for field in flags.keys() & typed(name, tokens).keys() if name in defaults else ():
@@ -142,40 +236,41 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
     return parse(defaults, request.options)
 
 
-def questions(asked: Mapping[str, Any], distillation: Distillation, native: str) -> tuple[Question, ...]:
-    """The evaluations ``asked`` for, as they are asked of a set of ``distillation``.
+def questions(asked: Iterable[Inquiry], distillation: Distillation, native: str) -> tuple[Question, ...]:
+    """What is ``asked``, as it is asked of a set of ``distillation``.
 
     ``native``: the protocol of the method's paper. Raises UserError for a protocol or network that does not exist.
     """
     from harness.evaluations.training import Training, resolved
 
     made = []
-    for name, config in asked.items():
-        if evaluations.get(name).sets != "one":
-            raise UserError(f"{name} asks about several sets at once, which no run can plan yet: leave it out")
+    for inquiry in asked:
+        config = inquiry.config
         if isinstance(config, Training):
             config = resolved(config, distillation.to_dict(), native)
-        made.append(Question(name, as_json(config), evaluations.get(name).grows))
+        made.append(Question(inquiry.evaluation, as_json(config), evaluations.get(inquiry.evaluation).grows))
     return tuple(made)
 
 
 def check_networks(job: Job, raw: RawData) -> None:
     """Raises UserError where a network that ``job`` asks to be trained does not fit the images of ``raw``."""
     from benchmarks.networks import NetworkSpec, usual_norm
+    from harness.evaluations.training import Training
 
     channels, height, width = raw.train_images.shape[1:]
     for question in job.questions:
-        config = question.config
-        if "network" in config and "depth" in config:
-            NetworkSpec(
-                name=config["network"],
+        config = from_json(evaluations.get(question.evaluation).Config, question.config)
+        if isinstance(config, Training):
+            own = NetworkSpec(
+                name=config.network or job.distillation.network,
                 in_channels=channels,
                 image_size=(height, width),
                 num_classes=len(raw.class_names),
-                width=config["width"],
-                depth=config["depth"],
-                norm=usual_norm(config["network"], "none"),
+                width=config.width or job.distillation.width,
+                depth=config.depth,
+                norm=usual_norm(config.network or job.distillation.network, "none"),
             )
+            config.spec(own)
 
 
 def _interleaved(jobs: Sequence[Job], output: Path) -> list[Job]:
@@ -199,8 +294,7 @@ def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
     """A job for each recipe, network and preprocessing in ``jobs``, about networks trained on all real images."""
     from benchmarks.networks import usual_norm
 
-    ceilings = []
-    for job in jobs:
+    def ceiling(job: Job) -> Job:
         distillation = dataclasses.replace(
             job.distillation,
             method=WHOLE_DATA,
@@ -212,9 +306,17 @@ def _ceilings(jobs: Sequence[Job], output: Path) -> list[Job]:
             memory_limit_bytes=None,
             seed=jobs[0].distillation.seed,
         )
-        folder = str(output / distillation.name({}))
-        ceilings.append(dataclasses.replace(job, distillation=distillation, config={}, folder=folder, curve_points=0))
-    return merged(ceilings)
+        return dataclasses.replace(
+            job,
+            distillation=distillation,
+            config={},
+            folder=str(output / distillation.name({})),
+            curve_points=0,
+            set_bytes=0,
+            before=tuple(map(ceiling, job.before)),
+        )
+
+    return merged(map(ceiling, jobs))
 
 
 def resolve(
@@ -253,10 +355,13 @@ def has_published(method: type[Method], dataset: str, ipc: int) -> bool:
 
 
 def unpublished(request: Request) -> list[tuple[str, str, int]]:
-    """(method, data set, ipc) that a forecast of ``--budget paper`` leaves out; none where nothing is left."""
+    """(method, data set, ipc) that a forecast or an experiment of ``--budget paper`` leaves out.
+
+    None where nothing would be left of a forecast.
+    """
     import methods
 
-    if not request.forecast or request.budget != "paper":
+    if request.budget != "paper" or not (request.forecast or request.experiment):
         return []
     asked = [
         (name, dataset, ipc)
@@ -264,7 +369,7 @@ def unpublished(request: Request) -> list[tuple[str, str, int]]:
         if methods.get(name).iterative
     ]
     missing = [each for each in asked if not has_published(methods.get(each[0]), *each[1:])]
-    return missing if len(missing) < len(asked) else []
+    return missing if request.experiment or len(missing) < len(asked) else []
 
 
 def _is_reduced(method: type[Method], distillation: Distillation, config: Mapping[str, Any]) -> bool:
@@ -322,7 +427,7 @@ def _distillation(
         num_classes=len(raw.class_names),
         width=width,
         depth=request.depth,
-        norm=usual_norm(network, protocol.distill_norm),
+        norm=request.norm or usual_norm(network, protocol.distill_norm),  # type: ignore[arg-type]  # checked there
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")
@@ -353,15 +458,21 @@ def _distillation(
     )
 
 
+def set_bytes(raw: RawData, ipc: int) -> int:
+    """About how many bytes the file of a set takes: images and labels in float32."""
+    shown = int((raw.train_labels.bincount() > 0).sum())
+    return 4 * ipc * shown * (raw.train_images[0].numel() + len(raw.class_names))
+
+
 def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawData:
     """The data set ``source``, with the name that records have. Raises UserError where it is missing or too large."""
-    from benchmarks.datasets import PUBLISHED, load_raw
+    from benchmarks.datasets import PUBLISHED
 
     if (size := request.image_size) is not None:
         shape = PUBLISHED.get(base_name(source))
         pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
         _fits(pixels, "cpu", f"--image-size {size}: the images alone")
-    raw = load_raw(source, root, image_size=request.image_size, download=request.download, cache=cache)
+    raw = _loaded(source, root, request.image_size, request.download, cache)
     if source.startswith("folder:"):
         base, suffix = split(source)
         name = Path(base.removeprefix("folder:")).resolve().name
@@ -370,6 +481,14 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
     if raw.left_out:
         _tell(raw.left_out)
     return raw
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source: str, root: Path, image_size: int | None, download: bool, cache: Path) -> RawData:
+    """The data set, which the parts of an experiment ask for one after another."""
+    from benchmarks.datasets import load_raw
+
+    return load_raw(source, root, image_size=image_size, download=download, cache=cache)
 
 
 @functools.cache

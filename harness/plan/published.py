@@ -22,7 +22,7 @@ from benchmarks.task import class_sizes, generator_for
 from harness.plan.budgets import default_width
 from harness.plan.jobs import Distillation, Job
 from harness.plan.pending import existing, reason_to_distil
-from harness.plan.planning import asked_configs, check_writable, device_of, load_data, questions
+from harness.plan.planning import check_writable, device_of, inquiries_of, load_data, questions
 from harness.plan.request import EvaluateRequest
 from harness.records import artifact, importers, record
 from harness.records.artifact import Artifact
@@ -51,7 +51,11 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
         imported = dataclasses.replace(imported, lr=torch.tensor(request.lr))
     device = device_of(request)
     root, cache = request.data_root or default_root(), request.cache or default_cache()
-    asked = asked_configs(request, request.asked_evaluations, request.budget)
+    asked = inquiries_of(request, request.asked_evaluations, request.budget)
+    for inquiry in asked:
+        if len(inquiry.views) > 1 or not request.dataset.endswith(inquiry.views[0]):
+            views = ", ".join(inquiry.views)
+            raise UserError(f"{inquiry.evaluation} asks about sets distilled from {views}, not about one in a file")
     raw = load_data(request.dataset, root, cache, request)
     synthetic, order, ipc = _fitted(paths[0], imported, raw, root, request)
     authors = PROTOCOLS[{"dc": "vico", "own": "common"}.get(imported.source, imported.source)]

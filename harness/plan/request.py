@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import methods
-from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks import DATASETS, NETWORKS, NORMS, PREPROCESSINGS
 from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
@@ -137,8 +137,9 @@ class Evaluating:
         choose("protocol", self.protocol, self.known_protocols)
         if self.network is not None:
             choose("network", self.network, [*NETWORKS, "native"])
+        known = evaluations.names() if self.evaluations else ()
         for name in self.evaluations or ():
-            choose("evaluation", name, evaluations.names())
+            choose("evaluation", name, known)
         for name in ("networks_evaluated", "evaluate_steps", "networks_at_once", "image_size"):
             _at_least(1, name, getattr(self, name))
         if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -158,6 +159,7 @@ class Request(Evaluating):
         f"of the networks, {WIDTH} as published ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
     )
     depth: int | None = flag("blocks of a ConvNet (by image size)", "N", whole)
+    norm: str | None = flag("norm of the network that distils: none, batch or instance (by protocol)", "NAME")
     seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", _integers, aliases=("seed",))
     budget: str = flag(f"{_BUDGET_WORDS} (quick)", "NAME", default="quick")
     steps: int | None = flag("updates of the synthetic images (by method and budget)", "N", whole)
@@ -175,11 +177,16 @@ class Request(Evaluating):
     )
     interleave: bool = flag("take the steps of all methods by turns in one process; needs --budget cost")
     forecast: bool = flag("what each cell will need, and whether it fits; nothing is run")
+    experiment: str = ""
+    """The experiment that it is a part of; empty: none."""
+    own_data: bool = False
+    """Whether the experiment names the data sets, so that one that is not here is left out."""
 
     def __post_init__(self) -> None:
         """Raises UserError as that of the base class, and for flags that exclude each other."""
+        known_methods = methods.names()
         for name in self.methods:
-            choose("method", name, methods.names())
+            choose("method", name, known_methods)
         for name in self.datasets:
             name, _ = parse_views(name)
             if not name.startswith("folder:"):
@@ -189,6 +196,8 @@ class Request(Evaluating):
             elif not name.removeprefix("folder:").strip():
                 raise UserError("--dataset folder: has no path: write folder:PATH")
         choose("budget", self.budget, BUDGETS)
+        if self.norm is not None:
+            choose("norm", self.norm, NORMS)
         for name in ("ipcs", "widths", "depth", "steps"):
             _at_least(1, name, getattr(self, name))
         for name in ("seeds", "curve_points"):

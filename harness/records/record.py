@@ -31,7 +31,7 @@ from benchmarks.errors import UserError
 from benchmarks.files import replacing
 
 SCHEMA = 2
-PROTOCOL_VERSION = "3"
+PROTOCOL_VERSION = "4"
 """Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
 SNAPSHOTS, EVENTS, LOG, CHECKPOINT = "snapshots", "events.jsonl", "log.txt", "checkpoint"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.data.views import split
 from benchmarks.errors import UserError
 from harness import evaluations
 from harness.records.record import Distilled, EvaluationRecord, Record
@@ -154,6 +155,11 @@ class Group:
     def ceiling(self) -> bool:
         """Whether the networks were trained on all real images."""
         return self.method == CEILING
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its data are a view of a data set: such sets are there for other questions than the accuracy."""
+        return bool(split(self.distillation["dataset"])[1])
 
     @property
     def ipc(self) -> str:

@@ -15,19 +15,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data.views import base_name
 from benchmarks.errors import printable
+from harness.plan.experiments import EXPERIMENTS
 from harness.records.record import RECORD, Distilled, EvaluationRecord, summarise
 from harness.reports import figures, scaling, svg
 from harness.reports.comparisons import comparison_tables
 from harness.reports.drawing import ORDER
 from harness.reports.groups import CEILING, NONE, Group, distinct, grouped
 from harness.reports.html_images import images
+from harness.reports.paper_tables import has_table, sheets
 from harness.reports.render import Table, listed, percent
 from harness.reports.tables import tables as measured_tables
 from harness.reports.verdicts import verdicts
 
 LONG = 20
 """Numbers of a list that the page shows."""
+ACCURACIES = ("table1", "table3")
+"""Experiments that without numbers of the paper say what the other tables say."""
 RECORD_LETTERS = 1_500_000
 """Of all records and evaluations together; those beyond are named, and lie in the folders."""
 
@@ -86,7 +91,7 @@ def leading(text: str) -> float | None:
 
 
 def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableData]:
-    """All tables of the page, in their order. Tables of experiments join here.
+    """All tables of the page, in their order: of what was measured, then the paper's with its numbers, then of costs.
 
     ``distilled``: the records of the page, none twice. ``pairs``: as `measured` gives them.
     """
@@ -95,6 +100,12 @@ def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableD
     for same, table in pairs:
         behind = [[(f"seed {m.seed}", places[id(m.record)]) for m in group.members] for group in same]
         made.append(TableData.of(_title(same), table, behind))
+    made += [
+        TableData.of(printable(", ".join(filter(None, (sheet.experiment, sheet.about)))), sheet.table())
+        for experiment in filter(has_table, EXPERIMENTS)
+        for sheet in sheets(experiment, distilled)
+        if sheet.paper or experiment not in ACCURACIES
+    ]
     return made + [TableData.of("How cost grows with the network", table) for table in scaling.tables(distilled)]
 
 
@@ -165,7 +176,7 @@ def _facts(folders: Sequence[Distilled], groups: Sequence[Group], methods: Seque
         "Version": listed(group.table[3] for group in groups),
         "Devices": listed(group.table[0] for group in groups),
         "Methods": ", ".join(methods),
-        "Data sets": listed(each["dataset"] for each in asked),
+        "Data sets": listed(base_name(each["dataset"]) for each in asked),
     }
     return [(name, printable(text)) for name, text in facts.items() if text]
 
@@ -184,7 +195,8 @@ def _glance(groups: Sequence[Group], table: Table, methods: Sequence[str]) -> Ta
     """Accuracies alone: a row for each data set and ipc, a column for each method."""
     best = {row for row, _ in table.bold}
     shown = [name for name in methods if any(group.method == name and group.values for group in groups)]
-    contests = dict.fromkeys((g.distillation["dataset"], g.distillation["ipc"]) for g in groups if not g.ceiling)
+    asked = [group for group in groups if group.values or not group.is_part]
+    contests = dict.fromkeys((g.distillation["dataset"], g.distillation["ipc"]) for g in asked if not g.ceiling)
     rows, bold, values = [], set(), {}
     for place, (dataset, ipc) in enumerate(contests):
         row = [dataset, str(ipc)]
@@ -252,7 +264,7 @@ def _holes(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
     """(method, data set, ipc, device) that a table of accuracies lacks, where its method and its task have others."""
     holes = []
     for key in sorted({group.table for group in groups}):
-        same = [group for group in groups if group.table == key and group.evaluated and not group.ceiling]
+        same = [g for g in groups if g.table == key and g.evaluated and not (g.ceiling or g.is_part)]
         there = {(group.method, group.distillation["dataset"], group.ipc) for group in same}
         tasks = dict.fromkeys((dataset, ipc) for _, dataset, ipc in sorted(there))
         names = sorted({"random_real", *(method for method, _, _ in there)}) if there else []

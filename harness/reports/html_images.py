@@ -170,9 +170,9 @@ def _read(group: Group, place: int, folder: Distilled) -> _Set:
     names, labels = [], []
     for row in range(rows):
         first = row * ipc
-        # A view of a data set may lack classes; then the label tells which one it is.
-        of = row if classes == artifact.labels.shape[1] else int(artifact.labels[first].argmax())
-        names.append(_name(artifact, of))
+        # Learned labels may be largest at any class. Only of a set of unknown classes do they name it.
+        known = classes == len(artifact.classes)
+        names.append(_name(artifact, artifact.classes[row] if known else int(artifact.labels[first].argmax())))
         labels.append(
             tuple(
                 f"{names[-1]}, image {column + 1} of {ipc}: {_label(artifact, first + column)}"

@@ -11,15 +11,16 @@ import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.data.views import base_name
 from harness.reports.claims import base_of, seconds_ratio, size_ratio, time_to, time_to_share
 from harness.reports.comparisons import by_seed
-from harness.reports.groups import CEILING, OURS, Group
+from harness.reports.groups import CEILING, OURS, Group, Result, plugin
 from harness.reports.render import short, times
+from harness.reports.scores import RANDOM
 from harness.reports.statistics import FEWEST_PAIRS, Interval, compare, interval_of_difference
 
 RIVALS = ("dsa", "dm", "kip", "mtt")
 """The methods of table 1."""
-RANDOM = "random_real"
 MANY_CLASSES = ("cifar100", "tiny_imagenet", "cub200")
 LEAK, NO_LEAK = 0.9, 0.55
 """AUC from which an attack tells members from others, and AUC up to which it does not: between those of table 4."""
@@ -87,14 +88,14 @@ def _accuracies(groups: Iterable[Group]) -> dict[tuple[Any, ...], list[_Row]]:
     """Rows of the accuracy on whole data sets, by setting."""
     settings: dict[tuple[Any, ...], list[_Row]] = {}
     for group in groups:
-        if group.values and (values := by_seed(group)) and not group.ceiling and not _is_view(group):
-            key = group.table, group.contest, group.distillation["width"], group.recipe.get("steps")
-            settings.setdefault(key, []).append(_Row(group, values))
+        if group.values and (values := by_seed(group)) and not group.ceiling and not group.is_part:
+            settings.setdefault((group.table, group.contest, *_sizes(group)), []).append(_Row(group, values))
     return settings
 
 
-def _is_view(group: Group) -> bool:
-    return "@" in group.distillation["dataset"]
+def _sizes(group: Group) -> tuple[Any, ...]:
+    """Width of the network that distilled; width and most steps of the networks that were tested."""
+    return group.distillation["width"], group.recipe.get("width"), group.recipe.get("steps")
 
 
 def _is_one(group: Group, datasets: Collection[str]) -> bool:
@@ -108,12 +109,22 @@ def _task(group: Group) -> str:
     return f"{group.distillation['dataset']} at ipc {group.ipc}, {group.table[2]} protocol"
 
 
-def _values(group: Group, evaluation: str, quantity: str) -> Iterator[tuple[int, dict[str, Any], list[float]]]:
-    """Seed, configuration and values of every evaluation of that name that ended well."""
+def _values(group: Group, evaluation: str, quantity: str) -> Iterator[tuple[int, Result, str, list[list[float]]]]:
+    """Seed, result, what was asked beside the recipe, and series of every evaluation of that name that ended well.
+
+    Values that are no series are series of one. An item of a list that makes a question of each is no part of what was
+    asked.
+    """
+    known = plugin(evaluation)
+    assert known is not None
+    shown = known.quantities[quantity]
     for member in group.members:
         for result in member.results:
             if result.record["evaluation"] == evaluation and result.step is None and result.values(quantity):
-                yield member.seed, result.record["config"], result.values(quantity)
+                own = {name: value for name, value in json.loads(result.own).items() if name != known.each}
+                values, config = result.values(quantity), result.record["config"]
+                series = shown.series(values, config) if shown.against else [[value] for value in values]
+                yield member.seed, result, json.dumps(own, sort_keys=True), series
 
 
 # --- section 4: accuracy and cost -------------------------------------------------------------------------------------
@@ -143,7 +154,9 @@ def kernel_regression(groups: Sequence[Group], datasets: Collection[str], *, sim
             kernel = _Row(group, {seed: values for seed, values in krr.items() if values})
             found = _difference(_task(group), kernel, row, against="the network")
             difference, _ = _ahead(kernel, row)
-            yield found._replace(holds=abs(difference) <= 0.01) if similar else found
+            if similar and found.holds is not None:
+                found = found._replace(holds=abs(difference) <= 0.01)
+            yield found
 
 
 def learned_labels(groups: Sequence[Group]) -> Iterator[Finding]:
@@ -240,11 +253,12 @@ def _architectures(groups: Sequence[Group]) -> dict[tuple[Any, ...], dict[str, l
     """Rows of the evaluation ``cross_architecture``, by setting and by architecture."""
     settings: dict[tuple[Any, ...], dict[str, list[_Row]]] = {}
     for group in groups:
-        values: dict[str, dict[Any, list[float]]] = {}
-        for seed, config, own in _values(group, "cross_architecture", "accuracy"):
-            values.setdefault(" ".join(config["architectures"]), {})[seed] = own
-        for architecture, by in values.items():
-            rows = settings.setdefault((group.table, group.contest, group.distillation["width"]), {})
+        values: dict[tuple[str, str], dict[Any, list[float]]] = {}
+        for seed, result, own, networks in _values(group, "cross_architecture", "accuracy"):
+            architecture = " ".join(result.record["config"]["architectures"])
+            values.setdefault((own, architecture), {})[seed] = [value for (value,) in networks]
+        for (own, architecture), by in values.items():
+            rows = settings.setdefault((group.table, group.contest, *_sizes(group), own), {})
             rows.setdefault(architecture, []).append(_Row(group, by))
     return settings
 
@@ -279,6 +293,8 @@ class _Continual(NamedTuple):
     ipc: int
     width: int
     leak: bool
+    tested: tuple[Any, ...]
+    """Width and most steps of the networks."""
     class_steps: int
 
 
@@ -286,14 +302,16 @@ def _continual(groups: Sequence[Group]) -> dict[_Continual, list[_Row]]:
     """Rows of the accuracy after the last step, of every order of the classes and seed."""
     settings: dict[_Continual, dict[str, tuple[Group, dict[Any, list[float]]]]] = {}
     for group in groups:
-        for seed, config, series in _values(group, "continual_learning", "continual_accuracy"):
-            asked, steps = group.distillation, int(config["class_steps"])
-            name = asked["dataset"].partition("@")[0]
-            key = _Continual(group.table, name, asked["ipc"], asked["width"], config["leak"], steps)
+        for seed, result, _, series in _values(group, "continual_learning", "continual_accuracy"):
+            asked, config = group.distillation, result.record["config"]
+            name, (width, *tested) = base_name(asked["dataset"]), _sizes(group)
+            key = _Continual(
+                group.table, name, asked["ipc"], width, config["leak"], tuple(tested), int(config["class_steps"])
+            )
             # Another order is another view of the data, and another group.
             alike = json.dumps([group.method, group.recipe, group.records[0]["config"]], sort_keys=True)
             _, values = settings.setdefault(key, {}).setdefault(alike, (group, {}))
-            values[config["order"], seed] = series[steps - 1 :: steps]  # network after network
+            values[config["order"], seed] = [network[-1] for network in series]
     return {key: [_Row(*row) for row in rows.values()] for key, rows in settings.items()}
 
 
@@ -318,7 +336,7 @@ def fewer_steps(groups: Sequence[Group]) -> Iterator[Finding]:
     for found in by_task.values():
         (fewest, row), *others = sorted(found, key=lambda pair: pair[0])
         for steps, other in others:
-            where = f"{row.group.distillation['dataset'].partition('@')[0]}, {fewest} steps"
+            where = f"{base_name(row.group.distillation['dataset'])}, {fewest} steps"
             yield _difference(where, row, other, against=f"{steps} steps")
 
 
@@ -334,20 +352,33 @@ def at_once(groups: Sequence[Group]) -> Iterator[Finding]:
                     if other.group.method == OURS and known == setting[:4]:
                         difference, _ = _ahead(row, other)
                         found = _difference(_continual_words(setting), row, other, against="half the images at once")
-                        yield found._replace(holds=difference <= 0.01)
+                        yield found if found.holds is None else found._replace(holds=difference <= 0.01)
 
 
 AUC = ("threshold_auc", "lr_auc", "mlp_auc", "rf_auc", "knn_auc")
 
 
-def _attacks(groups: Sequence[Group], quantity: str, *, first: bool = False) -> dict[str, list[_Row]]:
+class _Attack(NamedTuple):
+    """A setting of membership inference in which methods compare: the same data, attacks and training."""
+
+    words: str
+    device: str
+    budget: str
+    version: str
+    width: int
+    own: str
+
+
+def _attacks(groups: Sequence[Group], quantity: str, *, first: bool = False) -> dict[_Attack, list[_Row]]:
     """Rows of the evaluation ``membership_inference`` after the longest training, or the shortest, by setting."""
-    settings: dict[str, dict[str, _Row]] = {}
+    settings: dict[_Attack, dict[str, _Row]] = {}
     for group in groups:
-        by: dict[str, dict[Any, list[float]]] = {}
-        for seed, config, series in _values(group, "membership_inference", quantity):
-            words = f"{group.distillation['dataset']}, augmentation {config['augment']}"
-            by.setdefault(f"{words}, {config['lengths'][-1]} steps", {})[seed] = [series[0 if first else -1]]
+        by: dict[_Attack, dict[Any, list[float]]] = {}
+        for seed, result, own, networks in _values(group, "membership_inference", quantity):
+            asked, config, version = group.distillation, result.record["config"], result.record["protocol_version"]
+            words = f"{asked['dataset']}, augmentation {config['augment']}, {config['lengths'][-1]} steps"
+            setting = _Attack(words, *group.table[:2], version, asked["width"], own)
+            by.setdefault(setting, {})[seed] = [series[0 if first else -1] for series in networks]
         sets = " ".join(record["identity"] for record in group.records)  # no recipe: it stands in all rows of its sets
         for setting, values in by.items():
             settings.setdefault(setting, {}).setdefault(sets, _Row(group, values))
@@ -368,7 +399,7 @@ def leaks(groups: Sequence[Group]) -> Iterator[Finding]:
         used = [row for by in every for row in by.get(setting, ()) if row.group.method in (CEILING, OURS)]
         if real and ours:
             beside = f", a random subset of its size {max(subset):.2f}" if subset else ""
-            words = f"{setting}: largest AUC on real data {max(real):.2f}, on FRePo's set {max(ours):.2f}{beside}"
+            words = f"{setting.words}: largest AUC on real data {max(real):.2f}, on FRePo's set {max(ours):.2f}{beside}"
             yield Finding(
                 max(real) >= LEAK and max(ours) <= NO_LEAK,
                 words,
@@ -383,7 +414,7 @@ def useful(groups: Sequence[Group]) -> Iterator[Finding]:
         for ours in _of(rows, OURS):
             for subset in _of(rows, RANDOM):
                 if ours.group.contest == subset.group.contest:
-                    yield _difference(setting, ours, subset, against="a random subset")
+                    yield _difference(setting.words, ours, subset, against="a random subset")
 
 
 def grows_with_training(groups: Sequence[Group]) -> Iterator[Finding]:
@@ -398,7 +429,7 @@ def grows_with_training(groups: Sequence[Group]) -> Iterator[Finding]:
             for ours in _of(rows, OURS):
                 starts = [begin[setting, id(row.group)] for row in (real, ours)]
                 words = (
-                    f"{setting}: AUC on real data from {starts[0]:.2f} to {real.mean:.2f}, on FRePo's set from "
+                    f"{setting.words}: AUC on real data from {starts[0]:.2f} to {real.mean:.2f}, on FRePo's set from "
                     f"{starts[1]:.2f} to {ours.mean:.2f}"
                 )
                 holds = real.mean >= starts[0] + 0.1 and ours.mean <= NO_LEAK

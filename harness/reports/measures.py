@@ -97,9 +97,9 @@ def measures(groups: Iterable[Group]) -> list[Measure]:
     made = []
     for evaluation, own in sorted(records, key=lambda key: (key[0] != ACCURACY, key)):
         config, others = json.loads(own), [json.loads(other) for name, other in records if name == evaluation]
-        known_class = plugin(evaluation)
+        asks = plugin(evaluation)
         # A list of which each item is a question of its own: the item names the column, without the field.
-        items = config.pop(known_class.each, []) if known_class and known_class.each else []
+        items = config.pop(asks.each) if asks and asks.each and isinstance(config.get(asks.each), list) else []
         apart = [f"{k}={v}" for k, v in config.items() if any(other.get(k, ...) != v for other in others)]
         apart = [*map(str, items if isinstance(items, list) else [items]), *apart]
         prefix = evaluation + (f"[{', '.join(apart)}]" if apart else "")

@@ -73,7 +73,7 @@ def listed(values: Iterable[Any]) -> str:
 # --- renderings -------------------------------------------------------------------------------------------------------
 
 tabulate.MIN_PADDING = 0
-_LEFT = {"method", "recipe", "setting", "data set", "network"}
+_LEFT = {"method", "recipe", "setting", "data set", "network", "variant", "trained on"}
 _COMMON = {"recipe", "data set", "ipc", "network", "width", "parameters", "steps"}
 """Columns that a terminal has no room for where all rows have the same there."""
 SETTING = 30

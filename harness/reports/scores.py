@@ -55,17 +55,19 @@ def _squashed(alpha: float) -> float:
 
 
 def scores(groups: Sequence[Group]) -> list[Scores]:
-    """The scores of each of ``groups``, against the rows of random and of all real images that were evaluated alike.
+    """The scores of each of ``groups``, against the rows of random and of all real images in the same table that were
+    evaluated alike.
 
     There are none where such a row is missing, or is there several times.
     """
     made = []
     for group in groups:
-        drawn = [other for other in groups if other.method == RANDOM and other.test == group.test]
+        beside = [other for other in groups if other.table == group.table]
+        drawn = [other for other in beside if other.method == RANDOM and other.test == group.test]
         # Networks that are trained on all real images are the same at every ipc.
         whole = [
             other
-            for other in groups
+            for other in beside
             if other.ceiling and (other.contest[:2], other.test[1]) == (group.contest[:2], group.test[1])
         ]
         if group.ceiling or len(drawn) != 1:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 from benchmarks.errors import printable
 from harness.reports import judges
 from harness.reports.groups import NONE, Group
-from harness.reports.judges import LEAK, MANY_CLASSES, NO_LEAK, RANDOM, Finding
+from harness.reports.judges import LEAK, MANY_CLASSES, NO_LEAK, Finding
 from harness.reports.render import Table, listed, span
+from harness.reports.scores import RANDOM
 from harness.reports.statistics import FEWEST_PAIRS
 
 Word = Literal["confirmed", "not confirmed", "not tested here"]
