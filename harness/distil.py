@@ -276,13 +276,13 @@ class _Distilling:
         energy = EnergyMeter(self.meter.gpu, position.joules)
         self.record["segments"].append(new_segment(self.record["provenance"]))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stopping.held())
             # What is written meanwhile goes to disk, so that it is no part of the memory that is being measured.
             events = stack.enter_context(continued_events(self.job.path / EVENTS, position.done))
             self._save(method)
             self.meter.start()
             stack.callback(progress.close)
             stack.callback(self._end_memory)
-            stack.enter_context(stopping.held())
             energy.start()
             for begin, end in windows(steps, size):
                 if end <= position.done:
