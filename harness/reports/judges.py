@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.data.views import base_name
-from harness.reports.claims import base_of, seconds_ratio, size_ratio, time_to, time_to_share
 from harness.reports.comparisons import by_seed
 from harness.reports.groups import CEILING, OURS, Group, Result, plugin
+from harness.reports.ratios import base_of, seconds_ratio, size_ratio, time_to, time_to_share
 from harness.reports.render import short, times
 from harness.reports.scores import RANDOM
 from harness.reports.statistics import FEWEST_PAIRS, Interval, compare, interval_of_difference
@@ -188,9 +188,12 @@ def time_to_equal_accuracy(groups: Sequence[Group]) -> Iterator[Finding]:
                 yield Finding(False, f"{words}does not come in the time measured", (base, rival), count)
                 continue
             ratio, bound = other[0] / own[0], "at least " * own[1]
+            start, rival_start = (statistics.fmean(group.costs("prepare_seconds") or [0.0]) for group in (base, rival))
+            prepared = times((other[0] + rival_start) / (own[0] + start))
             operations = size_ratio(rival, base, "flops_per_step")
             counted = f"; an iteration of mtt has {times(operations)} the operations" if operations else ""
-            words += f"takes {short(own[0])} s and mtt {short(other[0])} s: {bound}{times(ratio)}{counted}"
+            words += f"takes {short(own[0])} s and mtt {short(other[0])} s: {bound}{times(ratio)}"
+            words += f", with preparation {bound}{prepared}{counted}"
             yield Finding(ratio >= 100, words, (base, rival), count)
 
 

@@ -22,10 +22,10 @@ from harness.plan.experiments import ARCHITECTURES, EXPERIMENTS
 from harness.plan.jobs import IMMATERIAL, WHOLE_DATA, as_json
 from harness.plan.request import FLOOR
 from harness.records.record import Distilled, EvaluationRecord, Record, summarise
-from harness.reports.claims import reported
 from harness.reports.groups import ACCURACY, NONE, distinct, plugin
 from harness.reports.measures import with_marks
 from harness.reports.render import Table, listed, percent
+from harness.reports.reported import reported
 
 NAMES = {WHOLE_DATA: "real data", FLOOR: "random real"}
 """Rows that are no method, as tables call them."""

@@ -13,20 +13,12 @@ from typing import Any
 
 from harness.plan.budgets import BUDGETS
 from harness.records.record import summarise
-from harness.reports.claims import (
-    base_of,
-    claims,
-    reference,
-    reported,
-    reported_for,
-    seconds_ratio,
-    size_ratio,
-    time_to_share,
-)
 from harness.reports.comparisons import best, interval_of
 from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
+from harness.reports.ratios import base_of, reference, seconds_ratio, size_ratio, time_to_share
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
+from harness.reports.reported import reported, reported_for
 from harness.reports.scores import scores
 from harness.reports.statistics import FEWEST_PAIRS
 
@@ -173,7 +165,6 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
         bold=frozenset((i, filled.index(accuracies[0])) for i in bold),
         notes=(
             *(f"{sentence}." for sentence in _remarks(groups)),
-            *claims(groups),
             *_sources(groups, numbering),
             *dict.fromkeys(_notes(groups)),
             " ".join(f"{sentence}." for sentence in measured_with(groups)),
