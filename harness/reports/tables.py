@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.plan.budgets import BUDGETS
+from harness.plan.request import FLOOR
 from harness.records.record import summarise
 from harness.reports.comparisons import best, interval_of
 from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
@@ -202,9 +203,9 @@ def _where(groups: Sequence[Group]) -> str:
 def _missing(groups: Sequence[Group]) -> list[str]:
     """Name the tasks on which no real images drawn at random stand beside the accuracies."""
     contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
-    drawn = {group.contest for group in groups if group.method == "random_real"}
+    drawn = {group.contest for group in groups if group.method == FLOOR}
     missing = [text for contest, text in contests.items() if contest not in drawn]
-    return [f"Not measured here: random_real on {', '.join(missing)}"] if missing and groups[0].evaluated else []
+    return [f"Not measured here: {FLOOR} on {', '.join(missing)}"] if missing and groups[0].evaluated else []
 
 
 def measured_with(groups: Sequence[Group]) -> list[str]:
