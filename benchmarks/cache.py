@@ -30,8 +30,9 @@ _DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionE
 class Cache:
     """Entries of one folder by name, a file for each; on the CPU, and not kept in memory."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, what: str = "cache") -> None:
+        """``what``: the word for an entry in the line about a damaged one."""
+        self.folder, self._what = folder, what
         self._checked: dict[str, tuple[int, ...]] = {}
         """Entries whose checksum was right → properties of their files at that time."""
 
@@ -51,7 +52,7 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except _DAMAGE:
-            print(printable(f"  cache: {path} is damaged and is made again"), file=sys.stderr)
+            print(printable(f"  {self._what}: {path} is damaged and is made again"), file=sys.stderr)
             with contextlib.suppress(OSError):
                 path.unlink()
             return None

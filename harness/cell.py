@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
-from harness import evaluations
+from harness import evaluations, stopping
 from harness.distil import Diverged, check_set, distil, distil_by_turns, say
 from harness.evaluations.base import Evaluation, Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, show_seconds, time_limit
@@ -39,7 +39,18 @@ from harness.plan.pending import Ask, asks, begun, count, existing, reason_to_di
 from harness.progress import Progress
 from harness.records import artifact, record
 from harness.records.provenance import provenance
-from harness.records.record import EVENTS, LOG, PICTURE, RECORD, SET, SNAPSHOTS, EvaluationRecord, Record
+from harness.records.record import (
+    CHECKPOINT,
+    EVENTS,
+    FINAL,
+    LOG,
+    PICTURE,
+    RECORD,
+    SET,
+    SNAPSHOTS,
+    EvaluationRecord,
+    Record,
+)
 from methods.base import Synthetic
 from methods.checks import NotFinite
 
@@ -75,7 +86,7 @@ def _run_by_turns(cells: Sequence[_Cell]) -> None:
     """Time the steps of all ``cells`` by turns. A failure is that of all."""
     jobs, written, failure = [cell.job for cell in cells], [cell.new() for cell in cells], None
     try:
-        with time_limit(jobs[0].time_limit_seconds):
+        with time_limit(jobs[0].time_limit_seconds), stopping.released():
             distil_by_turns(jobs, written, [cell.benchmark for cell in cells], cells[0].clock, cells[0].meter)
     except (Exception, TimeIsUp, MemoryIsFull) as error:
         failure = error
@@ -112,7 +123,8 @@ class _Cell:
         """Distil the set and write its record, whatever becomes of it; the set as well where it is ``ok``."""
         job, distillation, written = self.job, self.job.distillation, self.new()
         written["curve_points"] = job.curve_points
-        _remove(*(job.path / name for name in (SET, PICTURE, LOG, EVENTS, SNAPSHOTS)))
+        continued = () if (job.path / CHECKPOINT).exists() else (EVENTS, SNAPSHOTS)
+        _remove(*(job.path / name for name in (SET, PICTURE, LOG, *continued)))
         with self.outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
             if distillation.method != WHOLE_DATA:
                 # At the end, when everything is measured, however that went.
@@ -127,13 +139,16 @@ class _Cell:
                         config=written["resolved"],
                     )
                     written["artifact"] = {"name": SET, "sha256": digest}
+        if written["status"] in FINAL and written["status"] != "timeout":  # more time goes on from there
+            _remove(job.path / CHECKPOINT)
         return written
 
     def answer(self, ask: Ask) -> EvaluationRecord:
         """Evaluate, and write the record of it, whatever becomes of it. Values that are there already are kept."""
         job, question = self.job, ask.question
         written = begun(job, ask, self._provenance())
-        with self.outcome(written, ask.path, stays=ask.earlier is not None):
+        kept = 0 if ask.earlier is None else count(ask.earlier)
+        with self.outcome(written, ask.path, stays=lambda: kept > 0):
             evaluation_class = evaluations.get(question.evaluation)
             evaluation = evaluation_class(from_json(evaluation_class.Config, question.config))
             benchmarks: Sequence[Benchmark] = _Benchmarks((*job.before, job)) if job.before else [self.benchmark]
@@ -146,16 +161,36 @@ class _Cell:
                 shown.total = total
                 shown(done)
 
+            def filled(values: Mapping[str, Sequence[float]], missing: int | None) -> EvaluationRecord:
+                """``written`` with ``values`` added, and all that they cost."""
+                numbers, before = _checked(values, evaluation_class, written, missing), written["values"]
+                seconds = self.clock.read() - started + (written["cost"]["seconds"] or 0.0)
+                return {
+                    **written,
+                    "values": {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers},
+                    "cost": {"seconds": seconds, **evaluation.cost},
+                    "busy": "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None,
+                }
+
+            def keep(values: Mapping[str, Sequence[float]]) -> None:
+                """Write the values so far: they answer the question for fewer, and the rest can be asked later."""
+                nonlocal kept
+                part = filled(values, None)
+                if question.grows is None or count(part) <= kept:
+                    return
+                part["status"], part["config"] = "ok", {**part["config"], question.grows: count(part)}
+                with stopping.held(), contextlib.suppress(OSError):  # a full disk is told at the end
+                    ask.path.parent.mkdir(exist_ok=True)
+                    record.write(part, ask.path)
+                    kept = count(part)
+
+            evaluation.keep = keep
+            begin = count(written)
             try:
-                values = evaluation.run(sets, benchmarks, job.distillation.seed, progress, count(written))
+                values = evaluation.run(sets, benchmarks, job.distillation.seed, progress, begin)
             finally:
                 shown.close()
-                written["busy"] = "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None
-            seconds, before = self.clock.read() - started, written["values"]
-            missing = None if question.wanted is None else question.wanted - count(written)
-            numbers = _checked(values, evaluation_class, written, missing)
-            written["cost"] = {"seconds": seconds + (written["cost"]["seconds"] or 0.0), **evaluation.cost}
-            written["values"] = {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers}
+            written.update(filled(values, None if question.wanted is None else question.wanted - begin))
         return written
 
     def _set(self, job: Job, step: int | None, benchmarks: Sequence[Benchmark], place: int) -> Synthetic:
@@ -189,18 +224,20 @@ class _Cell:
         return known | ({"source": self.job.source} if self.job.source.startswith("folder:") else {})
 
     @contextlib.contextmanager
-    def outcome(self, written: Record | EvaluationRecord, path: Path, *, stays: bool = False) -> Iterator[None]:
+    def outcome(
+        self, written: Record | EvaluationRecord, path: Path, *, stays: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
         """Write ``written`` to ``path`` with the status with which the work in here ends.
 
-        ``stays``: ``path`` has values already, which nothing without values replaces.
+        ``stays``: whether ``path`` has values by then, which nothing without values replaces.
 
-        Raises UserError where that fails.
+        Raises UserError where that fails, and Stopped with nothing written where a signal asked for an end.
         """
         limit = self.job.time_limit_seconds
         # One limit holds for all parts together, and nothing interrupts what is written below.
         left = None if limit is None else max(limit - (time.monotonic() - self._begin), 1e-3)
         try:
-            with time_limit(left):
+            with time_limit(left), stopping.released():
                 yield
             written["status"] = "ok"
         except TimeIsUp:
@@ -228,7 +265,7 @@ class _Cell:
             written["artifact"] = None  # type: ignore[typeddict-unknown-key]
             _remove(self.job.path / SET, self.job.path / PICTURE)
         try:
-            if stays and written["status"] != "ok":
+            if written["status"] != "ok" and stays():
                 say(f"  {path.stem}: {written['status']}: {written['message']}; the earlier answer is kept")
             else:
                 path.parent.mkdir(exist_ok=True)
@@ -363,17 +400,19 @@ def _end_with_parent() -> None:
 
 def main() -> int:
     _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to deal with
-    line = sys.stdin.buffer.readline()
-    if not line:  # our parent was gone before it could say what to do
-        return 1
-    job = Job.from_json(line.decode())
-    threading.Thread(target=_end_with_input, daemon=True).start()
-    try:
-        run(job)
-    except UserError as error:  # the disk is full, the folder gone
-        say(str(error))
-        return 1
+    with stopping.asked_by_signals():
+        line = sys.stdin.buffer.readline()
+        if not line:  # our parent was gone before it could say what to do
+            return 1
+        job = Job.from_json(line.decode())
+        threading.Thread(target=_end_with_input, daemon=True).start()
+        try:
+            run(job)
+        except UserError as error:  # the disk is full, the folder gone
+            say(str(error))
+            return 1
+        except stopping.Stopped:
+            return stopping.NOT_DONE
     return 0
 
 

@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -22,17 +23,19 @@ import methods
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
+from harness import stopping
+from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, continued_events, method_digest
 from harness.limits import MemoryIsFull, memory_limit, show_bytes
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
 from harness.measure.interleave import interleaved
 from harness.measure.load import LoadMeter
-from harness.measure.memory import MemoryMeter
+from harness.measure.memory import MemoryMeter, merged
 from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact
-from harness.records.record import EVENTS, SNAPSHOTS, Record
+from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, new_segment, now
 from harness.records.store import DiskStore, folder_for
 from methods.base import Method, Synthetic
 from methods.checks import NotFinite, check_losses, check_synthetic
@@ -76,7 +79,8 @@ def distil_by_turns(
     """Time the steps of several ``jobs`` by turns, and fill in their ``records``; there is no set and no memory."""
     distilling = [_Distilling(*each, clock, meter) for each in zip(jobs, records, benchmarks, strict=True)]
     for each in distilling:
-        each.prepare_and_count()
+        each.prepare()
+        each.count()
     prepared = {each.job.distillation.method: each.method() for each in distilling}
     seconds = sum(each.job.distillation.seconds or 0.0 for each in distilling)
     with contextlib.ExitStack() as stack:
@@ -108,13 +112,22 @@ class _Distilling:
         cost["prepare"] = "reduced" if self.job.reduced else None
         cost["parameters"] = self.benchmark.spec.parameters()
 
-    def prepare_and_count(self) -> tuple[int, float]:
-        """Everything before the first step that counts. Returns the steps per cycle and the seconds per step."""
+        must_agree = {
+            "configuration": self.job.identity,
+            "version": [PROTOCOL_VERSION, self.record["provenance"]["frepo_bench"]],
+            "method code": method_digest(self.method_class),
+            "number of curve points": self.job.curve_points,
+        }
+        self.checkpoints = Checkpoints(self.job.path, self.job.checkpoint_seconds, must_agree)
+        self.position = Position(0)
+        self._others: Callable[[], str | None] = lambda: None
+        """Work of others beside the present phase, in words."""
+
+    def prepare(self) -> tuple[int, float]:
+        """Everything that is timed before the first step that counts. Returns steps per cycle and seconds per step."""
         limit = self.job.distillation.memory_limit_bytes
         with memory_limit(limit, self.benchmark.task.device), self.beside("preparing"):
-            cycle, step_seconds = self._warm_up()
-        self._count()
-        return cycle, step_seconds
+            return self._warm_up()
 
     def method(self, steps: int = SAMPLES) -> Method:
         """The method, prepared, before its first step of ``steps``."""
@@ -128,13 +141,27 @@ class _Distilling:
             with memory_limit(distillation.memory_limit_bytes, device), self.beside("preparing"):
                 method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
             return self._checked_set(method.synthetic(), "after prepare()")
-        cycle, step_seconds = self.prepare_and_count()
-        steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
-        say(f"{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration(steps * step_seconds)}")
+        saved = self.checkpoints.newest()
+        if saved is not None and distillation.cost_only and self._is_elsewhere(saved[1]):
+            self.checkpoints.put_aside("its seconds are of another machine")
+            saved = None
+        cycle, step_seconds = self.prepare()
+        if saved is None:
+            shutil.rmtree(self.job.path / SNAPSHOTS, ignore_errors=True)
+            self.count()
+            steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
+            self.position = Position(steps)
+        else:
+            self._take_up(*saved)
+        steps, done = self.position.steps, self.position.done
+        begun = "" if saved is None else f"goes on after step {done} of "
+        say(f"{begun}{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration((steps - done) * step_seconds)}")
         self.meter.idle()
         with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
             method = self.method(steps)
-            self._distil(method, steps, step_seconds)
+            if saved is not None:
+                self.checkpoints.load(done, method)
+            self._distil(method, step_seconds)
         return self._checked_set(method.synthetic(), f"after step {steps}")
 
     def _warm_up(self) -> tuple[int, float]:
@@ -176,7 +203,7 @@ class _Distilling:
         cost["compile_seconds"] = max(0.0, first - median)
         return cycle, median / cycle
 
-    def _count(self) -> None:
+    def count(self) -> None:
         """The counters, of another instance that is thrown away; nothing where a method cannot be counted."""
         task = dataclasses.replace(self.benchmark.task, generator=generator_for("count"))
 
@@ -215,54 +242,116 @@ class _Distilling:
             seconds -= self.record["cost"]["prepare_seconds"] or 0.0
         return max(LEAST_CYCLES, int(seconds / (cycle * step_seconds))) * cycle
 
-    def _distil(self, method: Method, steps: int, step_seconds: float) -> None:
-        """The measured steps."""
-        cost, clock, name = self.record["cost"], self.clock, f"{self.job.distillation.method}.step()"
-        cycle = method.steps_per_cycle
+    def _is_elsewhere(self, saved: Mapping[str, Any]) -> bool:
+        """Whether the steps of the record ``saved`` were taken on another machine, or with another torch."""
+        own, last = self.record["provenance"], saved["segments"][-1]
+        return any(own[name] != last[name] for name in SAME_MACHINE)
+
+    def _take_up(self, position: Position, saved: dict[str, Any]) -> None:
+        """Continue the record ``saved``; of another machine only what does not depend on it."""
+        self.position = position
+        if self._is_elsewhere(saved):
+            last = saved["segments"][-1]
+            was = f"{last['device']}, {last['threads']} threads, torch {last['torch']}"
+            say(f"was begun on {was}: the set may differ by rounding from one that is made on a single machine")
+            self.count()
+            carried = {name: saved["cost"][name] for name in ("distill_seconds", "steps_per_sample")}
+            saved = {**saved, "cost": {**self.record["cost"], **carried}}
+            position.window_steps, position.window_seconds, position.joules = 0, 0.0, None
+        segments = [segment for segment in saved["segments"] if segment["steps"]]
+        self.record.update({**saved, "segments": segments})  # type: ignore[typeddict-item]
+
+    def _distil(self, method: Method, step_seconds: float) -> None:
+        """The measured steps, from the present position on."""
+        cost, position, name = self.record["cost"], self.position, f"{self.job.distillation.method}.step()"
+        steps, cycle = position.steps, method.steps_per_cycle
         cycles = max(1, -(-steps // (cycle * SAMPLES)))
         if method.task.device.type != "cpu":
             cycles = max(cycles, math.ceil(GPU_WINDOW_SECONDS / (cycle * step_seconds)))
-        cost["steps_per_sample"] = cycles * cycle
-        curve = curve_steps(self.job.curve_points, steps)
-        logged = log_steps(steps)
-        progress = Progress("distilling", steps)
-        total = 0.0
+        # A distillation keeps its windows: what is logged and kept follows from them.
+        size = cost["steps_per_sample"] = cost["steps_per_sample"] or cycles * cycle
+        curve, logged = curve_steps(self.job.curve_points, steps), log_steps(steps)
+        progress = Progress("distilling", steps, position.done)
         estimate = _Estimate(steps, steps * step_seconds)
-        energy = EnergyMeter(self.meter.gpu)
+        energy = EnergyMeter(self.meter.gpu, position.joules)
+        self.record["segments"].append(new_segment(self.record["provenance"]))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stopping.held())
             # What is written meanwhile goes to disk, so that it is no part of the memory that is being measured.
-            events = stack.enter_context(open(self.job.path / EVENTS, "w", encoding="utf-8"))
+            events = stack.enter_context(continued_events(self.job.path / EVENTS, position.done))
+            self._save(method)
             self.meter.start()
             stack.callback(progress.close)
             stack.callback(self._end_memory)
             energy.start()
-            for begin, end in windows(steps, cycles * cycle):
-                started = clock.read()
-                for _ in range(end - begin):
-                    losses = method.step()
-                elapsed = clock.read() - started
-                total += elapsed
-                self.record["steps"], cost["distill_seconds"] = end, total
-                if (end - begin) % cycle == 0:
-                    cost["step_seconds"].append(elapsed / (end - begin))
-                check_losses(losses, name, method.task.device)
-                values = {loss: float(value) for loss, value in losses.items()}
-                if any(begin < step <= end for step in logged):
-                    self._log(events, end, total, elapsed / (end - begin), values)
-                progress(end, self._checked_losses(values, end))
-                if corrected := estimate.corrected(end, total):
-                    progress.say(corrected)
-                if any(begin < step <= end for step in curve) and end < steps:
-                    self._keep(method.synthetic(), end, total)
-            cost["joules_per_step"] = energy.per_step(steps, total)
+            for begin, end in windows(steps, size):
+                if end <= position.done:
+                    continue
+                losses = self._window(method, end)
+                total = cost["distill_seconds"] or 0.0
+                if position.done == end:
+                    seconds = position.window_seconds / position.window_steps
+                    if position.window_steps % cycle == 0:
+                        cost["step_seconds"].append(seconds)
+                    position.window_steps, position.window_seconds = 0, 0.0
+                    check_losses(losses, name, method.task.device)
+                    values = {loss: float(value) for loss, value in losses.items()}
+                    if any(begin < step <= end for step in logged):
+                        self._log(events, end, total, seconds, values)
+                    progress(end, self._checked_losses(values, end))
+                    if corrected := estimate.corrected(end, total):
+                        progress.say(corrected)
+                    if any(begin < step <= end for step in curve) and end < steps:
+                        self._keep(method.synthetic(), end, total)
+                if stopping.waiting() or (self.checkpoints.due() and end < steps):
+                    energy.stop()
+                    self._end_memory()
+                    position.joules = energy.joules
+                    self._save(method)
+                    self.meter.start()
+                    energy.start()
+                    stopping.raise_waiting()
+            energy.stop()
+            cost["joules_per_step"] = energy.per_step(steps, cost["distill_seconds"] or 0.0)
         limit, resident = self.job.distillation.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
         if limit is not None and method.task.device.type == "cpu" and resident is not None and resident > limit:
             raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
 
+    def _window(self, method: Method, end: int) -> dict[str, torch.Tensor]:
+        """Take the steps up to ``end``, or fewer where the cell is to end; returns the losses of the last."""
+        position, begin = self.position, self.position.done
+        started = self.clock.read()
+        while True:
+            losses = method.step()
+            position.done += 1
+            if position.done == end or stopping.waiting():
+                break
+        elapsed, taken = self.clock.read() - started, position.done - begin
+        position.window_steps += taken
+        position.window_seconds += elapsed
+        cost, segment = self.record["cost"], self.record["segments"][-1]
+        segment["steps"] += taken
+        segment["seconds"] += elapsed
+        segment["ended"] = now()
+        self.record["steps"], cost["distill_seconds"] = position.done, (cost["distill_seconds"] or 0.0) + elapsed
+        return losses
+
+    def _save(self, method: Method) -> None:
+        """Write a checkpoint; where that fails, a line says so and the steps go on."""
+        cost = self.record["cost"]
+        memory: Memory = {**cost["memory"], "busy": _joined(cost["memory"]["busy"], self._others())}
+        saved: Record = {**self.record, "cost": {**cost, "memory": memory}}
+        try:
+            self.checkpoints.write(self.position, method, saved)
+        except Unsavable as error:
+            say(
+                f"the state after step {self.position.done} is not saved, {error}: "
+                "a cell that is interrupted goes on from an earlier one, or begins again"
+            )
+
     def _end_memory(self) -> None:
         cost = self.record["cost"]
-        before, cost["memory"] = cost["memory"]["busy"], self.meter.stop()
-        cost["memory"]["busy"] = _joined(before, cost["memory"]["busy"])
+        cost["memory"] = merged(cost["memory"], self.meter.stop())
 
     def _log(self, events: IO[str], step: int, total: float, seconds: float, losses: Mapping[str, float]) -> None:
         """A line of events; a number that is not finite is written as null."""
@@ -314,12 +403,12 @@ class _Distilling:
         """Write down where others kept the cores busy while the seconds of ``phase`` were measured."""
         # On a GPU one thread of the processor gives out the work.
         load = LoadMeter(torch.get_num_threads() if self.benchmark.task.device.type == "cpu" else 1)
+        self._others = lambda: (words := load.stop()) and f"while {phase} {words}"
         try:
             yield
         finally:
-            if words := load.stop():
-                memory = self.record["cost"]["memory"]
-                memory["busy"] = _joined(memory["busy"], f"while {phase} {words}")
+            memory = self.record["cost"]["memory"]
+            memory["busy"] = _joined(memory["busy"], self._others())
 
 
 class _Estimate:

@@ -13,12 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from harness import stopping
+
 if TYPE_CHECKING:
     import torch
 # torch is imported where it is used: the command line reads limits before it knows whether there is anything to run.
 
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _BYTES |= {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_WAKE = signal.SIGVTALRM
+"""Wakes the main thread where memory is full: a signal that users, shells and schedulers do not send."""
 _SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -69,31 +73,37 @@ def show_seconds(seconds: float) -> str:
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeIsUp in the main thread, from which it must be called, once ``seconds`` have passed.
 
-    A long call into a library ends first.
+    A long call into a library ends first, and where the work is held (`harness.stopping`) the step that is taken.
     """
     if seconds is None:
         yield
         return
 
     error = TimeIsUp(f"the time limit of {show_seconds(seconds)} has passed")
-    with _raised_by(signal.SIGALRM, error, lambda: signal.getitimer(signal.ITIMER_REAL)[0] == 0):  # it has run down
+
+    def has_run_down() -> bool:
+        return signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+    with _called_by(signal.SIGALRM, lambda: stopping.arrive(error), has_run_down):
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            stopping.forget(error)
 
 
 @contextlib.contextmanager
-def _raised_by(number: signal.Signals, error: BaseException, ours: Callable[[], bool]) -> Iterator[None]:
-    """Raises ``error`` in the main thread at signal ``number``, where that is ``ours``.
+def _called_by(number: signal.Signals, act: Callable[[], None], ours: Callable[[], bool]) -> Iterator[None]:
+    """Calls ``act`` in the main thread at signal ``number``, where that is ``ours``.
 
     A signal that somebody else sent does what it did before: a limit must not be said to be passed because of it.
     """
 
     def arrived(_: int, frame: FrameType | None) -> None:
         if ours():
-            raise error
+            act()
+            return
         if callable(before):
             before(number, frame)
         elif before != signal.SIG_IGN:
@@ -144,11 +154,13 @@ def _watch_resident(limit: int) -> Iterator[None]:
         while not over.wait(PERIOD):
             if (host_bytes("VmRSS") or 0) - level > limit:
                 full.set()
-                _thread.interrupt_main(signal.SIGUSR1)
+                _thread.interrupt_main(_WAKE)
                 return
 
-    error = MemoryIsFull(f"more than the memory limit of {show_bytes(limit)}")
-    with _raised_by(signal.SIGUSR1, error, full.is_set):
+    def fail() -> None:  # at once, also in a step: the next might not end
+        raise MemoryIsFull(f"more than the memory limit of {show_bytes(limit)}")
+
+    with _called_by(_WAKE, fail, full.is_set):
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:

@@ -12,12 +12,15 @@ PERIOD = 60.0
 
 
 class Progress:
-    """Counts up to ``total`` (None: nobody knows); what it shows goes to standard error and is gone when done."""
+    """Counts from ``begin`` up to ``total`` (None: nobody knows).
 
-    def __init__(self, what: str, total: int | None) -> None:
+    What it shows goes to standard error and is gone when done.
+    """
+
+    def __init__(self, what: str, total: int | None, begin: int = 0) -> None:
         self._what, self.total = what, total
-        self._shown, self._shown_done = time.monotonic(), 0
-        self._bar = tqdm(total=total, desc=f"  {what}", leave=False, disable=not sys.stderr.isatty())
+        self._shown, self._shown_done = time.monotonic(), begin
+        self._bar = tqdm(total=total, initial=begin, desc=f"  {what}", leave=False, disable=not sys.stderr.isatty())
 
     def __call__(self, done: int, note: str = "") -> None:
         """``done`` of the total is done; ``note`` stands at the end of the bar."""

@@ -2,8 +2,8 @@
 
 A request spans a grid of distillations, each with questions asked of its set. What has a result is skipped; the rest
 runs in a process for each distillation, and a table of all ends the run. Exit status: 0 everything has a result (out of
-memory, a time limit and divergence are results), 1 something failed, 2 the request is wrong (nothing was run), 130
-interrupted, 141 the reader of the output is gone.
+memory, a time limit and divergence are results), 1 something failed, 2 the request is wrong (nothing was run), 75 a
+signal stopped it and the same command goes on, 130 the same for Ctrl-C, 141 the reader of the output is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -35,8 +36,10 @@ from harness.plan.pending import all_asks, asks, count, existing, last_set, reas
 from harness.plan.planning import check_writable, merged, plan
 from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
-from harness.records.files import only_runner
-from harness.records.record import EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
+from harness.records.files import only_runner, steps_in
+from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
+from harness.startup import INTERRUPTED
+from harness.stopping import NOT_DONE, Stopped
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
@@ -156,8 +159,10 @@ def carry_out(
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
         cells = sum(1 + len(job.beside) for job in jobs)
+        if run.halfway:
+            on = f" goes on with {run.halfway}"
         say(f"{run.stopped}; {len(run.done)} of {cells} cells are done and kept in {output}; the same command{on}")
-        return 130 if run.stopped == BY_USER else 1
+        return run.status
     return 0 if written and not run.failed else 1
 
 
@@ -221,6 +226,10 @@ class _Run:
         """Whether anything has no result, or one that did not come from this run although it was to."""
         self.stopped: str | None = None
         """Why the run ended before its jobs did."""
+        self.status = 1
+        """The exit status, where it ended so."""
+        self.halfway = ""
+        """The cell that was under way then and will be continued, in words."""
         self._replaced: dict[str, Job] = {}
         """Folder where a job runs that has a result already → the job."""
         self._begun: dict[tuple[str, ...], tuple[str, float, dict[Path, os.stat_result]]] = {}
@@ -238,7 +247,11 @@ class _Run:
                         for job in ended:
                             self._finish(job)
         except KeyboardInterrupt:
-            self.stopped = BY_USER
+            self.stopped, self.status = BY_USER, INTERRUPTED
+        except Stopped as error:
+            self.stopped = BY_USER if error.number == signal.SIGINT else str(error)
+            self.status = INTERRUPTED if error.number == signal.SIGINT else NOT_DONE
+            self.halfway = self._halfway()
         except UserError as error:
             self.stopped = f"stopped, as {error}"
         except BrokenPipeError:  # the reader of our lines is gone
@@ -247,6 +260,14 @@ class _Run:
             place = "" if error.filename is None else f"{error.filename}: "
             self.stopped = f"stopped, as {printable(place)}{error.strerror or error}"
         _finish_exchange(self.output)
+
+    def _halfway(self) -> str:
+        """The cell that had been begun and is not one of ``--force``, and the step from which it goes on."""
+        for (*_, folder), (place, _, _) in self._begun.items():
+            if folder not in self._replaced:
+                steps = steps_in(Path(folder) / CHECKPOINT)
+                return f"{place}{f', after its step {max(steps)}' if steps else ''}"
+        return ""
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
@@ -298,6 +319,8 @@ class _Run:
         before = existing(job)
         if before is None or before["status"] not in FINAL:
             return job
+        if before["status"] == "timeout" and not self.force and steps_in(job.path / CHECKPOINT):
+            return job  # it goes on
         folder = self.output / AGAIN / job.path.name
         self._replaced[str(folder)] = job
         with contextlib.suppress(FileNotFoundError):

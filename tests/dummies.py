@@ -65,10 +65,11 @@ class Dummy(Method):
         return Synthetic(images, self.labels.clone(), "probability")
 
     def state_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return {"images": self.images.clone(), "done": self.done, "generator": self.task.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        self.images, self.done = state["images"], state["done"]
+        self.task.generator.set_state(state["generator"])
 
 
 @pytest.fixture

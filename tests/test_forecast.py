@@ -28,7 +28,7 @@ from harness.plan.pending import reason_to_distil
 from harness.plan.planning import plan
 from harness.plan.request import Request
 from harness.records import record
-from harness.records.record import EVENTS, RECORD
+from harness.records.record import CHECKPOINT, EVENTS, RECORD
 from harness.run import main
 from tests import counters
 from tests.counters import cells, changes, count_real
@@ -188,13 +188,17 @@ def test_a_time_limit_leaves_what_was_measured(
             signal.raise_signal(signal.SIGALRM)
         return step(method)
 
-    monkeypatch.setattr(Dummy, "step", late)
-    distilled = run(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(Dummy, "step", late)
+        distilled = run(made)
     written, cost = distilled.record, distilled.record["cost"]
     assert written["status"] == "timeout" and written["message"] == "the time limit of 1 h has passed"
     assert written["time_limit_seconds"] == 3600.0 and len(cost["step_seconds"]) == 1
     assert cost["memory"]["meter"] is not None and cost["peak_live_bytes"] is not None
-    assert {path.name for path in made.path.iterdir()} == {RECORD, EVENTS} and distilled.evaluations == ()
+    assert {path.name for path in made.path.iterdir()} == {RECORD, EVENTS, CHECKPOINT} and distilled.evaluations == ()
+    longer = run(dataclasses.replace(made, time_limit_seconds=7200.0)).record
+    assert longer["status"] == "ok" and longer["time_limit_seconds"] is None, "more time goes on"
+    assert [segment["steps"] for segment in longer["segments"]] == [3, 1] and not (made.path / CHECKPOINT).exists()
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
@@ -246,7 +250,7 @@ def test_memory_above_the_limit_is_out_of_memory(
     assert written["status"] == "oom" and written["message"] == "more than the memory limit of 64 MiB"
     assert written["cost"]["forecast_bytes"] is not None, "what it would have needed"
     assert run(dataclasses.replace(made, folder=str(tmp_path / "again"))).record["status"] == "ok"
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
 
 
 def test_a_peak_that_nobody_saw_in_time_is_out_of_memory_too(
@@ -293,7 +297,7 @@ def test_what_is_caught_on_the_way_does_not_swallow_a_limit() -> None:
     ("number", "limit"),
     [
         (signal.SIGALRM, lambda: time_limit(3600)),
-        (signal.SIGUSR1, lambda: memory_limit(2**50, torch.device("cpu"))),
+        (signal.SIGVTALRM, lambda: memory_limit(2**50, torch.device("cpu"))),
     ],
     ids=["time", "memory"],
 )

@@ -199,6 +199,10 @@ MOVES_NOTHING = {
 OTHER = {
     **{"record.status": "oom", "record.cost.memory.meter": "nvml", "record.cost.prepare": "reduced"},
     **{"evaluation.status": "oom", "evaluation.sets": None},
+    "record.segments": [
+        {"started": "", "ended": "", "device": device, "threads": 1, "torch": "2", "steps": 1, "seconds": 1.0}
+        for device in ("A CPU", "Another")
+    ],
 }
 
 

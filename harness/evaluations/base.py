@@ -75,6 +75,8 @@ class Evaluation(ABC):
         self.config = config
         self.cost: dict[str, float] = {}
         """Numbers that ``run`` adds to the record's cost, beside the seconds."""
+        self.keep: Callable[[Mapping[str, list[float]]], None] = lambda values: None
+        """``run`` of an evaluation that grows may call it with its values so far: they survive an interruption."""
 
     def views(self) -> tuple[str, ...]:
         """Views of the data set, such as ``@images:0-1000``, in order: a set is distilled from each.

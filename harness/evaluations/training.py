@@ -114,14 +114,20 @@ class NetworkEvaluation(Evaluation):
     ) -> Mapping[str, list[float]]:
         """Train networks ``begin`` to ``config.networks`` − 1 on the set, and test each. Raises as `tested` does."""
         (synthetic,), (benchmark,) = sets, benchmarks
-        return self.tested(synthetic, benchmark, seed, progress, begin)
+        return self.tested(synthetic, benchmark, seed, progress, begin, self.keep)
 
     def tested(
-        self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, progress: Progress, begin: int = 0
+        self,
+        synthetic: Synthetic,
+        benchmark: Benchmark,
+        seed: int | str,
+        progress: Progress,
+        begin: int = 0,
+        keep: Callable[[Mapping[str, list[float]]], None] = lambda values: None,
     ) -> dict[str, list[float]]:
         """Train networks ``begin`` to ``config.networks`` − 1 of ``seed`` on ``synthetic``, and test each.
 
-        Raises Untrainable as `Training.recipe` does.
+        ``keep``: called with the values so far, while networks are left. Raises Untrainable as `Training.recipe` does.
         """
         config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
@@ -137,6 +143,8 @@ class NetworkEvaluation(Evaluation):
             for network in self.train(synthetic, benchmark, seed, indices, shown):
                 for name, value in self.test(network.eval(), synthetic, benchmark).items():
                     values.setdefault(name, []).append(value)
+            if own.stop < count:
+                keep(values)
         return values
 
 

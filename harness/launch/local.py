@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.errors import UserError
+from harness import stopping
 from harness.launch.environment import environment
 from harness.limits import show_seconds
 from harness.plan.jobs import Job
@@ -17,6 +19,7 @@ from harness.plan.pending import asks, begun, existing, reason_to_distil
 from harness.records import record
 from harness.records.provenance import provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
+from harness.stopping import Stopped
 
 COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 """-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
@@ -44,25 +47,44 @@ def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = 
     ``waiting``: processes that were started and wait for a job; those that are used are taken out.
 
     A process that dies (a signal, a crash of a library, the kernel's out-of-memory killer) gets a record too. On any
-    exception here, Ctrl-C among them, the process is stopped before the exception goes on.
+    exception here the process is stopped before the exception goes on. Raises Stopped where a signal of
+    `harness.stopping` asked for an end; the process that runs has saved its state by then.
     """
     for job in jobs:
-        _run(job, waiting.pop() if waiting else _start())
+        asked: list[Stopped] = []
+        _run(job, waiting.pop() if waiting else _start(), asked)
         yield job
+        if asked:
+            raise asked[0]
 
 
-def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
+def _run(job: Job, process: subprocess.Popen[bytes], asked: list[Stopped]) -> None:
+    """Run ``job`` in ``process``; a request to stop that comes meanwhile goes into ``asked``.
+
+    The cell is told, saves its state and ends; at a second request it is killed. Raises Stopped where anything of the
+    job is left to do then, also where the cell alone was asked.
+    """
     kills = _out_of_memory_kills()
     assert process.stdin is not None
     limit = job.time_limit_seconds
+
+    def pass_on(number: int) -> None:
+        asked.append(Stopped(number))
+        process.terminate()  # SIGTERM, whichever it was: until the cell knows better, that ends it without a word
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping, as soon as the cell has saved its state; a second signal ends it at once\n")
+
     try:
-        with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
-            process.stdin.write(job.to_json().encode() + b"\n")
-        code = process.wait(None if limit is None else limit + GRACE_SECONDS)
+        with stopping.handling(pass_on, process.kill):
+            with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
+                process.stdin.write(job.to_json().encode() + b"\n")
+            code = process.wait(None if limit is None else limit + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         code = None
     finally:
         _stop(process)
+    if code == stopping.NOT_DONE or (asked and code != 0):
+        raise asked[0] if asked else Stopped()
     failed: tuple[Status, str]
     if code is None:
         failed = "timeout", f"the time limit of {show_seconds(limit or 0)} has passed"
@@ -80,7 +102,7 @@ def _run(job: Job, process: subprocess.Popen[bytes]) -> None:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C reaches this process alone, which then stops the cell. The cell in turn ends when
+    # A session of its own: Ctrl-C reaches this process alone, which then tells the cell. The cell in turn ends when
     # its standard input does, so that it never outlives us. What it prints goes where our messages go.
     return subprocess.Popen(
         COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True, env=environment()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -87,7 +88,7 @@ class Sampler:
 
 class MemoryMeter:
     """In this order: construct it before the device is touched; ``context``; load the data and warm up; ``idle``;
-    ``start``; the steps; ``stop``."""
+    ``start``; the steps; ``stop``. After ``stop`` another ``start`` begins a new peak, above the same idle level."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -184,6 +185,19 @@ class MemoryMeter:
                 if (grown := used - self._idle["device"] - ours) > SLACK:
                     seen.append(f"{_mebibytes(grown)} taken by others while measuring")
         return "; ".join(seen) or None
+
+
+def merged(before: Memory, now: Memory) -> Memory:
+    """Peaks of two stretches of the same steps: the larger of both, and none where one of them was not measured."""
+    words = "; ".join(filter(None, (before["busy"], now["busy"]))).split("; ")
+    both: dict[str, object] = {**now, "busy": "; ".join(dict.fromkeys(words)) or None}
+    if before["meter"] is None:  # the first stretch
+        return cast(Memory, both)
+    for name in ("allocated_bytes", "reserved_bytes", "device_bytes", "host_rss_bytes"):
+        numbers = before.get(name), now.get(name)
+        both[name] = None if None in numbers else max(cast(tuple[int, int], numbers))
+    both["missing"] = before["missing"] or now["missing"]
+    return cast(Memory, both)
 
 
 def _mebibytes(number: int | None) -> str:

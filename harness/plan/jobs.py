@@ -143,6 +143,8 @@ class Job:
     """Whether the evaluations may round to TF32."""
     time_limit_seconds: float | None = None
     """No part of an identity: a result that a limit did not stop is the same without it."""
+    checkpoint_seconds: float = 300.0
+    """Between two checkpoints of the distillation; no part of an identity either."""
     beside: tuple[Job, ...] = ()
     """Jobs whose steps are taken by turns with those of this one, in one process; each has its own record."""
     before: tuple[Job, ...] = ()

@@ -169,6 +169,12 @@ class Request(Evaluating):
     ceiling: bool = flag("add networks trained on all real images, the ceiling of any table")
     no_random: bool = flag(f"do not add {FLOOR}, which else is in every table of accuracies")
     memory_limit: int | None = flag("such as 24GiB: more is out of memory", "SIZE", _limit(parse_bytes, LARGEST))
+    checkpoint_every: float = flag(
+        "save the state of a cell so often, to go on from (5min)",
+        "TIME",
+        _limit(parse_seconds, threading.TIMEOUT_MAX),
+        default=300.0,
+    )
     interleave: bool = flag("take the steps of all methods by turns in one process; needs --budget cost")
     forecast: bool = flag("what each cell will need, and whether it fits; nothing is run")
     experiment: str = ""

@@ -1,10 +1,11 @@
-"""An output folder for one run at a time, and texts written into a folder."""
+"""An output folder for one run at a time, texts written into a folder, and the checkpoints in one."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -73,3 +74,9 @@ def write_texts(contents: Mapping[str, str], folder: Path, what: str) -> None:
                 temporary.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{what} cannot be written into {folder}: {error.strerror}") from error
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps after which checkpoints in ``folder`` were written."""
+    names = (re.match(r"step-(\d+)-", path.name) for path in folder.glob("step-*.safetensors"))
+    return [int(name[1]) for name in names if name]

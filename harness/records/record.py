@@ -7,6 +7,7 @@ Everything of one distillation lies in one folder (`Distilled`)::
     snapshots/step-12.safetensors the synthetic images after so many steps, where a curve was asked for
     evaluations/NAME-HASH.json    EvaluationRecord: one question asked of the set
     events.jsonl                  losses, step times and memory while it was distilled
+    checkpoint/                   the state of the method, while the record is not final
     log.txt                       the traceback, where something failed
 
 Units stand in the names of the fields. Raw samples and values are kept, so that every table and figure can be computed
@@ -21,9 +22,10 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from benchmarks.errors import UserError
 from benchmarks.files import replacing
@@ -32,7 +34,7 @@ SCHEMA = 2
 PROTOCOL_VERSION = "4"
 """Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
-SNAPSHOTS, EVENTS, LOG = "snapshots", "events.jsonl", "log.txt"
+SNAPSHOTS, EVENTS, LOG, CHECKPOINT = "snapshots", "events.jsonl", "log.txt", "checkpoint"
 """Names inside the folder of a distillation."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
@@ -116,6 +118,22 @@ class Snapshot(Artifact):
     seconds: float
 
 
+class Segment(TypedDict):
+    """A stretch of the distilling steps that one process took, on one machine."""
+
+    started: str
+    """When the process began, in UTC."""
+    ended: str
+    """When the last step was taken or, of a process that was killed, its last checkpoint written; in UTC."""
+    device: str | None
+    threads: int | None
+    torch: str | None
+    steps: int
+    """Steps that were kept: those after the last checkpoint of a killed process were taken again."""
+    seconds: float
+    """Seconds that they took, without preparation and warm-up."""
+
+
 class Record(TypedDict):
     """A distillation."""
 
@@ -143,6 +161,9 @@ class Record(TypedDict):
     curve_points: int
     """Points of the curve for which snapshots were taken."""
     snapshots: list[Snapshot]
+    segments: NotRequired[list[Segment]]
+    """One for each process that took steps, in order; ``provenance`` is that of the last. Records that were written
+    before cells could be continued do not have it."""
     provenance: dict[str, Any]
 
 
@@ -229,8 +250,20 @@ def new(
         "artifact": None,
         "curve_points": 0,
         "snapshots": [],
+        "segments": [],
         "provenance": dict(provenance),
     }
+
+
+def new_segment(provenance: Mapping[str, Any]) -> Segment:
+    """A segment without steps, of the process with this ``provenance``."""
+    machine = {name: provenance[name] for name in ("started", "device", "threads", "torch")}
+    return cast(Segment, {**machine, "ended": now(), "steps": 0, "seconds": 0.0})
+
+
+def now() -> str:
+    """The present time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def new_evaluation(
@@ -396,6 +429,8 @@ OPTIONAL: dict[str, Any] = {
     "provenance": {"threads": float | None, "device": str | None},
 }
 """Fields of parts that may be missing."""
+MAY_LACK = ("segments",)
+"""Fields of a record that may be missing."""
 
 
 def _record_problem(content: Any) -> str | None:
@@ -434,7 +469,8 @@ def _outline_problem(content: Any, kind: type[Any]) -> str | None:
         level = [part for part in level if isinstance(part, (dict, list))]
     if level:
         return f"nested more than {DEEPEST} levels deep"
-    if problem := _fields_problem(content, get_type_hints(kind), ""):
+    known = {name: hint for name, hint in get_type_hints(kind).items() if name in content or name not in MAY_LACK}
+    if problem := _fields_problem(content, known, ""):
         return problem
     for part, fields in OPTIONAL.items():
         own = {**dict.fromkeys(fields), **content.get(part, {})}

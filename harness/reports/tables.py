@@ -307,6 +307,13 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             for name, part in parts
             if part["status"] != "ok" or part["message"] is not None
         ]
+    for member in members:
+        machines = [
+            f"{each['device']}, {each['threads']} threads, torch {each['torch']}"
+            for each in member.record.get("segments", [])
+        ]
+        if len(dict.fromkeys(machines)) > 1:
+            notes.append(f"Distilled on one machine after the other: {_cell(member)}: {'; '.join(machines)}.")
     for title, name in (("Other work on the device", "busy"), ("No peak by NVML, or not of all the time", "missing")):
         seen = [(member, dict(member.record["cost"]["memory"])[name]) for member in members]
         notes += [f"{title}: {_cell(member)}: {words}." for member, words in seen if words]
