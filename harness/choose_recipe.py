@@ -250,8 +250,11 @@ def rung_table(rung: Rung, made: Sequence[Trial], scores: Scores, about: str) ->
     )
 
 
-def read(path: Path, width: int, held_out: int) -> Scores:
-    """The scores in ``path``. Raises UserError where they were measured with another width or held-out sample."""
+def read(path: Path, width: int, held_out: int, fingerprints: Mapping[str, str]) -> Scores:
+    """The scores in ``path``. ``fingerprints``: task → that of its data, as the file has it.
+
+    Raises UserError where they were measured with another width, held-out sample or other images of a task.
+    """
     if not path.exists():
         return {}
     scores = {}
@@ -259,6 +262,8 @@ def read(path: Path, width: int, held_out: int) -> Scores:
         for row in csv.DictReader(file):
             if (row["width"], row["held_out"]) != (str(width), str(held_out)):
                 raise UserError(f"{path} has width {row['width']}, held out {row['held_out']}: name another --output")
+            if fingerprints.get(row["task"], row["data_fingerprint"]) != row["data_fingerprint"]:
+                raise UserError(f"{path} has scores of other images of {row['task']}: name another --output")
             scores[tuple(row[name] for name in KEY)] = float(row["accuracy"])
     return scores
 
@@ -266,7 +271,8 @@ def read(path: Path, width: int, held_out: int) -> Scores:
 def choose(bench: Bench, tasks: Sequence[Task], output: Path, command: str) -> tuple[Candidate, Candidate]:
     """Carry out all rungs; the scores and tables are in ``output``. Returns the choice, and the best of the check."""
     path = output / "scores.csv"
-    scores = read(path, bench.width, bench.held_out)
+    fingerprints = {str(task): bench.raw(task.dataset).fingerprint[:16] for task in tasks}
+    scores = read(path, bench.width, bench.held_out, fingerprints)
     classes = {task.dataset: len(bench.raw(task.dataset).class_names) for task in tasks}
     known = provenance(command, "cpu", "")
     about = f"Width {bench.width}, {bench.held_out} held-out images, {known['device']}, torch {known['torch']}."
@@ -287,7 +293,7 @@ def choose(bench: Bench, tasks: Sequence[Task], output: Path, command: str) -> t
                 "seconds": round(time.process_time() - started, 2),
                 "width": bench.width,
                 "held_out": bench.held_out,
-                "data_fingerprint": bench.raw(trial.task.dataset).fingerprint[:16],
+                "data_fingerprint": fingerprints[str(trial.task)],
                 **{name: known[name] for name in ("device", "threads", "torch", "commit")},
             }
             _append(path, row)
@@ -333,6 +339,8 @@ def _main(arguments: Sequence[str], program: str) -> int:
     root = options.data_root or default_root()
     bench = Bench(root, default_cache(), width=options.width, held_out=options.held_out)
     tasks = [Task(name, ipc) for name in options.datasets.split(",") for ipc in IPCS]
+    if len(set(map(str, tasks))) < len(tasks):
+        raise UserError("two of --datasets have the same name, by which scores are stored: rename a folder")
     command = " ".join([*program.split(), *arguments])
     with only_runner(options.output, command):
         chosen, checked = choose(bench, tasks, options.output, command)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from benchmarks.datasets import Benchmark
+from benchmarks.datasets import Benchmark, load
+from benchmarks.task import generator_for
 from harness import cell, evaluations
 from harness.evaluations.base import Evaluation, Progress, Quantity
 from harness.measure import memory
@@ -41,6 +42,28 @@ RECIPE = {
     **{"networks": 5, "networks_at_once": None},
 }
 """Configuration of the evaluation of the accuracy; the network is that which distilled."""
+
+
+def small(
+    source: str = "digits",
+    *,
+    ipc: int = 1,
+    network: str = "convnet",
+    depth: int | None = None,
+    norm: Literal["none", "batch", "instance"] = "instance",
+) -> Benchmark:
+    """A benchmark of images that come with a library, with a narrow network."""
+    return load(
+        source,
+        ipc=ipc,
+        network=network,
+        width=4,
+        depth=depth,
+        norm=norm,
+        preprocess="standardise",
+        generator=generator_for("test"),
+        root=Path("nowhere"),
+    )
 
 
 def made(

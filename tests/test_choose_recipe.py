@@ -111,7 +111,7 @@ def test_scores_are_of_held_out_images_and_go_on(
     chosen = capsys.readouterr().out
     (winner,) = [way for way in ways if chosen.startswith(f"chosen: {way}\n")]
     last_round = [trial for trial in trained if trial.steps == 2]
-    assert winner == next(iter(mean_ranks(last_round, read(tmp_path / "out" / "scores.csv", 4, 50))))
+    assert winner == next(iter(mean_ranks(last_round, read(tmp_path / "out" / "scores.csv", 4, 50, {}))))
     lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + len(trained)
     table = (tmp_path / "out" / "table.md").read_text()
@@ -120,3 +120,8 @@ def test_scores_are_of_held_out_images_and_go_on(
     assert main(command) == 0 and done == [], "everything is there"
     assert (tmp_path / "out" / "table.md").read_text() == table
     assert main([*command[:-3], "8", *command[-2:]]) == 2 and "width 4" in capsys.readouterr().err
+    other = dataclasses.replace(without_test, fingerprint="that of others")
+    monkeypatch.setattr(choose_recipe, "load_raw", lambda *arguments, **options: other)
+    assert main(command) == 2 and "has scores of other images of digits, ipc 10" in capsys.readouterr().err
+    twice = ["--datasets", "folder:a/set,folder:b/set", *command[2:]]
+    assert main(twice) == 2 and "two of --datasets have the same name" in capsys.readouterr().err

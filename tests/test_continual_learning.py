@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.data import published
-from benchmarks.datasets import Benchmark, load
+from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.protocols import PROTOCOLS
@@ -26,7 +25,7 @@ from harness.evaluations.continual_learning import ContinualLearning, ContinualL
 from harness.reports.groups import grouped
 from harness.reports.measures import measures
 from methods.base import Synthetic
-from tests.builders import evaluated, made
+from tests.builders import evaluated, made, small
 
 IPC, NETWORKS, STEPS = 3, 2, 5
 
@@ -41,17 +40,7 @@ digits = functools.cache(published._digits)
 
 
 def loaded(view: str) -> Benchmark:
-    return load(
-        f"digits{view}",
-        ipc=IPC,
-        network="convnet_doubling",
-        width=4,
-        depth=2,
-        norm="batch",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=Path("nowhere"),
-    )
+    return small(f"digits{view}", ipc=IPC, network="convnet_doubling", depth=2, norm="batch")
 
 
 class Lazy(Sequence[Benchmark]):

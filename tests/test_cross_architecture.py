@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.datasets import Benchmark, load
+from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import generator_for
@@ -28,22 +27,12 @@ from harness.evaluations.training import trained_networks
 from harness.reports.groups import grouped
 from harness.reports.measures import measures
 from methods.base import Synthetic
-from tests.builders import RECIPE, evaluated, made
+from tests.builders import RECIPE, evaluated, made, small
 
 
 @pytest.fixture(scope="module")
 def digits() -> Benchmark:
-    return load(
-        "digits",
-        ipc=3,
-        network="convnet_doubling",
-        width=4,
-        depth=None,
-        norm="batch",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=Path("nowhere"),
-    )
+    return small(ipc=3, network="convnet_doubling", norm="batch")
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.datasets import Benchmark, load
+from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import generator_for
@@ -21,21 +20,12 @@ from harness.evaluations.accuracy import Accuracy, AccuracyConfig, accuracies, k
 from harness.evaluations.base import Untrainable
 from harness.evaluations.training import resolved
 from methods.base import Synthetic
+from tests.builders import small
 
 
 @pytest.fixture(scope="module")
 def digits() -> Benchmark:
-    return load(
-        "digits",
-        ipc=5,
-        network="convnet_doubling",
-        width=4,
-        depth=None,
-        norm="batch",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=Path("nowhere"),
-    )
+    return small(ipc=5, network="convnet_doubling", norm="batch")
 
 
 @pytest.fixture(scope="module")

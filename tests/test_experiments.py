@@ -20,7 +20,7 @@ from harness.plan.jobs import Job
 from harness.plan.planning import merged, plan
 from harness.records.record import Distilled
 from harness.reports import images
-from harness.reports.claims import reported
+from harness.reports.reported import reported
 from harness.run import _answer, main
 from tests.builders import evaluated, in_process, made, quick
 from tests.dummies import dummy

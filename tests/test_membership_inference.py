@@ -12,34 +12,25 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.data.views import half_mask
-from benchmarks.datasets import Benchmark, load, load_raw
+from benchmarks.datasets import Benchmark, load_raw
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.protocols import FREPO_ATTACK_RECIPE
 from benchmarks.task import generator_for
-from harness.evaluations import _attacked, _attacks, lira, membership_inference
+from harness.evaluations import _attacked, _attacks, lira, membership_inference, training
 from harness.evaluations._attacked import Attacked, attacked_spec
 from harness.evaluations.base import Quantity, Untrainable, check_class
 from harness.evaluations.lira import Lira, LiraConfig
 from harness.evaluations.membership_inference import MembershipInference, MembershipInferenceConfig
 from harness.reports.groups import RECIPE
 from methods.base import Synthetic
+from tests.builders import small
 
 CHUNK = "digits@images:0-120"
 
 
 def data(source: str = CHUNK) -> Benchmark:
-    return load(
-        source,
-        ipc=1,
-        network="convnet",
-        width=4,
-        depth=None,
-        norm="instance",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=Path("nowhere"),
-    )
+    return small(source)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +141,8 @@ def test_networks_are_trained_on_the_set_by_the_papers_recipe(
         trained.append((images, rest[1]))
         own(networks, images, labels, *rest, **options)
 
-    own = _attacked.train_together
-    monkeypatch.setattr(_attacked, "train_together", spy)
+    own = training.train_together
+    monkeypatch.setattr(training, "train_together", spy)
     distilled = real(digits, 20)
     run(distilled, digits, augment="frepo")
     ((images, recipe),) = trained

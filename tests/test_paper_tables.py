@@ -13,8 +13,8 @@ from benchmarks.errors import UserError
 from harness import report
 from harness.plan.experiments import ARCHITECTURES, EXPERIMENTS
 from harness.records.record import Distilled
-from harness.reports.claims import reported
 from harness.reports.paper_tables import Sheet, has_table, sheets
+from harness.reports.reported import reported
 from tests.builders import evaluated, made, saved
 
 CROSS = {"protocol": "vico", "architectures": ["alexnet:none"], "networks": 2, "steps": None, "width": None}

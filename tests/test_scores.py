@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.datasets import Benchmark, load
+from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import generator_for
@@ -25,22 +25,12 @@ from harness.records.record import Distilled
 from harness.reports.groups import grouped
 from harness.reports.scores import Scores, augmentation_robust_score, label_robust_score, scores
 from methods.base import Synthetic
-from tests.builders import curve, evaluated, made, saved
+from tests.builders import curve, evaluated, made, saved, small
 
 
 @pytest.fixture(scope="module")
 def digits() -> Benchmark:
-    return load(
-        "digits",
-        ipc=3,
-        network="convnet",
-        width=4,
-        depth=None,
-        norm="instance",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=Path("nowhere"),
-    )
+    return small(ipc=3)
 
 
 @pytest.fixture(scope="module")

@@ -100,15 +100,36 @@ def test_views_of_a_data_set_are_no_table_1() -> None:
     assert verdict("Higher test accuracy", records).word == "not tested here"
 
 
-@pytest.mark.parametrize(("seconds", "word"), [(200.0, "confirmed"), (50.0, "not confirmed")])
-def test_the_time_to_equal_accuracy(seconds: float, word: str) -> None:
-    ours = curve("frepo", [(1.0, 0.2), (2.0, 0.5), (3.0, 0.6)], network="convnet")
-    theirs = curve("mtt", [(seconds / 2, 0.3), (seconds, 0.5)], network="convnet")
+@pytest.mark.parametrize(
+    ("seconds", "word", "ratios"),
+    [
+        (200.0, "confirmed", ("100×", "23.0×")),  # 200 / 2, and (200 + 30) / (2 + 8)
+        (50.0, "not confirmed", ("25.0×", "8.0×")),
+    ],
+)
+def test_the_time_to_equal_accuracy(seconds: float, word: str, ratios: tuple[str, str]) -> None:
+    ours = curve("frepo", [(1.0, 0.2), (2.0, 0.5), (3.0, 0.6)], prepare=8.0, network="convnet")
+    theirs = curve("mtt", [(seconds / 2, 0.3), (seconds, 0.5)], prepare=30.0, network="convnet")
     found = verdict("Two orders of magnitude", [ours, theirs])
-    assert found.word == word and f"FRePo takes 2 s and mtt {seconds:.0f} s" in found.measured
+    told = f"FRePo takes 2 s and mtt {seconds:.0f} s: {ratios[0]}, with preparation {ratios[1]}"
+    assert found.word == word and told in found.measured
     slow = curve("frepo", [(1.0, 0.2), (2.0, 0.3), (3.0, 0.4)], network="convnet")
     found = verdict("Two orders of magnitude", [slow, theirs])
     assert found.word == "not confirmed" and "does not come" in found.measured
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"width": 64}, {"dataset": "digits"}, {"ipc": 10}, {"device": "B"}, {"status": "oom"}, {"image_size": 16}),
+        *({"evaluation": {"steps": 10}}, {"network": "convnet"}, {"preprocess": "zca_frepo"}, {}),
+    ],
+    ids=str,
+)
+def test_times_are_compared_where_all_was_measured_and_evaluated_alike(other: dict[str, Any]) -> None:
+    points = [(1.0, 0.2), (100.0, 0.4)]
+    measured = verdict("Two orders of magnitude", [curve("frepo", points), curve("mtt", points, **other)]).measured
+    assert (measured == "–") == bool(other)
 
 
 def test_costs_are_those_of_the_largest_width() -> None:

@@ -15,9 +15,7 @@ from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.protocols import FREPO_ATTACK_RECIPE, Recipe
-from benchmarks.task import generator_for
-from benchmarks.training import train_together
-from harness.evaluations.training import ONE_AT_A_TIME
+from harness.evaluations.training import ONE_AT_A_TIME, train_new
 from methods.base import Synthetic
 
 NETWORK: Literal["convnet_doubling"] = "convnet_doubling"
@@ -85,16 +83,13 @@ def train_attacked(
     which ascend. The rate is constant, so a network on its way is the one that would have been trained anew for that
     length. ``progress(done, total)`` counts training steps of all networks.
     """
-    device, dtype = synthetic.images.device, synthetic.images.dtype
     recipe = config.recipe(len(synthetic.images), len(benchmark.task.images), lengths[-1])
-    at_once = 1 if device.type in ONE_AT_A_TIME else len(indices)
+    at_once = 1 if synthetic.images.device.type in ONE_AT_A_TIME else len(indices)
     for first in range(0, len(indices), at_once):
         own = indices[first : first + at_once]
-        spec = attacked_spec(benchmark)
-        networks = [spec.build(generator_for("evaluated network", seed, i), device=device, dtype=dtype) for i in own]
 
-        def after(
-            done: int, steps: int, first: int = first, own: Sequence[int] = own, networks: list[Network] = networks
+        def look(
+            networks: Sequence[Network], done: int, steps: int, first: int = first, own: Sequence[int] = own
         ) -> None:
             if done in lengths:
                 for index, network in zip(own, networks, strict=True):
@@ -102,13 +97,4 @@ def train_attacked(
                     network.train()
             progress(first * steps + len(own) * done, len(indices) * steps)
 
-        train_together(
-            networks,
-            synthetic.images,
-            synthetic.labels,
-            synthetic.label_space,
-            recipe,
-            flip=recipe.flip(benchmark.flip, benchmark.name),
-            generators=[generator_for("evaluation", seed, index) for index in own],
-            progress=after,
-        )
+        train_new(attacked_spec(benchmark), recipe, synthetic, benchmark, seed, own, look)

@@ -186,18 +186,33 @@ def trained_networks(
 
     Raises Untrainable as `Training.recipe` does.
     """
-    device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
-    spec, recipe = config.spec(benchmark.spec), recipe or config.recipe(synthetic)
-    networks = [
-        spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
-    ]
 
-    def after(done: int, steps: int) -> None:
+    def after(networks: Sequence[Network], done: int, steps: int) -> None:
         if progress is not None:
             progress(done, steps)
         if look is not None:
             look(networks, done, steps)
 
+    spec, recipe = config.spec(benchmark.spec), recipe or config.recipe(synthetic)
+    return train_new(spec, recipe, synthetic, benchmark, seed, indices, after, max_steps=config.steps)
+
+
+def train_new(
+    spec: NetworkSpec,
+    recipe: Recipe,
+    synthetic: Synthetic,
+    benchmark: Benchmark,
+    seed: int | str,
+    indices: Iterable[int],
+    look: Callable[[Sequence[Network], int, int], None],
+    *,
+    max_steps: int | None = None,
+) -> list[Network]:
+    """New networks ``indices`` of ``seed``, trained together on the synthetic set; ``look`` as `trained_networks`."""
+    device, dtype, indices = synthetic.images.device, synthetic.images.dtype, list(indices)
+    networks = [
+        spec.build(generator_for("evaluated network", seed, index), device=device, dtype=dtype) for index in indices
+    ]
     train_together(
         networks,
         synthetic.images,
@@ -206,8 +221,8 @@ def trained_networks(
         recipe,
         flip=recipe.flip(benchmark.flip, benchmark.name),
         generators=[generator_for("evaluation", seed, index) for index in indices],
-        max_steps=config.steps,
-        progress=after,
+        max_steps=max_steps,
+        progress=lambda done, steps: look(networks, done, steps),
     )
     return networks
 

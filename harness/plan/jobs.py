@@ -19,7 +19,10 @@ from harness.records.record import AskedSet
 
 WHOLE_DATA = "whole_data"
 """In place of a method: all real images, as the ceiling of a table."""
-IMMATERIAL = ("networks_at_once",)
+ACCURACY = "accuracy"
+"""The evaluation whose configuration is a recipe as a whole, which is asked of the sets of a curve as well; also the
+name of its first quantity."""
+ROUNDING = ("networks_at_once",)
 """Fields of an evaluation that move its values by rounding alone, so they are no part of its identity."""
 
 
@@ -101,7 +104,7 @@ class Question:
 
     def identity(self, sets: Sequence[AskedSet], *, seed: int, device_kind: str, tf32: bool) -> str:
         """8 hexadecimal digits of a hash over the question, the identities of its ``sets``, and the kind of device."""
-        config = {name: value for name, value in self.config.items() if name not in (self.grows, *IMMATERIAL)}
+        config = {name: value for name, value in self.config.items() if name not in (self.grows, *ROUNDING)}
         asked = [[each["distillation"], each["step"]] for each in sets]
         return record.identity(self.evaluation, config, asked, seed, device_kind, tf32)
 

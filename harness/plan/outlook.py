@@ -19,8 +19,8 @@ from benchmarks.errors import UserError
 from harness import evaluations
 from harness.limits import show_bytes
 from harness.plan.budgets import WIDTH
-from harness.plan.jobs import IMMATERIAL, WHOLE_DATA, Job, Question
-from harness.plan.pending import CURVE_EVALUATION, all_asks, asks, count, existing, reason_to_distil
+from harness.plan.jobs import ACCURACY, ROUNDING, WHOLE_DATA, Job, Question
+from harness.plan.pending import all_asks, asks, count, existing, reason_to_distil
 from harness.plan.request import Request
 from harness.records import record
 from harness.records.provenance import device_name
@@ -98,7 +98,7 @@ def _questions(job: Job, *, force: bool) -> tuple[int, list[Open]]:
     written = known[-1]
     if written is None or None in known or reason_to_distil(job, written, force=force and not job.before) is not None:
         every = [(job, q, q.wanted or 1) for q in job.questions]
-        every += [each for each in every if each[1].evaluation == CURVE_EVALUATION for _ in range(job.curve_points)]
+        every += [each for each in every if each[1].evaluation == ACCURACY for _ in range(job.curve_points)]
         return len(every), every
     left = []
     for ask in asks(job, written):
@@ -171,7 +171,7 @@ def _distilling_keys(distillation: Mapping[str, Any], config: Mapping[str, Any],
 
 def _answering_key(evaluation: str, config: Mapping[str, Any], distillation: Mapping[str, Any], device: str) -> str:
     known = evaluations.get(evaluation)
-    apart = {known.grows, *IMMATERIAL}
+    apart = {known.grows, *ROUNDING}
     if known.each and not isinstance(config[known.each], list):  # such as the order of classes, which takes no time
         apart.add(known.each)
     own = {name: value for name, value in config.items() if name not in apart}

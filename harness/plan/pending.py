@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.errors import UserError, printable
-from harness.plan.jobs import WHOLE_DATA, Job, Question
+from harness.plan.jobs import ACCURACY, WHOLE_DATA, Job, Question
 from harness.records import record
 from harness.records.record import EVALUATIONS, FINAL, RECORD, AskedSet, EvaluationRecord, Record
 
 R = TypeVar("R", Record, EvaluationRecord)
-CURVE_EVALUATION = "accuracy"
-"""The evaluation that is asked of the snapshots of a curve as well."""
 SAME_MACHINE = ("device", "threads", "torch")
 """Provenance in which values must agree to be continued; others are computed anew."""
 
@@ -87,7 +85,7 @@ def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
         for each in (distilled["snapshots"] if job.curve_points and not job.before else ())
     ]
     for question in job.questions:
-        curve = snapshots if question.evaluation == CURVE_EVALUATION else []
+        curve = snapshots if question.evaluation == ACCURACY else []
         for sets in [*([last] if len(last) == len(together) else []), *curve]:
             key = question.identity(sets, seed=job.distillation.seed, device_kind=job.device_kind, tf32=job.tf32)
             path = job.path / EVALUATIONS / f"{question.evaluation}-{key}.json"

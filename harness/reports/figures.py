@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.protocols import PROTOCOLS
+from harness.plan.jobs import ACCURACY
 from harness.records.record import Distilled, summarise
 from harness.reports import drawing
-from harness.reports.claims import size_ratio
 from harness.reports.drawing import STATUSES, Drawing, Level, Panel, Series
-from harness.reports.groups import ACCURACY, METERS, NONE, OURS, Group, costs_only, grouped, parted, quartiles, variants
+from harness.reports.groups import METERS, NONE, OURS, Group, costs_only, grouped, parted, quartiles, variants
 from harness.reports.measures import Measure, measures
+from harness.reports.ratios import size_ratio
 from harness.reports.scaling import AGAINST, sweeps
 from harness.reports.tables import accuracy_words, measured_on
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data.views import split
 from benchmarks.errors import UserError
 from harness import evaluations
+from harness.plan.jobs import ACCURACY, WHOLE_DATA
 from harness.records.record import Distilled, EvaluationRecord, Record
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ IMMATERIAL = {
     "device": "tables hold one",
 }
 """Fields of the provenance that do not tell rows apart, and why. Every other field does, an unknown one as well."""
-ACCURACY = "accuracy"
-"""The evaluation whose configuration is a recipe as a whole, and the name of its first quantity."""
 RECIPE = ("protocol", "network", "width", "depth", "steps")
 """Fields of an evaluation's configuration that say how networks are trained: evaluations that agree share a row."""
 COUNTS = ("networks", "networks_at_once")
@@ -51,8 +50,6 @@ ALIKE = ("image_size", "preprocess", "dtype")
 """Fields of a distillation in which sets must agree, beside their task and recipe, to have been tested alike."""
 LOOK = ("method", "dataset", "ipc", "network", "width", "steps")
 """Fields of a distillation that have a column of their own."""
-CEILING = "whole_data"
-"""The method that distils nothing: networks are trained on all real images."""
 OURS = "frepo"
 """The method that ratios are taken to."""
 NONE = "–"
@@ -154,7 +151,7 @@ class Group:
     @property
     def ceiling(self) -> bool:
         """Whether the networks were trained on all real images."""
-        return self.method == CEILING
+        return self.method == WHOLE_DATA
 
     @property
     def is_part(self) -> bool:

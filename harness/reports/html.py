@@ -18,11 +18,13 @@ from typing import Any
 from benchmarks.data.views import base_name
 from benchmarks.errors import printable
 from harness.plan.experiments import EXPERIMENTS
+from harness.plan.jobs import WHOLE_DATA
+from harness.plan.request import FLOOR
 from harness.records.record import RECORD, Distilled, EvaluationRecord, summarise
 from harness.reports import figures, scaling, svg
 from harness.reports.comparisons import comparison_tables
 from harness.reports.drawing import ORDER
-from harness.reports.groups import CEILING, NONE, Group, distinct, grouped
+from harness.reports.groups import NONE, Group, distinct, grouped
 from harness.reports.html_images import images
 from harness.reports.paper_tables import has_table, sheets
 from harness.reports.render import Table, listed, percent
@@ -169,7 +171,7 @@ def _facts(folders: Sequence[Distilled], groups: Sequence[Group], methods: Seque
     facts = {
         "Distillations": f"{len(folders)}" + (f" ({failed})" if failed else ""),
         "Evaluations": str(evaluations),
-        "Images per class": listed(each["ipc"] for each in asked if each["method"] != CEILING),
+        "Images per class": listed(each["ipc"] for each in asked if each["method"] != WHOLE_DATA),
         "Seeds": listed(each["seed"] for each in asked),
         "Budgets": listed(group.table[1] for group in groups),
         "Protocols": listed(group.table[2] for group in groups),
@@ -267,7 +269,7 @@ def _holes(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
         same = [g for g in groups if g.table == key and g.evaluated and not (g.ceiling or g.is_part)]
         there = {(group.method, group.distillation["dataset"], group.ipc) for group in same}
         tasks = dict.fromkeys((dataset, ipc) for _, dataset, ipc in sorted(there))
-        names = sorted({"random_real", *(method for method, _, _ in there)}) if there else []
+        names = sorted({FLOOR, *(method for method, _, _ in there)}) if there else []
         holes += [(name, *task, key[0]) for task in tasks for name in names if (name, *task) not in there]
     return holes
 
@@ -309,7 +311,7 @@ def _records(folders: Sequence[Distilled]) -> list[RecordData]:
     made = []
     for place, folder in enumerate(folders):
         asked, there = folder.record["distillation"], kept.get(place, [])
-        ipc = "all" if asked["method"] == CEILING else asked["ipc"]
+        ipc = "all" if asked["method"] == WHOLE_DATA else asked["ipc"]
         name = f"{asked['method']} · {asked['dataset']} · ipc {ipc} · {asked['network']}, width {asked['width']}"
         command = folder.record["provenance"].get("command")
         made.append(

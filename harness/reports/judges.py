@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.data.views import base_name
-from harness.reports.claims import base_of, seconds_ratio, size_ratio, time_to, time_to_share
+from harness.plan.jobs import WHOLE_DATA
+from harness.plan.request import FLOOR
 from harness.reports.comparisons import by_seed
-from harness.reports.groups import CEILING, OURS, Group, Result, plugin
+from harness.reports.groups import OURS, Group, Result, plugin
+from harness.reports.ratios import base_of, seconds_ratio, size_ratio, time_to, time_to_share
 from harness.reports.render import short, times
-from harness.reports.scores import RANDOM
 from harness.reports.statistics import FEWEST_PAIRS, Interval, compare, interval_of_difference
 
 RIVALS = ("dsa", "dm", "kip", "mtt")
@@ -188,9 +189,12 @@ def time_to_equal_accuracy(groups: Sequence[Group]) -> Iterator[Finding]:
                 yield Finding(False, f"{words}does not come in the time measured", (base, rival), count)
                 continue
             ratio, bound = other[0] / own[0], "at least " * own[1]
+            start, rival_start = (statistics.fmean(group.costs("prepare_seconds") or [0.0]) for group in (base, rival))
+            prepared = times((other[0] + rival_start) / (own[0] + start))
             operations = size_ratio(rival, base, "flops_per_step")
             counted = f"; an iteration of mtt has {times(operations)} the operations" if operations else ""
-            words += f"takes {short(own[0])} s and mtt {short(other[0])} s: {bound}{times(ratio)}{counted}"
+            words += f"takes {short(own[0])} s and mtt {short(other[0])} s: {bound}{times(ratio)}"
+            words += f", with preparation {bound}{prepared}{counted}"
             yield Finding(ratio >= 100, words, (base, rival), count)
 
 
@@ -322,7 +326,7 @@ def _continual_words(setting: _Continual) -> str:
 def continual(groups: Sequence[Group]) -> Iterator[Finding]:
     """FRePo against the best other method after the last step."""
     for setting, rows in _continual(groups).items():
-        yield from _against_best(_continual_words(setting), rows, (*RIVALS, RANDOM, "herding"))
+        yield from _against_best(_continual_words(setting), rows, (*RIVALS, FLOOR, "herding"))
 
 
 def fewer_steps(groups: Sequence[Group]) -> Iterator[Finding]:
@@ -394,9 +398,10 @@ def leaks(groups: Sequence[Group]) -> Iterator[Finding]:
     every = [_attacks(groups, quantity) for quantity in AUC]
     for setting in every[0]:
         real, ours, subset = (
-            [row.mean for by in every for row in _of(by.get(setting, ()), method)] for method in (CEILING, OURS, RANDOM)
+            [row.mean for by in every for row in _of(by.get(setting, ()), method)]
+            for method in (WHOLE_DATA, OURS, FLOOR)
         )
-        used = [row for by in every for row in by.get(setting, ()) if row.group.method in (CEILING, OURS)]
+        used = [row for by in every for row in by.get(setting, ()) if row.group.method in (WHOLE_DATA, OURS)]
         if real and ours:
             beside = f", a random subset of its size {max(subset):.2f}" if subset else ""
             words = f"{setting.words}: largest AUC on real data {max(real):.2f}, on FRePo's set {max(ours):.2f}{beside}"
@@ -412,7 +417,7 @@ def useful(groups: Sequence[Group]) -> Iterator[Finding]:
     """Accuracy of networks that are trained on FRePo's set against those on a subset of its size."""
     for setting, rows in _attacks(groups, "accuracy").items():
         for ours in _of(rows, OURS):
-            for subset in _of(rows, RANDOM):
+            for subset in _of(rows, FLOOR):
                 if ours.group.contest == subset.group.contest:
                     yield _difference(setting.words, ours, subset, against="a random subset")
 
@@ -425,7 +430,7 @@ def grows_with_training(groups: Sequence[Group]) -> Iterator[Finding]:
         for row in rows
     }
     for setting, rows in _attacks(groups, AUC[0]).items():
-        for real in _of(rows, CEILING):
+        for real in _of(rows, WHOLE_DATA):
             for ours in _of(rows, OURS):
                 starts = [begin[setting, id(row.group)] for row in (real, ours)]
                 words = (

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.plan.jobs import ACCURACY
 from harness.records.record import EvaluationRecord, summarise
-from harness.reports.groups import ACCURACY, NONE, Group, Result, plugin
+from harness.reports.groups import NONE, Group, Result, plugin
 from harness.reports.render import percent
 
 if TYPE_CHECKING:

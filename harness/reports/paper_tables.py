@@ -19,13 +19,13 @@ from benchmarks.data.views import base_name, split
 from benchmarks.errors import UserError, choose
 from harness.plan.budgets import BUDGETS, WIDTH
 from harness.plan.experiments import ARCHITECTURES, EXPERIMENTS
-from harness.plan.jobs import IMMATERIAL, WHOLE_DATA, as_json
+from harness.plan.jobs import ACCURACY, ROUNDING, WHOLE_DATA, as_json
 from harness.plan.request import FLOOR
 from harness.records.record import Distilled, EvaluationRecord, Record, summarise
-from harness.reports.claims import reported
-from harness.reports.groups import ACCURACY, NONE, distinct, plugin
+from harness.reports.groups import NONE, distinct, plugin
 from harness.reports.measures import with_marks
 from harness.reports.render import Table, listed, percent
+from harness.reports.reported import reported
 
 NAMES = {WHOLE_DATA: "real data", FLOOR: "random real"}
 """Rows that are no method, as tables call them."""
@@ -79,7 +79,7 @@ class Answer:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that was asked for, except seeds and what tables take the mean over."""
-        apart = {*POOLED, *IMMATERIAL, getattr(plugin(self.name), "grows", None)}
+        apart = {*POOLED, *ROUNDING, getattr(plugin(self.name), "grows", None)}
         base, suffix = split(str(self.record["distillation"]["dataset"]))
         known = {**self.record["config"], **self.record["distillation"], "dataset": base + re.sub(r"\d+", "#", suffix)}
         asked = {f"evaluation.{name}": value for name, value in self.config.items() if name not in apart}

@@ -27,9 +27,10 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from benchmarks.errors import UserError
+from harness.plan.jobs import ACCURACY
 from harness.records.record import Distilled, EvaluationRecord, Record
 from harness.records.record import new as new_record
-from harness.reports.groups import ACCURACY, IMMATERIAL, METERS, NONE, Group, Member, distinct, members, parted
+from harness.reports.groups import IMMATERIAL, METERS, NONE, Group, Member, distinct, members, parted
 from harness.reports.render import listed, literal, mebibytes
 
 # scipy is imported where it is used: --help must not wait for it.

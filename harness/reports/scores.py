@@ -12,14 +12,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.reports.groups import ACCURACY, Group
+from harness.plan.jobs import ACCURACY
+from harness.plan.request import FLOOR
+from harness.reports.groups import Group
 
 WEIGHT = 0.5
 """w of either score."""
 ROBUST_SCORES = "robust_scores"
 """The evaluation that gives the accuracies with hard labels and without augmentation."""
-RANDOM = "random_real"
-"""The method whose sets are real images drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def scores(groups: Sequence[Group]) -> list[Scores]:
     made = []
     for group in groups:
         beside = [other for other in groups if other.table == group.table]
-        drawn = [other for other in beside if other.method == RANDOM and other.test == group.test]
+        drawn = [other for other in beside if other.method == FLOOR and other.test == group.test]
         # Networks that are trained on all real images are the same at every ipc.
         whole = [
             other

@@ -12,21 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.plan.budgets import BUDGETS
+from harness.plan.request import FLOOR
 from harness.records.record import summarise
-from harness.reports.claims import (
-    base_of,
-    claims,
-    reference,
-    reported,
-    reported_for,
-    seconds_ratio,
-    size_ratio,
-    time_to_share,
-)
 from harness.reports.comparisons import best, interval_of
 from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
+from harness.reports.ratios import base_of, reference, seconds_ratio, size_ratio, time_to_share
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
+from harness.reports.reported import reported, reported_for
 from harness.reports.scores import scores
 from harness.reports.statistics import FEWEST_PAIRS
 
@@ -173,7 +166,6 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
         bold=frozenset((i, filled.index(accuracies[0])) for i in bold),
         notes=(
             *(f"{sentence}." for sentence in _remarks(groups)),
-            *claims(groups),
             *_sources(groups, numbering),
             *dict.fromkeys(_notes(groups)),
             " ".join(f"{sentence}." for sentence in measured_with(groups)),
@@ -211,9 +203,9 @@ def _where(groups: Sequence[Group]) -> str:
 def _missing(groups: Sequence[Group]) -> list[str]:
     """Name the tasks on which no real images drawn at random stand beside the accuracies."""
     contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
-    drawn = {group.contest for group in groups if group.method == "random_real"}
+    drawn = {group.contest for group in groups if group.method == FLOOR}
     missing = [text for contest, text in contests.items() if contest not in drawn]
-    return [f"Not measured here: random_real on {', '.join(missing)}"] if missing and groups[0].evaluated else []
+    return [f"Not measured here: {FLOOR} on {', '.join(missing)}"] if missing and groups[0].evaluated else []
 
 
 def measured_with(groups: Sequence[Group]) -> list[str]:

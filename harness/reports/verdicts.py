@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.errors import printable
+from harness.plan.request import FLOOR
 from harness.reports import judges
 from harness.reports.groups import NONE, Group
 from harness.reports.judges import LEAK, MANY_CLASSES, NO_LEAK, Finding
 from harness.reports.render import Table, listed, span
-from harness.reports.scores import RANDOM
 from harness.reports.statistics import FEWEST_PAIRS
 
 Word = Literal["confirmed", "not confirmed", "not tested here"]
@@ -179,7 +179,7 @@ CLAIMS = (
         "§1, §4.3, table 3",
         "ImageNet-1K at 64²: 7.5 % with one image per class, where as many real images give 1.1 %",
         "accuracy of FRePo less that of random_real on imagenet64: the interval is above 0",
-        functools.partial(judges.accuracy, rivals=(RANDOM,), datasets=("imagenet64",)),
+        functools.partial(judges.accuracy, rivals=(FLOOR,), datasets=("imagenet64",)),
     ),
     Claim(
         "abstract, §5.1, figure 5 a, b",
