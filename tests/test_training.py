@@ -14,6 +14,7 @@ from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
 from benchmarks.networks import Network, NetworkSpec, usual_norm
 from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, vico_recipe
 from benchmarks.training import (
+    Average,
     Stack,
     accuracy,
     half_squared_error,
@@ -226,6 +227,23 @@ def test_the_learned_rate_is_taken_where_the_recipe_says_so(monkeypatch: pytest.
     assert learning_rates(monkeypatch, replace(PLAIN, learned_lr=True))[0] == pytest.approx(6 * [0.1])
 
 
+def test_moving_average_of_the_weights() -> None:
+    visited: list[Tensor] = []
+    trained = network()
+    fit(replace(PLAIN, ema=0.5), network=trained, progress=lambda done, total: visited.append(parameters(trained)))
+    weights = 0.5 ** torch.arange(6, 0, -1.0)
+    expected = (torch.stack(visited) * weights[:, None]).sum(0) / weights.sum()
+    torch.testing.assert_close(parameters(trained), expected)
+    torch.testing.assert_close(visited[-1], parameters(fit(PLAIN)))
+
+
+def test_average_of_a_constant_is_the_constant() -> None:
+    average = Average([torch.ones(2)], 0.9)
+    for _ in range(3):
+        average.update([torch.ones(2)])
+        torch.testing.assert_close(average.values(), [torch.ones(2)])
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_learns(name: str) -> None:
     protocol = PROTOCOLS[name]
@@ -240,7 +258,10 @@ def test_every_protocol_learns(name: str) -> None:
 
 # Several at a time
 
-RECIPES = {name: protocol.recipe for name, protocol in PROTOCOLS.items()}
+RECIPES = {
+    **{name: protocol.recipe for name, protocol in PROTOCOLS.items()},
+    "averaged": replace(vico_recipe(), ema=0.5),
+}
 
 
 def enlarged(images: Tensor, spec: NetworkSpec) -> Tensor:

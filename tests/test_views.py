@@ -23,6 +23,7 @@ from benchmarks.data.views import (
     classes_seen,
     half_mask,
     parse,
+    random_rows,
     split,
 )
 from benchmarks.datasets import Benchmark, Shape, blank, load, load_raw, stand_in
@@ -183,6 +184,12 @@ def test_class_orders_are_the_published_ones() -> None:
     assert class_order(100, 0)[:6] == (26, 86, 2, 55, 75, 93) and class_order(100, 1)[:3] == (80, 84, 33)
     assert classes_of_step(10, 5, 1, 0) == (4, 9) and classes_seen(10, 5, 1, 0) == (2, 8, 4, 9)
     assert classes_seen(100, 10, 9, 2) == class_order(100, 2)
+
+
+def test_the_published_random_baseline_is_drawn_after_the_order() -> None:
+    digits = "126198877899605511740328562245055007713133422129064783439486950764667451298200658919433387"
+    labels = torch.tensor([int(digit) for digit in digits])
+    assert random_rows(labels, 10, 4, 0)[:8].tolist() == [27, 22, 26, 75, 58, 9, 23, 52]
 
 
 # --- preprocessing

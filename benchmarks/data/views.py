@@ -191,6 +191,20 @@ def class_order(classes: int, seed: int) -> tuple[int, ...]:
     return tuple(np.random.RandomState(seed).permutation(classes).tolist())
 
 
+def random_rows(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
+    """Rows of ``labels`` (N,) with ``count`` random images of each class, class by class in the order of ``seed``.
+
+    These are the images that Zhao and Bilen's continual learning keeps as its random baseline: the generator that gave
+    the class order draws them.
+    """
+    import numpy as np
+    import torch
+
+    random = np.random.RandomState(seed)
+    members = [np.flatnonzero(labels.cpu().numpy() == c) for c in random.permutation(classes)]
+    return torch.from_numpy(np.concatenate([random.permutation(own)[:count] for own in members]))
+
+
 def classes_of_step(classes: int, steps: int, step: int, seed: int) -> tuple[int, ...]:
     """The classes that arrive in ``step``, counted from 0, in the order of ``seed``; ``steps`` divides ``classes``."""
     size = classes // steps

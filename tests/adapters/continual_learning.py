@@ -46,13 +46,13 @@ def continual(case: Case) -> None:
 def vico(case: Case, whole: RawData, seed: int) -> None:
     classes, steps, ipc = (int(case.cfg[name]) for name in ("num_classes", "steps", "ipc"))
     exact(case, f"vico.seed{seed}.class_order", torch.tensor(views.class_order(classes, seed)))
+    rows = views.random_rows(whole.train_labels, classes, ipc, seed).chunk(steps)
     earlier: list[Synthetic] = []
     for step, view in enumerate(seen_by_step(whole, steps, seed)):
         prefix = f"vico.seed{seed}.step{step}."
-        rows = case[f"{prefix}random_indices"][-(classes // steps) * ipc :]
         own = Synthetic(
-            whole.train_images[rows].double() / 255,
-            F.one_hot(whole.train_labels[rows], classes).double(),
+            whole.train_images[rows[step]].double() / 255,
+            F.one_hot(whole.train_labels[rows[step]], classes).double(),
             "probability",
         )
         buffer = continual_learning.union(earlier, own, PIXELS)

@@ -154,7 +154,6 @@ def dc_evaluate_synset(case: Case) -> None:
 
 
 def frepo_eval_schedule_ema(case: Case) -> None:
-    """The schedule alone: the moving average is one that FRePo's evaluation does not use."""
     cfg = case.cfg
     for steps in cfg["N"]:
         rates = [
@@ -162,6 +161,19 @@ def frepo_eval_schedule_ema(case: Case) -> None:
             for step in case[f"in.steps_N{steps}"].tolist()
         ]
         case.check(f"out.lr_N{steps}", torch.tensor(rates, dtype=case.dtype), f64=1e-13, f32=1e-5)
+    for decay in sorted({name.split(".hidden")[0] for name in case.names("out.ema") if ".hidden" in name}):
+        names = case.names("in.ema.")
+        values = [case[f"in.ema.{name}"] for name in names]
+        average = training.Average([value[0] for value in values], float(decay))
+        hidden: list[list[Tensor]] = []
+        corrected: list[list[Tensor]] = []
+        for row in zip(*values, strict=True):
+            average.update(row)
+            hidden.append([tensor.clone() for tensor in average.hidden])
+            corrected.append(average.values())
+        for i, name in enumerate(names):
+            case.check(f"out.ema{decay}.hidden.{name}", torch.stack([h[i] for h in hidden]), f64=1e-13, f32=1e-5)
+            case.check(f"out.ema{decay}.average.{name}", torch.stack([c[i] for c in corrected]), f64=1e-13, f32=1e-5)
 
 
 def dsa_augment(case: Case) -> None:
@@ -280,6 +292,10 @@ class GridWithCornersAligned:
         return F.affine_grid(theta, size, align_corners=True)
 
 
+def uncorrected(self: training.Average) -> list[Tensor]:
+    return [hidden.clone() for hidden in self.hidden]
+
+
 def warmup_from_one(step: int, *rest: Any) -> float:
     return WARMUP_COSINE(step + 1, *rest)
 
@@ -313,6 +329,7 @@ MISTAKES: list[Mistake] = [
     Mistake("no weight decay", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(weight_decay=-5e-4))),
     Mistake("cosine down to 0", SCHEDULE, plant(training, "warmup_cosine", cosine_to_zero)),
     Mistake("first update of the warm-up not 0", SCHEDULE, plant(training, "warmup_cosine", warmup_from_one)),
+    Mistake("moving average not corrected", SCHEDULE, plant(training.Average, "values", uncorrected)),
     Mistake("corners aligned in the grid alone", DSA, plant(augment, "F", GridWithCornersAligned())),
     Mistake("contrast around the channel mean", DSA, plant(augment, "contrast", contrast_per_channel)),
     Mistake("saturation around the image mean", DSA, plant(augment, "saturation", saturation_of_image_mean)),
