@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
 
 from harness.evaluations._attacks import (
     GRIDS,
@@ -36,8 +35,7 @@ def test_auc_is_the_chance_that_a_positive_example_has_the_higher_score() -> Non
     curve = roc(positive, negative)
     assert curve.auc == pytest.approx(np.mean(pairs), abs=1e-12)
     assert roc(negative, positive).auc == pytest.approx(1 - curve.auc, abs=1e-12)
-    assert curve.advantage == roc(negative, positive).advantage
-    assert curve.advantage == pytest.approx(max(abs((positive >= c).mean() - (negative >= c).mean()) for c in range(6)))
+    assert curve.advantage == pytest.approx(2 * curve.accuracy - 1, abs=1e-12), "positive examples score higher here"
     assert roc(positive, positive).auc == 0.5 and roc(positive, positive).advantage == 0
 
 
@@ -45,6 +43,7 @@ def test_a_rate_is_the_largest_with_few_enough_false_positives() -> None:
     curve = roc(np.array([9.0, 7.0, 5.0, 3.0]), np.array([8.0, 4.0, 4.0, 1.0]))
     expected = {0.0: 0.25, 0.2: 0.25, 0.25: 0.75, 0.5: 0.75, 0.75: 1.0, 1.0: 1.0}
     assert {level: curve.tpr_at(level) for level in expected} == expected
+    assert curve.tpr_at(0.25, strictly=True) == 0.25 and curve.tpr_at(0.0, strictly=True) == 0.0
     assert roc(np.array([1.0]), np.array([2.0])).tpr_at(0.5) == 0.0, "the highest score is that of a negative example"
 
 
@@ -114,15 +113,15 @@ def test_an_attacker_finds_members_that_are_answered_otherwise(attacker: str) ->
     grid = {field: values[:1] for field, values in GRIDS["published"][attacker].items()}
     state = np.random.get_state()[1]
     leaky, again = (trained_attack(attacker, *network_answers(50, 0.5), random_for("attack"), grid) for _ in range(2))
-    assert leaky.roc().auc > 0.8
-    assert np.array_equal(again.scores, leaky.scores)
+    assert leaky.scores.roc().auc > 0.8 and len(leaky.best) == 2
+    assert np.array_equal(again.scores.scores, leaky.scores.scores)
     assert np.array_equal(np.random.get_state()[1], state), "global random numbers were drawn"
 
 
 def test_there_is_nothing_to_find_where_members_are_answered_as_others() -> None:
     for seed in range(3):
         members, others = network_answers(60, 0.0, seed)
-        assert 0.35 < trained_attack("knn", members, others, random_for("attack"), KNN).roc().auc < 0.65
+        assert 0.35 < trained_attack("knn", members, others, random_for("attack"), KNN).scores.roc().auc < 0.65
         assert 0.35 < threshold_attack(members, others).roc().auc < 0.65
     assert threshold_attack(*network_answers(60, 0.5)).roc().auc > 0.8
 
@@ -130,7 +129,7 @@ def test_there_is_nothing_to_find_where_members_are_answered_as_others() -> None
 def test_examples_that_were_left_out_are_scored_as_well() -> None:
     members, others = network_answers(40, 0.5)
     fewer = Observed(others.logits[:25], others.loss[:25])
-    scores = trained_attack("knn", members, fewer, random_for("attack"), KNN)
+    scores = trained_attack("knn", members, fewer, random_for("attack"), KNN).scores
     assert scores.scores.shape == (1, 65) and np.isfinite(scores.scores).all()
     assert scores.members.sum() == 40 and scores.members[0, :40].all()
 
@@ -178,19 +177,26 @@ def test_shadows_find_members_that_a_global_threshold_does_not() -> None:
     assert all(0.4 < attacked(name, nothing, members) < 0.6 for name in ATTACKS)
 
 
-def test_an_example_uses_all_its_own_shadows() -> None:
-    """However many have seen it, which differs from example to example."""
+def test_an_example_uses_all_its_shadows_unless_lists_are_cut() -> None:
+    """Cut to the shortest, the first ones of each kind are kept."""
     scores, members = shadows(12, 40, 0.5)
     enough = judged(members[1:])
     assert 0 < enough.sum() <= 40
     scores, members = scores[:, enough], members[:, enough]
-    ratios = likelihood_ratio("online", scores[1:], members[1:], scores[0])
-    for place, ratio in enumerate(ratios):
-        own, has = scores[1:, place], members[1:, place]
-        with_it, without = (
-            norm.logpdf(scores[0, place], np.median(kind, axis=0), kind.std(0)) for kind in (own[has], own[~has])
-        )
-        assert ratio == pytest.approx((with_it - without).mean())
+    kinds = (members[1:], ~members[1:])
+    shortest = [int(kind.sum(0).min()) for kind in kinds]
+    kept = [
+        np.stack([np.flatnonzero(own)[:count] + 1 for own in kind.T])
+        for kind, count in zip(kinds, shortest, strict=True)
+    ]
+    rows = np.arange(scores.shape[1])[:, None]
+    few = np.concatenate([scores[each, rows] for each in kept], 1).swapaxes(0, 1)
+    which = np.repeat([[True], [False]], shortest, axis=0).repeat(scores.shape[1], 1)
+    for name in ATTACKS:
+        whole = likelihood_ratio(name, scores[1:], members[1:], scores[0])
+        cut = likelihood_ratio(name, scores[1:], members[1:], scores[0], cut=True)
+        assert np.allclose(cut, likelihood_ratio(name, few, which, scores[0]))
+        assert np.isfinite(whole).all() and (name == "global_threshold") == np.allclose(whole, cut)
 
 
 def test_an_example_that_is_not_judged_counts_nowhere() -> None:

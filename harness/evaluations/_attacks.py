@@ -104,9 +104,14 @@ class Roc:
         """The largest difference of the two rates."""
         return float(np.abs(self.tpr - self.fpr).max())
 
-    def tpr_at(self, level: float) -> float:
-        """The largest true-positive rate with a false-positive rate of at most ``level``."""
-        place = np.searchsorted(self.fpr, level, side="right")
+    @property
+    def accuracy(self) -> float:
+        """The largest balanced accuracy, ½ (TPR + 1 − FPR)."""
+        return float(max(0.5, (self.tpr + 1 - self.fpr).max() / 2))
+
+    def tpr_at(self, level: float, *, strictly: bool = False) -> float:
+        """The largest true-positive rate with a false-positive rate of at most ``level``, or ``strictly`` below it."""
+        place = np.searchsorted(self.fpr, level, side="left" if strictly else "right")
         return float(self.tpr[place - 1]) if place else 0.0
 
 
@@ -206,12 +211,20 @@ def threshold_attack(members: Observed, others: Observed) -> Scores:
     return separate(-members.loss, -others.loss)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Scores of an attacker that was trained, and the hyper-parameters of each fold."""
+
+    scores: Scores
+    """Minus the probability of a non-member."""
+    best: tuple[Mapping[str, Any], ...]
+
+
 def trained_attack(
     attacker: str, members: Observed, others: Observed, random: np.random.RandomState, grid: Mapping[str, list[Any]]
-) -> Scores:
+) -> Trained:
     """An attacker of ``TRAINED``, trained on one half of the examples to score the other, and the reverse.
 
-    The scores are minus the probability of a non-member.
     It sees as many members as non-members; examples that were left out for that are scored by the last half's. The
     hyper-parameters of ``grid`` are chosen on each half by three-fold cross-validation of the accuracy.
     """
@@ -221,16 +234,17 @@ def trained_attack(
     features = np.concatenate([members.features, others.features])
     labels = np.repeat([0, 1], [len(members.loss), len(others.loss)])
     seen, left_out = balanced(len(members.loss), len(others.loss), random)
-    scores = np.full(len(labels), math.nan)
+    scores, best = np.full(len(labels), math.nan), []
     # The published attackers stop early, whether they have converged or not.
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         for train, test in StratifiedKFold(2).split(features[seen], labels[seen]):
             search = GridSearchCV(_classifier(attacker, random), dict(grid), cv=3)
             search.fit(features[seen[train]], labels[seen[train]])
             scores[seen[test]] = search.predict_proba(features[seen[test]])[:, 1]
+            best.append(search.best_params_)
     if len(left_out):
         scores[left_out] = search.predict_proba(features[left_out])[:, 1]
-    return separate(*np.split(-scores, [len(members.loss)]))
+    return Trained(separate(*np.split(-scores, [len(members.loss)])), tuple(best))
 
 
 def balanced(members: int, others: int, random: np.random.RandomState) -> tuple[Array, Array]:

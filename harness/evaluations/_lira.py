@@ -32,12 +32,12 @@ def judged(members: Array) -> Array:
     return np.asarray(np.minimum(members.sum(0), (~members).sum(0)) >= LEAST)
 
 
-def likelihood_ratio(name: str, scores: Array, members: Array, target: Array) -> Array:
+def likelihood_ratio(name: str, scores: Array, members: Array, target: Array, *, cut: bool = False) -> Array:
     """How likely each example is a member of the target by the attack ``name`` of ``ATTACKS``: (examples,).
 
     ``scores``: φ of the shadow networks, (shadows, examples, queries). ``members``: (shadows, examples) bool; every
-    example has both kinds. ``target``: φ of the network under attack, (examples, queries). The
-    released code uses only as many shadows of each kind as the example with the fewest has; here all are used.
+    example has both kinds. ``target``: φ of the network under attack, (examples, queries). ``cut``: use only as many
+    shadows of each kind as the example with the fewest has, as the released code does.
 
     The mean of a normal distribution is the median of the scores. Its deviation is that of the example's own scores, or
     with a fixed variance that of all scores of members, offline of non-members, as in the released code.
@@ -46,7 +46,7 @@ def likelihood_ratio(name: str, scores: Array, members: Array, target: Array) ->
 
     if name == "global_threshold":
         return np.asarray(target.mean(-1))
-    inside, outside = (np.where(kind[..., None], scores, np.nan) for kind in (members, ~members))
+    inside, outside = _listed(scores, members, cut=cut), _listed(scores, ~members, cut=cut)
     online, fixed = name.startswith("online"), name.endswith("fixed_variance")
 
     def log_density(own: Array, spread: Array) -> Array:
@@ -56,3 +56,10 @@ def likelihood_ratio(name: str, scores: Array, members: Array, target: Array) ->
     without = log_density(outside, inside if online and fixed else outside)
     ratio = log_density(inside, inside) - without if online else -without
     return np.asarray(ratio.mean(-1))
+
+
+def _listed(scores: Array, chosen: Array, *, cut: bool) -> Array:
+    """``scores`` (shadows, examples, queries) where ``chosen`` (shadows, examples), NaN elsewhere."""
+    if cut:
+        chosen = chosen & (chosen.cumsum(0) <= chosen.sum(0).min())
+    return np.where(chosen[..., None], scores, np.nan)

@@ -142,7 +142,7 @@ def _attacks(members: Observed, others: Observed, grid: Grid, key: tuple[int, ..
     curves = {"threshold": threshold.roc()}
     for attacker in TRAINED:
         random = random_for("attacker", attacker, *key)
-        curves[attacker] = trained_attack(attacker, members, others, random, GRIDS[grid][attacker]).roc()
+        curves[attacker] = trained_attack(attacker, members, others, random, GRIDS[grid][attacker]).scores.roc()
     return {
         **measured("threshold", threshold, random_for("intervals", *key)),
         **{f"{attacker}_auc": curve.auc for attacker, curve in curves.items()},

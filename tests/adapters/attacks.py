@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def membership_inference(case: Case) -> None:
     check_curve(case, "member_positive", curve)
     number(case, "threshold.auc", curve.auc)
     number(case, "threshold.advantage", curve.advantage)
-    number(case, "member_positive.balanced_accuracy", balanced_accuracy(curve))
+    number(case, "member_positive.balanced_accuracy", curve.accuracy)
     for level in case.names("member_positive.tpr_at_fpr"):
         number(case, f"member_positive.tpr_at_fpr{level}", curve.tpr_at(float(level)))
     if case.dtype == torch.float32:  # rounded features have other neighbours, and the attackers work in float64
@@ -55,8 +56,15 @@ def membership_inference(case: Case) -> None:
                 attacker, seen["member"], seen["nonmember"], random, _attacks.GRIDS["published"][attacker]
             )
             start = f"{attacker}.seed{seed}"
-            number(case, f"{start}.auc", trained.roc().auc, auc)
-            parts = np.split(-trained.scores[0], [len(seen["member"].loss)])
+            best = json.loads(case.arrays[f"{start}.best"].item())
+            same = all(
+                own[key] == pytest.approx(value)
+                for own, each in zip(trained.best, best, strict=True)
+                for key, value in each.items()
+            )
+            case.hold(f"{start}.best", float(not same), 0.0)
+            number(case, f"{start}.auc", trained.scores.roc().auc, auc)
+            parts = np.split(-trained.scores.scores[0], [len(seen["member"].loss)])
             for side, own in zip(SIDES, parts, strict=True):
                 error = np.abs(own - case.arrays[f"{start}.scores_{side}"]).max()
                 case.hold(f"{start}.scores_{side}", float(error), scores)
@@ -77,18 +85,13 @@ def random_attackers(path: Path) -> dict[str, float]:
         members, others = (_seen(arrays, side) for side in SIDES)
     grids = {"mlp": {"alpha": [1e-3]}, "rf": {"min_samples_leaf": [2]}}
     return {
-        name: _attacks.trained_attack(name, members, others, np.random.RandomState(0), grid).roc().auc
+        name: _attacks.trained_attack(name, members, others, np.random.RandomState(0), grid).scores.roc().auc
         for name, grid in grids.items()
     }
 
 
 def number(case: Case, name: str, actual: float, tolerance: float = EXACT) -> None:
     case.hold(name, abs(actual - float(case.arrays[name])), tolerance)
-
-
-def balanced_accuracy(curve: Roc) -> float:
-    """The largest ½ (TPR + 1 − FPR)."""
-    return float(max(0.5, (curve.tpr + 1 - curve.fpr).max() / 2))
 
 
 def check_curve(case: Case, name: str, curve: Roc) -> None:
@@ -115,26 +118,20 @@ def likelihood_ratio(case: Case) -> None:
     if case.dtype == torch.float32:  # the attacks work in float64
         return
     shadows = len(keep) - int(case.cfg["ntest"])
-    few, members = cut(scores[:shadows].numpy(), keep[:shadows])
     for attack in _lira.ATTACKS:
-        ratios = np.stack([_lira.likelihood_ratio(attack, few, members, own.numpy()) for own in scores[shadows:]])
+        ratios = np.stack(
+            [
+                _lira.likelihood_ratio(attack, scores[:shadows].numpy(), keep[:shadows], own.numpy(), cut=True)
+                for own in scores[shadows:]
+            ]
+        )
         case.check(f"{attack}.prediction", torch.from_numpy(-ratios.ravel()), f64=1e-11, f32=0.0)
         curve = Scores(ratios, keep[shadows:]).roc()
         number(case, f"{attack}.auc", curve.auc, 1e-11)
-        number(case, f"{attack}.accuracy", balanced_accuracy(curve), 1e-11)
+        number(case, f"{attack}.accuracy", curve.accuracy, 1e-11)
         for level in case.names(f"{attack}.tpr_at_fpr_below"):
-            own = curve.tpr_at(np.nextafter(float(level), 0))
+            own = curve.tpr_at(float(level), strictly=True)
             number(case, f"{attack}.tpr_at_fpr_below{level}", own, 1e-11)
-
-
-def cut(scores: Array, members: Array) -> tuple[Array, Array]:
-    """The scores of as many shadows of each kind as the example with the fewest has, the first ones, and their kinds.
-
-    The released code cuts its lists so; they are (shadows, examples, …).
-    """
-    kept = [np.argsort(~kind, axis=0, kind="stable")[: kind.sum(0).min()] for kind in (members, ~members)]
-    rows = np.concatenate(kept)
-    return np.take_along_axis(scores, rows[..., None], 0), np.take_along_axis(members, rows, 0)
 
 
 ADAPTERS: dict[str, Adapter] = {"mia": membership_inference, "lira": likelihood_ratio}
@@ -144,7 +141,7 @@ def _attribute(owner: object, name: str, value: object) -> Callable[[pytest.Monk
     return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
 
 
-_roc, _one_hot, _nanstd = _attacks.roc, _attacks.F.one_hot, np.nanstd
+_roc, _one_hot, _listed, _nanstd = _attacks.roc, _attacks.F.one_hot, _lira._listed, np.nanstd
 
 
 def _in_order(members: int, others: int, random: np.random.RandomState) -> tuple[Array, Array]:
@@ -173,5 +170,10 @@ MISTAKES = [
     Mistake("lira: means instead of medians", LIRA, _attribute(np, "nanmedian", np.nanmean)),
     Mistake(
         "lira: sample deviations", LIRA, _attribute(np, "nanstd", lambda own, axis: _nanstd(own, axis=axis, ddof=1))
+    ),
+    Mistake(
+        "lira: lists that are not cut",
+        LIRA,
+        _attribute(_lira, "_listed", lambda s, c, *, cut: _listed(s, c, cut=0)),
     ),
 ]
