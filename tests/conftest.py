@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
 from harness.launch.environment import ENVIRONMENT
 
@@ -23,3 +25,14 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("FREPO_BENCH_DATA", str(folder / "data"))
     monkeypatch.setenv("FREPO_BENCH_CACHE", str(folder / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", THREADS)
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Signals end a process, also where the tests run in the background, which ignores some of them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -42,7 +42,7 @@ from tests.builders import quick
 from tests.dummies import Dummy, dummy
 
 __all__ = ["dummy", "quick"]  # fixtures
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick", "default_signals")
 
 
 def job(

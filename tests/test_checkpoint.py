@@ -38,7 +38,7 @@ from tests.dummies import Dummy, dummy
 from tests.test_cell import COST, accuracy, job, run
 
 __all__ = ["dummy", "quick"]  # fixtures
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick", "default_signals")
 ITERATIVE = [name for name in methods.names() if methods.get(name).iterative]
 
 
@@ -405,7 +405,7 @@ def end(number, _):
 signal.signal(signal.SIGTERM, end)
 sys.stdin.readline()
 open({path!r}, "a").close()
-time.sleep(600)
+time.sleep(60)
 """
 
 

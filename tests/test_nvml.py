@@ -462,22 +462,32 @@ def test_a_process_that_comes_later_is_noticed(driver: Driver, cuda: Cuda, monke
 
 
 def test_energy_is_that_of_the_steps(driver: Driver) -> None:
-    driver.set(**{"millijoules.0": 5000})
-    meter = EnergyMeter(found(0))
-    meter.start()
-    driver.set(**{"millijoules.0": 25_000})
+    def measured(begin: int, end: int, before: float = 0.0, **other: Any) -> EnergyMeter:
+        meter = EnergyMeter(found(0), before)
+        driver.set(**{"millijoules.0": begin})
+        meter.start()
+        driver.set(**{"millijoules.0": end}, **other)
+        meter.stop()
+        return meter
+
+    meter = measured(5000, 25_000)
     assert meter.per_step(10, seconds=3.0) == 2.0
     assert meter.per_step(10, seconds=0.5) is None, "the counter is too slow for that"
-    driver.set(**{"millijoules.0": 10})
-    assert meter.per_step(10, seconds=3.0) is None, "the counter began anew"
-    driver.set(error=LOST)
-    assert meter.per_step(10, seconds=3.0) is None
+    driver.set(**{"millijoules.0": 90_000})
+    meter.start()
+    driver.set(**{"millijoules.0": 100_000})
+    meter.stop()
+    assert meter.per_step(10, seconds=3.0) == 3.0, "what was used between a stop and a start is not the steps'"
+    assert measured(5000, 25_000, before=10.0).per_step(10, seconds=3.0) == 3.0
+    assert measured(25_000, 10).per_step(10, seconds=3.0) is None, "the counter began anew"
+    assert measured(5000, 25_000, error=LOST).per_step(10, seconds=3.0) is None
 
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_without_a_counter_there_is_no_energy(driver: Driver, supported: bool) -> None:
     meter = EnergyMeter(found(0) if supported else None)
     meter.start()
+    meter.stop()
     assert meter.per_step(10, seconds=3.0) is None
 
 
