@@ -18,8 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.datasets import Benchmark, load
-from benchmarks.task import generator_for
+from benchmarks.datasets import Benchmark
 from harness import report
 from harness.records import artifact, record
 from harness.records.record import Distilled
@@ -29,6 +28,7 @@ from harness.reports.groups import grouped
 from harness.reports.tables import tables
 from harness.reports.verdicts import verdicts
 from methods.base import Synthetic
+from tests import builders
 from tests.builders import cost, curve, made, saved
 from tests.test_artifact import digits, some_set
 
@@ -340,17 +340,7 @@ def test_soft_labels_name_their_largest_classes(small: Benchmark, tmp_path: Path
 
 
 def test_the_rows_of_a_part_of_the_data_are_the_classes_that_it_shows(tmp_path: Path) -> None:
-    part = load(
-        "digits@step:1-of-5-order-0",
-        ipc=10,
-        network="convnet",
-        width=4,
-        depth=None,
-        norm="none",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=tmp_path,
-    )
+    part = builders.small("digits@step:1-of-5-order-0", ipc=10, norm="none")
     synthetic = some_set(part)
     labels = synthetic.labels.clone()
     labels[0] = torch.tensor([0.0] * 9 + [1.0])  # learned: largest at a class that this part does not show

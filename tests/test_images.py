@@ -11,9 +11,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from benchmarks.datasets import load
 from benchmarks.errors import UserError
-from benchmarks.task import generator_for
 from harness.figures import main
 from harness.records import artifact
 from harness.records.record import Distilled
@@ -21,22 +19,12 @@ from harness.reports import images
 from harness.reports.drawing import look
 from harness.reports.images import LARGE, LOW, SMALL
 from methods.base import Synthetic
-from tests.builders import made, saved
+from tests.builders import made, saved, small
 
 
 def distilled(root: Path, *, learned: bool = True, ipc: int = 2, **changes: Any) -> Distilled:
     """A folder with a record and a set: real digits, where the first image took the label of an 8 if ``learned``."""
-    benchmark = load(
-        "digits",
-        ipc=ipc,
-        network="convnet",
-        width=4,
-        depth=None,
-        norm="none",
-        preprocess="standardise",
-        generator=generator_for("test"),
-        root=root,
-    )
+    benchmark = small(ipc=ipc, norm="none")
     shown, classes = benchmark.task.draw_per_class()
     labels = torch.nn.functional.one_hot(classes, 10).float()
     if learned:
