@@ -206,7 +206,7 @@ def take(
 
 
 @contextlib.contextmanager
-def taken(paths: Iterable[Path], command: str, on_lost: Callable[[], None]) -> Iterator[list[Lease]]:
+def taken(paths: Iterable[Path], command: str, on_lost: Callable[[], None] = lambda: None) -> Iterator[list[Lease]]:
     """Leases on all ``paths``, or on none. Raises as `take`."""
     with contextlib.ExitStack() as stack:
         # In one order, so that of two that want the same paths one gets them all.
