@@ -58,6 +58,11 @@ def path_of(folder: Path) -> Path:
     return parent / FOLDER / folder.name
 
 
+def exchange_of(folder: Path) -> Path:
+    """The file of the lease of a run that makes a set anew in ``folder``, until it has put it in its place."""
+    return folder.parent.parent / FOLDER / f"{folder.name}{AGAIN}"
+
+
 class Watch:
     """What one observer has seen of the leases of others."""
 
