@@ -38,7 +38,7 @@ from harness.plan.planning import check_writable, merged, plan
 from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
 from harness.records.files import only_runner, steps_in
-from harness.records.lease import AGAIN, Held, Lease, Watch, exchange_of, path_of, take
+from harness.records.lease import AGAIN, FOLDER, Held, Lease, Lost, Watch, awaited, exchange_of, path_of, take
 from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
 from harness.startup import INTERRUPTED
 from harness.stopping import NOT_DONE, Stopped
@@ -46,7 +46,7 @@ from harness.stopping import NOT_DONE, Stopped
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
-TABLES = "tables"
+TABLES = ".tables"
 """The lease of a run that writes the tables of a folder."""
 POLL_SECONDS = 2.0
 """Between two looks at what other runs do."""
@@ -179,7 +179,7 @@ def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None
     print(report.show(distilled))
     # The files tell everything that lies there: a smaller run takes no measured row away. What is read under the lease
     # is at least what any earlier holder has read, so the last files tell everything.
-    with only_runner(output, command, TABLES):
+    with awaited(output / FOLDER / TABLES, command):
         kept, damaged = record.read_all(output)
         for line in damaged:
             say(line)
@@ -395,8 +395,10 @@ class _Run:
             raise Stopped(number)
 
         with stopping.handling(end, lambda: None):
-            while left and all(self._holder(job) is not None or self._exchanging(job) for _, job in left):
+            while left:
                 time.sleep(POLL_SECONDS)
+                if any(self._holder(job) is None and not self._exchanging(job) for _, job in left):
+                    return
 
     def _exchanging(self, job: Job) -> bool:
         """Whether another run makes the result of ``job`` anew, to put it into the place of an earlier one."""
@@ -445,8 +447,11 @@ class _Run:
 
     def _exchange(self, job: Job, lease: Lease, again: Job, after: Record) -> Job:
         """Put the result of ``again`` into the place of that of ``job``, unless the earlier one is worth more."""
-        with lease, _nobody_in(job, self.command):
-            lease.check()
+        with lease, awaited(path_of(job.path), self.command):  # no cell works in the folder of ``job`` then
+            try:
+                lease.check()
+            except Lost:
+                raise UserError(f"another run took {again.path} over while this one was suspended") from None
             before = existing(job)
             if before is not None and _stays(before, after):
                 say("  the earlier result is kept")
@@ -474,19 +479,6 @@ def _any_kept(job: Job, after: Record, answers: Mapping[Path, os.stat_result]) -
 def _aside(folder: Path) -> Path:
     """The place of ``folder`` while another takes its own; hidden, so that no report reads it."""
     return folder.with_name(f".{folder.name}.earlier")
-
-
-@contextlib.contextmanager
-def _nobody_in(job: Job, command: str) -> Iterator[None]:
-    """Wait until no cell works in the folder of ``job``, and keep others out."""
-    watch = Watch()
-    while True:
-        try:
-            with take(path_of(job.path), command, watch=watch):
-                yield
-            return
-        except Held:
-            time.sleep(POLL_SECONDS)
 
 
 def _finish_exchange(output: Path, command: str) -> None:

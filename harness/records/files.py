@@ -11,15 +11,15 @@ from benchmarks.errors import UserError
 from benchmarks.files import replacing
 from harness.records.lease import FOLDER, Held, take
 
-RUNNING = "running"
+RUNNING = ".running"
 """The lease of a run that shares a folder with no other of its kind."""
 
 
 @contextmanager
-def only_runner(folder: Path, command: str, kind: str = RUNNING) -> Iterator[None]:
-    """Keep others of this ``kind`` out of ``folder``. Raises UserError that names the other, where there is one."""
+def only_runner(folder: Path, command: str) -> Iterator[None]:
+    """Keep others of the same kind out of ``folder``. Raises UserError that names the other, where there is one."""
     try:
-        held = take(folder / FOLDER / f".{kind}", command)
+        held = take(folder / FOLDER / RUNNING, command)
     except Held as holder:
         raise UserError(f"{folder} is in use by {holder}; wait for it, or name another --output") from None
     with held:

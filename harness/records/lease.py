@@ -218,6 +218,19 @@ def taken(paths: Iterable[Path], command: str, on_lost: Callable[[], None] = lam
         yield [stack.enter_context(take(path, command, on_lost=on_lost)) for path in sorted(set(paths))]
 
 
+@contextlib.contextmanager
+def awaited(path: Path, command: str = "") -> Iterator[Lease]:
+    """The lease at ``path``, as soon as it is free. Raises UserError as `take` does."""
+    watch = Watch()
+    while True:
+        with contextlib.suppress(Held):
+            lease = take(path, command, wait=False, watch=watch)
+            break
+        time.sleep(LOOK_SECONDS)
+    with lease:
+        yield lease
+
+
 def release_all() -> None:
     """Release every lease of this process, which is about to end."""
     for lease in list(_held):
