@@ -179,11 +179,11 @@ def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None
     print(report.show(distilled))
     # The files tell everything that lies there: a smaller run takes no measured row away. What is read under the lease
     # is at least what any earlier holder has read, so the last files tell everything.
-    with awaited(output / FOLDER / TABLES, command):
-        kept, damaged = record.read_all(output)
-        for line in damaged:
-            say(line)
-        try:
+    try:
+        with awaited(output / FOLDER / TABLES, command):
+            kept, damaged = record.read_all(output)
+            for line in damaged:
+                say(line)
             report.write(kept, output)
             count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
             say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
@@ -191,9 +191,9 @@ def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None
                 _draw(kept, output, images=EXPERIMENTS[experiment].images)
                 if has_table(experiment):
                     print(f"\n{report.write_experiment(experiment, kept, output)}")
-        except UserError as error:
-            say(f"error: {error}")
-            return False
+    except UserError as error:
+        say(f"error: {error}")
+        return False
     return True
 
 
@@ -310,6 +310,9 @@ class _Run:
         """The jobs with anything left to do, one line before each; without those that other runs do at present."""
         for number, job in numbered:
             place = f"[{number}/{len(self.jobs)}] {job}"
+            holder = self._holder(
+                job
+            )  # before the record is read: who lets go of a cell has written its record by then
             before = existing(job)
             if job.before:
                 sets = (*job.before, job)
@@ -322,7 +325,7 @@ class _Run:
                 job = dataclasses.replace(job, force=self.force)
                 reasons = []
             else:
-                reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+                reasons = self._reasons(job)
             distils = before is None or any(reason is not None for reason in reasons)
             asked_for = [] if before is None or distils else list(asks(job, before))
             if before is not None and not distils and not asked_for:
@@ -334,16 +337,19 @@ class _Run:
             if self._failed_elsewhere(number, before, place):
                 self.done += [job, *job.beside]
                 continue
-            if (holder := self._holder(job)) is not None:
-                self._leave(_Begun(number, job, place, 0.0, {}), holder)
+            begun = _Begun(number, job, place, time.monotonic(), {})
+            if holder is not None:
+                self._leave(begun, holder)
                 continue
             check_writable(self.output, "the folder")
-            asked_job = job
             if distils:
                 try:
                     first, *others = map(self._apart, (job, *job.beside))
-                except Held as holder:
-                    self._leave(_Begun(number, job, place, 0.0, {}), str(holder))
+                except Held as other:
+                    self._leave(begun, str(other))
+                    continue
+                if self._reasons(job) != reasons:  # another run has put its result there, a moment ago
+                    self._leave(begun)
                     continue
                 job = dataclasses.replace(first, beside=tuple(others))
             self._elsewhere.pop(number, None)
@@ -356,10 +362,13 @@ class _Run:
                 for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
             job = dataclasses.replace(job, place=f"[{number}/{len(self.jobs)}]")
-            answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
-            self._begun[job.key] = _Begun(number, asked_job, place, time.monotonic(), answers)
+            begun.answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
+            self._begun[job.key] = begun
             self._said = place
             yield job
+
+    def _reasons(self, job: Job) -> list[str | None]:
+        return [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
 
     def _holder(self, job: Job) -> str | None:
         """Who works on ``job`` elsewhere, in words; None: nobody."""
@@ -463,7 +472,7 @@ class _Run:
                     target = again.path / EVALUATIONS / answer.name
                     if not target.exists():
                         target.parent.mkdir(exist_ok=True)
-                        os.replace(answer, target)
+                        shutil.copy2(answer, target)
                 os.replace(job.path, _aside(job.path))
                 os.replace(again.path, job.path)
                 shutil.rmtree(_aside(job.path), ignore_errors=True)
