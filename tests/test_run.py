@@ -496,7 +496,7 @@ def test_what_another_run_does_is_left_to_it_and_awaited(
     shown = capsys.readouterr()
     assert f"[1/2] dummy on digits, ipc 1, width 4, seed 0: left for now to process {os.getpid()} on" in shown.err
     assert "[1/2] dummy on digits, ipc 1, width 4, seed 0: ok, done meanwhile on" in shown.err
-    assert shown.err.index("left for now") < shown.err.index("[2/2]") and "2 × 1" in shown.out
+    assert shown.err.index("left for now") < shown.err.index("[2/2]") and "1 × 2" in shown.out
 
 
 def test_what_another_run_has_not_done_is_taken_up(
