@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from torch import Tensor
 
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
@@ -77,6 +79,9 @@ class Evaluation(ABC):
         """Numbers that ``run`` adds to the record's cost, beside the seconds."""
         self.keep: Callable[[Mapping[str, list[float]]], None] = lambda values: None
         """``run`` of an evaluation that grows may call it with its values so far: they survive an interruption."""
+        self.parts: MutableMapping[str, Mapping[str, Tensor]] = {}
+        """Tensors by a name of the evaluation's own. What ``run`` puts here survives an interruption, and is here when
+        it is run again for the same answer: the results of a network that was trained, for instance."""
 
     def views(self) -> tuple[str, ...]:
         """Views of the data set, such as ``@images:0-1000``, in order: a set is distilled from each.

@@ -32,6 +32,11 @@ class Ask:
     """The answer that is there already, whatever its status and however many values it has."""
 
     @property
+    def parts(self) -> Path:
+        """The folder of what survives of an interrupted evaluation, beside its answer."""
+        return self.path.with_suffix(".parts")
+
+    @property
     def step(self) -> int | None:
         """The set after so many steps is asked about; None: after the last."""
         return self.sets[-1]["step"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.cache import Cache
+from harness import stopping
 from harness.records.record import PROTOCOL_VERSION
 
 
@@ -49,7 +50,8 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
 
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         seconds = self._now() - self._since
-        self._cache.write(name, tensors, {"seconds": seconds})
+        with stopping.held():  # what took long to make is not lost in the moment in which it is written
+            self._cache.write(name, tensors, {"seconds": seconds})
         self.cached.pop(name, None)
         self.made[name] = seconds
         self._since = self._now()
