@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
-from harness import evaluations, stopping
+from harness import alive, evaluations, stopping
 from harness.checkpoint import Parts
 from harness.distil import Diverged, check_set, distil, distil_by_turns, say
 from harness.evaluations.base import Evaluation, Untrainable
@@ -368,6 +368,7 @@ class _Benchmarks(Sequence[Benchmark]):
 
 def _benchmark(job: Job) -> Benchmark:
     distillation = job.distillation
+    alive.sign()
     benchmark = load(
         job.source,
         ipc=max(distillation.ipc, 1),
@@ -383,6 +384,7 @@ def _benchmark(job: Job) -> Benchmark:
         device=job.device,
         dtype=getattr(torch, distillation.dtype),
     )
+    alive.sign()
     if benchmark.raw_fingerprint != distillation.data_fingerprint:
         raise UserError(
             f"the images of {distillation.dataset} are not those from which the set was distilled, or have changed "

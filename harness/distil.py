@@ -23,7 +23,7 @@ import methods
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
-from harness import stopping
+from harness import alive, stopping
 from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, continued_events, method_digest
 from harness.limits import MemoryIsFull, memory_limit, show_bytes, unwatched
 from harness.measure.clock import Clock
@@ -188,6 +188,7 @@ class _Distilling:
             begin = clock.read()
             for _ in range(steps):
                 check_losses(method.step(), f"{distillation.method}.step()", task.device)
+                alive.sign()
             return clock.read() - begin
 
         warm = clock.read()
@@ -324,6 +325,7 @@ class _Distilling:
         while True:
             losses = method.step()
             position.done += 1
+            alive.sign()
             if position.done == end or self._is_to_save():
                 break
         elapsed, taken = self.clock.read() - started, position.done - begin

@@ -51,6 +51,13 @@ class Quantity:
         return list(values) if self.against is None else [own[-1] for own in self.series(values, config)]
 
 
+class _Nowhere(dict[str, Mapping[str, Tensor]]):
+    """Keeps nothing, where nobody provides a place."""
+
+    def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
 class Evaluation(ABC):
     """One question; a file of this package holds exactly one.
 
@@ -79,7 +86,7 @@ class Evaluation(ABC):
         """Numbers that ``run`` adds to the record's cost, beside the seconds."""
         self.keep: Callable[[Mapping[str, list[float]]], None] = lambda values: None
         """``run`` of an evaluation that grows may call it with its values so far: they survive an interruption."""
-        self.parts: MutableMapping[str, Mapping[str, Tensor]] = {}
+        self.parts: MutableMapping[str, Mapping[str, Tensor]] = _Nowhere()
         """Tensors by a name of the evaluation's own. What ``run`` puts here survives an interruption, and is here when
         it is run again for the same answer: the results of a network that was trained, for instance."""
 

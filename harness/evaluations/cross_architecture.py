@@ -173,13 +173,15 @@ class CrossArchitecture(NetworkEvaluation):
                 progress(place * steps + done, len(config.lr_search) * steps)
 
             name = f"step size times {factor}"
-            if name not in self.parts:
+            if name in self.parts:
+                reached = float(self.parts[name]["accuracy"])
+            else:
                 short = dataclasses.replace(config, lr=own * factor, steps=config.search_steps or config.steps)
                 (network,) = trained_networks(short, synthetic, benchmark, f"step size {seed}", [0], shown)
                 logits = predict(network, images)
                 reached = accuracy(logits, labels) if bool(logits.isfinite().all()) else math.nan
                 self.parts[name] = {"accuracy": torch.tensor(reached, dtype=torch.float64)}
-            if math.isfinite(reached := float(self.parts[name]["accuracy"])):
+            if math.isfinite(reached):
                 tried[factor] = reached
             self.cost[f"held_out_accuracy_with_{factor:g}_times_the_step_size"] = tried.get(factor, 0.0)
         if not tried:

@@ -127,14 +127,15 @@ class Lira(Evaluation):
                 confidence(predict(network, benchmark.preprocess.forward(asked)), labels).cpu()
                 for asked in _queries(pixels, self.config.queries, flip=benchmark.flip)
             ]
-            self.parts[f"network {index}"] = {
+            known[index] = self.parts[f"network {index}"] = {
                 "scores": torch.stack(scores, 1),
                 "accuracy": torch.tensor(tested, dtype=torch.float64),
             }
 
-        missing = [index for index in indices if f"network {index}" not in self.parts]
+        known = {index: self.parts[f"network {index}"] for index in indices if f"network {index}" in self.parts}
+        missing = [index for index in indices if index not in known]
         train_attacked(self.config, synthetic, benchmark, seed, missing, [self.config.training_steps], test, progress)
-        parts = [self.parts[f"network {index}"] for index in indices]
+        parts = [known[index] for index in indices]
         together = torch.cat([part["scores"] for part in parts], 1)
         if not bool(together.isfinite().all()):
             raise Untrainable("a network's answers are not finite")

@@ -1,0 +1,170 @@
+"""Runs of a grid that are killed at random moments, and compared with a run that nobody disturbed.
+
+``python -m tests.faults.kills FOLDER KILLS SEED`` prints what it saw as JSON. It is a process of its own, which has
+imported everything and computed nothing, so that a fork of it is a fresh run for a few milliseconds instead of seconds.
+
+A moment is a number of events: signs of life (`harness.alive`: steps of the warm-up, of the distillation and of
+evaluations, experts) and operations on files below the folder. So the moments depend on the seed, and neither on the
+machine nor on its load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness.report  # what a run imports late
+import harness.reports.paper_tables
+from harness import alive, checkpoint, distil, run
+from harness.records import record
+from tests.builders import all_in, in_process
+
+METHODS = ("frepo", "mtt", "dc", "dsa", "dm", "bptt", "kip", "herding", "random_real")
+FLAGS = (
+    "--dataset digits --budget smoke --width 4 --device cpu --networks-evaluated 2 --evaluate-steps 4 --curve-points 2"
+)
+FILES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+"""Audit events of operations on files."""
+REPORTS = ("table.md", "table.tex", "table.csv")
+OF_TIME = ("prepare_seconds", "prepare_cached", "warmup_seconds", "compile_seconds", "distill_seconds", "memory")
+"""Costs that two runs do not share."""
+
+
+class Moments:
+    """What a forked run tells its parent: the events, steps that were taken, and those that a checkpoint has."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 24)
+
+    def tell(self, events: int, taken: int, saved: int) -> None:
+        self._memory[:24] = struct.pack("3q", events, taken, saved)
+
+    def read(self) -> tuple[int, int, int]:
+        events, taken, saved = struct.unpack("3q", self._memory[:24])
+        return events, taken, saved
+
+
+def forked(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
+    """Run the grid in a fork, killed at event ``at``. Returns the exit status, or minus the number of a signal."""
+    moments.tell(0, 0, 0)
+    if (child := os.fork()) == 0:
+        status = 70
+        with contextlib.suppress(BaseException):
+            log = os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            _count(folder.parent, at, moments)
+            arguments = ["--methods", ",".join(METHODS), *FLAGS.split(), "--checkpoint-every", "0.000001"]
+            status = run.main([*arguments, "--output", str(folder), "--cache", str(cache)], launcher=in_process)
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _count(below: Path, at: int | None, moments: Moments) -> None:
+    """Tell ``moments`` of every event from here on, and end this process at event ``at``."""
+    events, taken, saved = 0, checkpoint.Position(0), 0
+
+    def event() -> None:
+        nonlocal events
+        events += 1
+        moments.tell(events, taken.done, saved)
+        if events == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(name: str, arguments: tuple[Any, ...]) -> None:
+        if name in FILES and str(arguments[0]).startswith(str(below)):
+            event()
+
+    write = checkpoint.Checkpoints.write
+
+    def written(self: checkpoint.Checkpoints, position: checkpoint.Position, *others: Any) -> None:
+        nonlocal taken, saved
+        taken, before = position, saved
+        if position.done < before:  # another cell
+            saved = position.done
+        write(self, position, *others)
+        saved = position.done
+
+    alive.sign = event
+    checkpoint.Checkpoints.write = written  # type: ignore[method-assign]
+    sys.addaudithook(audit)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Everything that two runs of the grid share, by the name of the distillation."""
+    found: dict[str, Any] = {}
+    for each in all_in(folder):
+        cost = {name: value for name, value in each.record["cost"].items() if name not in OF_TIME}
+        cost["step_seconds"] = len(each.record["cost"]["step_seconds"])
+        written = {
+            name: value for name, value in each.record.items() if name not in ("provenance", "segments", "cost")
+        } | {"cost": cost}
+        for snapshot in written["snapshots"]:
+            snapshot.pop("seconds")
+        answers = [
+            {name: value for name, value in answer.items() if name not in ("provenance", "busy", "cost")}
+            for answer in each.evaluations
+        ]
+        own = folder / each.folder
+        files = {str(path.relative_to(own)): path.read_bytes().hex() for path in sorted(own.rglob("*.safetensors"))}
+        name = Path(each.folder).name
+        assert name not in found, f"{name} is there twice"
+        found[name] = [written, sorted(answers, key=lambda answer: json.dumps(answer, sort_keys=True)), files]
+    return found
+
+
+def left_over(folder: Path) -> Iterator[str]:
+    """Paths that no run should leave behind."""
+    known = {record.RECORD, record.SET, record.PICTURE, record.EVENTS, *REPORTS}
+    for path in folder.rglob("*"):
+        inside = path.parent.name in (record.EVALUATIONS, record.SNAPSHOTS) and path.suffix in (".json", ".safetensors")
+        if not (path.is_dir() and not path.name.startswith(".")) and not inside and path.name not in known:
+            yield str(path.relative_to(folder))
+        if path.is_dir() and (path.name == record.CHECKPOINT or path.suffix == ".parts"):
+            yield str(path.relative_to(folder))
+
+
+def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    distil.WARMUP_CYCLES = 1
+    moments, chance = Moments(), random.Random(seed)
+    straight, output, cache = folder / "straight", folder / "killed", folder / "cache"
+    assert forked(straight, folder / "other cache", None, moments) == 0, (folder / "log.txt").read_text()
+    (total, _, _), expected = moments.read(), results(straight)
+    seen: dict[str, Any] = {"events": total, "kills": 0, "runs": 0, "whole": 0, "lost": 0, "left": [], "differ": []}
+    seen["records"] = len(expected)
+    while seen["kills"] < kills:
+        status = forked(output, cache, chance.randint(1, max(2, total // 5)), moments)
+        seen["runs"] += 1
+        if status == -signal.SIGKILL:
+            seen["kills"] += 1
+            _, taken, saved = moments.read()
+            seen["lost"] = max(seen["lost"], taken - saved)
+            continue
+        _compare(output, cache, status, expected, seen)
+        shutil.rmtree(output)
+        shutil.rmtree(cache)
+    _compare(output, cache, forked(output, cache, None, moments), expected, seen)
+    return seen
+
+
+def _compare(output: Path, cache: Path, status: int, expected: dict[str, Any], seen: dict[str, Any]) -> None:
+    """Note in ``seen`` in what the results in ``output`` differ from those ``expected``, and what is left there."""
+    assert status == 0, (output.parent / "log.txt").read_text()[-3000:]
+    found = results(output)
+    seen["whole"] += 1
+    seen["differ"] += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    seen["left"] += [*left_over(output), *(str(path) for path in cache.rglob("*.tmp"))]
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
