@@ -119,9 +119,8 @@ def test_a_window_that_lasts_longer_than_the_interval_is_saved_inside(
 
 
 def test_a_reason_that_a_callback_swallows_comes_back() -> None:
-    with pytest.raises(stopping.Stopped), stopping.released():
-        with contextlib.suppress(BaseException):
-            stopping.arrive(stopping.Stopped(signal.SIGTERM))
+    with pytest.raises(stopping.Stopped), stopping.released(), contextlib.suppress(BaseException):
+        stopping.arrive(stopping.Stopped(signal.SIGTERM))
     assert not stopping.waiting()
     with pytest.raises(stopping.Stopped), stopping.released():
         stopping.arrive(stopping.Stopped(signal.SIGTERM))
@@ -129,15 +128,14 @@ def test_a_reason_that_a_callback_swallows_comes_back() -> None:
 
 
 def test_the_memory_limit_rests_while_the_state_is_copied() -> None:
-    with limits.memory_limit(2**24, torch.device("cpu")):
-        with limits.unwatched():
-            copy = torch.ones(2**24)  # four times the limit
-            assert copy.sum() == 2**24
-            del copy
+    with limits.memory_limit(2**24, torch.device("cpu")), limits.unwatched():
+        copy = torch.ones(2**24)  # four times the limit
+        assert copy.sum() == 2**24
+        del copy
     with pytest.raises(limits.MemoryIsFull), limits.memory_limit(2**24, torch.device("cpu")):
-        copy = torch.ones(2**24)
+        copy = [torch.ones(2**24)]
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+        while copy and time.monotonic() < deadline:
             time.sleep(0.01)
 
 

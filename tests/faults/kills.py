@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import harness.report  # what a run imports late
-import harness.reports.paper_tables
-from harness import alive, checkpoint, distil, run
+from harness import alive, checkpoint, distil, report, run
 from harness.records import record
 from tests.builders import all_in, in_process
 
+LATE = report
+"""What a run imports late, once for all forks."""
 METHODS = ("frepo", "mtt", "dc", "dsa", "dm", "bptt", "kip", "herding", "random_real")
 FLAGS = (
     "--dataset digits --budget smoke --width 4 --device cpu --networks-evaluated 2 --evaluate-steps 4 --curve-points 2"
@@ -149,6 +149,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             seen["kills"] += 1
             _, taken, saved = moments.read()
             seen["lost"] = max(seen["lost"], taken - saved)
+            print(json.dumps(seen), file=sys.stderr, flush=True)
             continue
         _compare(output, cache, status, expected, seen)
         shutil.rmtree(output)
