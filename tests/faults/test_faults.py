@@ -296,7 +296,7 @@ def messages(folder: Path) -> dict[str, tuple[str, str | None]]:
 
 
 def test_methods_that_behave_badly_do_not_stop_the_others(tmp_path: Path, plugin: dict[str, str]) -> None:
-    """Processes of their own: one raises, one talks nonsense, one prints, forks, ignores signals and exits, one hangs."""
+    """In processes of their own: it raises, talks nonsense, hangs, or prints, forks, ignores signals and exits."""
     bad = ["raises", "nonsense", "exits", *(["hangs"] if LONG else [])]
     flags = [*FEW.split(), "--methods", ",".join([*bad, "random_real"]), "--cell-timeout", "5min"]
     started = Started(*flags, "--output", str(tmp_path / "o"), environment=plugin)
