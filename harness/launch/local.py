@@ -51,7 +51,7 @@ class Process(subprocess.Popen[bytes]):
 @contextlib.contextmanager
 def started(at_once: int | None = 1) -> Iterator[Launcher]:
     """`launch`, with the process of the first job on its way: its libraries load while ours plans what to run."""
-    waiting = [_start()]
+    waiting = [_start()] if at_once in (None, 1) else []
     try:
         yield lambda jobs: launch(jobs, waiting, at_once)
     finally:

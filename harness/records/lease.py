@@ -58,6 +58,11 @@ def path_of(folder: Path) -> Path:
     return parent / FOLDER / folder.name
 
 
+def exchange_of(folder: Path) -> Path:
+    """The file of the lease of a run that makes a set anew in ``folder``, until it has put it in its place."""
+    return folder.parent.parent / FOLDER / f"{folder.name}{AGAIN}"
+
+
 class Watch:
     """What one observer has seen of the leases of others."""
 
@@ -211,6 +216,19 @@ def taken(paths: Iterable[Path], command: str, on_lost: Callable[[], None] = lam
     with contextlib.ExitStack() as stack:
         # In one order, so that of two that want the same paths one gets them all.
         yield [stack.enter_context(take(path, command, on_lost=on_lost)) for path in sorted(set(paths))]
+
+
+@contextlib.contextmanager
+def awaited(path: Path, command: str = "") -> Iterator[Lease]:
+    """The lease at ``path``, as soon as it is free. Raises UserError as `take` does."""
+    watch = Watch()
+    while True:
+        with contextlib.suppress(Held):
+            lease = take(path, command, wait=False, watch=watch)
+            break
+        time.sleep(LOOK_SECONDS)
+    with lease:
+        yield lease
 
 
 def release_all() -> None:
