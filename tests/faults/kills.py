@@ -1,7 +1,7 @@
 """Runs of a grid that are killed at random moments, and compared with a run that nobody disturbed.
 
-``python -m tests.faults.kills FOLDER KILLS SEED`` prints what it saw as JSON. It is a process of its own, which imports
-everything once: a fork of it is a fresh run after milliseconds instead of seconds.
+``python -m tests.faults.kills FOLDER KILLS SEED RUNNERS`` prints what it saw as JSON. It is a process of its own, which
+imports everything once: a fork of it is a fresh run after milliseconds instead of seconds.
 
 A moment is a number of events: signs of life (`harness.alive`: steps of the warm-up, of the distillation and of
 evaluations, experts) and operations on files below the folder. So the moments depend on the seed, and neither on the
@@ -19,14 +19,15 @@ import shutil
 import signal
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import alive, checkpoint, distil, run
-from harness.records import record
+from harness import alive, cell, checkpoint, distil, run
+from harness.plan.jobs import Job
+from harness.records import lease, record
 from harness.records.lease import FOLDER
-from tests.builders import all_in, in_process
+from tests.builders import all_in
 
 METHODS = ("frepo", "mtt", "dc", "dsa", "dm", "bptt", "kip", "herding", "random_real")
 SMALL = "--dataset digits --budget smoke --steps 4 --width 4 --device cpu --no-random --evaluate-steps 3"
@@ -54,6 +55,11 @@ class Moments:
 
 def forked(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
     """Run the grid in a fork, killed at event ``at``. Returns the exit status, or minus the number of a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(start(folder, cache, at, moments), 0)[1])
+
+
+def start(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
+    """The process of a fork that runs the grid; it is killed at event ``at``."""
     moments.tell(0, 0, 0)
     if (child := os.fork()) == 0:
         status = 70
@@ -63,9 +69,18 @@ def forked(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
             os.dup2(log, 2)
             _count(folder.parent, at, moments)
             arguments = ["--methods", ",".join(METHODS), *FLAGS.split(), "--checkpoint-every", "0.000001"]
-            status = run.main([*arguments, "--output", str(folder), "--cache", str(cache)], launcher=in_process)
+            status = run.main([*arguments, "--output", str(folder), "--cache", str(cache)], launcher=leased)
         os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def leased(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+    """A launcher that runs the jobs in this process, each under its lease."""
+    for job in jobs:
+        with contextlib.suppress(lease.Held):
+            with lease.taken([lease.path_of(job.path)], job.command):
+                cell.run(job)
+            yield job
 
 
 def _count(below: Path, at: int | None, moments: Moments) -> None:
@@ -134,36 +149,46 @@ def left_over(folder: Path) -> Iterator[str]:
             yield str(path.relative_to(folder))
 
 
-def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def main(folder: Path, kills: int, seed: int, runners: int) -> dict[str, Any]:
+    """Kill ``runners``, which share a folder, until there were ``kills``, and then let them end."""
     distil.WARMUP_CYCLES = 1
     moments, chance = Moments(), random.Random(seed)
     straight, output, cache = folder / "straight", folder / "killed", folder / "cache"
     with open(folder / "log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         warm = [*SMALL.split(), "--methods", "dm", "--output", str(folder / "first"), "--cache", str(folder / "first")]
-        assert run.main(warm, launcher=in_process) == 0, "what is imported late is imported here"
+        assert run.main(warm, launcher=leased) == 0, "what is imported late is imported here"
     assert forked(straight, folder / "other cache", None, moments) == 0, (folder / "log.txt").read_text()
     (total, _, _), expected = moments.read(), results(straight)
     seen: dict[str, Any] = {"events": total, "kills": 0, "runs": 0, "whole": 0, "lost": 0, "left": [], "differ": []}
     seen["records"] = len(expected)
-    while seen["kills"] < kills:
-        status = forked(output, cache, chance.randint(1, max(2, total // 5)), moments)
-        seen["runs"] += 1
-        if status == -signal.SIGKILL:
+    running: dict[int, Moments] = {}
+    ending = False
+    while seen["kills"] < kills or running:
+        while len(running) < runners and seen["kills"] < kills and not ending:
+            own = Moments()
+            running[start(output, cache, chance.randint(1, max(2, total // 5)), own)] = own
+            seen["runs"] += 1
+        pid, status = os.wait()
+        _, taken, saved = running.pop(pid).read()
+        if (code := os.waitstatus_to_exitcode(status)) == -signal.SIGKILL:
             seen["kills"] += 1
-            _, taken, saved = moments.read()
             seen["lost"] = max(seen["lost"], taken - saved)
             print(json.dumps(seen), file=sys.stderr, flush=True)
-            continue
-        _compare(output, cache, status, expected, seen)
-        shutil.rmtree(output)
-        shutil.rmtree(cache)
-    _compare(output, cache, forked(output, cache, None, moments), expected, seen)
+        else:
+            assert code == 0, (folder / "log.txt").read_text()[-3000:]
+            ending = True  # everything is done
+        if ending and not running:
+            ending = False
+            _compare(output, cache, expected, seen)
+            shutil.rmtree(output)
+            shutil.rmtree(cache)
+    _compare(output, cache, expected, seen)
     return seen
 
 
-def _compare(output: Path, cache: Path, status: int, expected: dict[str, Any], seen: dict[str, Any]) -> None:
-    """Note in ``seen`` in what the results in ``output`` differ from those ``expected``, and what is left there."""
-    assert status == 0, (output.parent / "log.txt").read_text()[-3000:]
+def _compare(output: Path, cache: Path, expected: dict[str, Any], seen: dict[str, Any]) -> None:
+    """Run once more, and note in ``seen`` in what the results differ from those ``expected``, and what is left over."""
+    assert forked(output, cache, None, Moments()) == 0, (output.parent / "log.txt").read_text()[-3000:]
     found = results(output)
     seen["whole"] += 1
     seen["differ"] += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
@@ -171,4 +196,4 @@ def _compare(output: Path, cache: Path, status: int, expected: dict[str, Any], s
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:]))))

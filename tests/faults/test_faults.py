@@ -44,16 +44,18 @@ def statuses(folder: Path) -> dict[str, str]:
 # --- kills
 
 
-def test_killed_at_random_events_a_run_ends_as_one_that_was_not_disturbed(tmp_path: Path) -> None:
-    """Preparing, distilling, evaluating, writing, and in the run around it: planning and tables."""
-    kills = 100 if LONG else 12
-    arguments = [sys.executable, "-m", "tests.faults.kills", str(tmp_path), str(kills), "0"]
+@pytest.mark.parametrize(("runners", "kills"), [(1, 100 if LONG else 8), (4, 40 if LONG else 6)])
+def test_killed_at_random_events_runs_end_as_one_that_was_not_disturbed(
+    tmp_path: Path, runners: int, kills: int
+) -> None:
+    """Preparing, distilling, evaluating, writing, and in the run around it; also of four that share a folder."""
+    arguments = [sys.executable, "-m", "tests.faults.kills", str(tmp_path), str(kills), "0", str(runners)]
     # A fork of a process with threads for a GPU could not compute.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     seen = json.loads(ran.stdout)
-    assert seen["kills"] == kills and seen["records"] == 9 and seen["whole"] >= 1
+    assert seen["kills"] >= kills and seen["records"] == 9 and seen["whole"] >= 1
     assert seen["differ"] == seen["left"] == []
     assert seen["lost"] <= 1, "a checkpoint is written after every step"
 
