@@ -23,7 +23,7 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
-.PHONY: demo smoke test browser test-portable $(PROCESSORS:%=test-%) bench clean
+.PHONY: demo smoke test test-faults browser test-portable $(PROCESSORS:%=test-%) bench clean
 .DELETE_ON_ERROR:
 
 # Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
@@ -43,6 +43,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --benchmark-disable --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The faults of tests/faults, ten times as often as in `make test`; some need root, to mount a small disk.
+test-faults: $(VENV)/.dev
+	FAULTS=long $(BIN)/python -m pytest --quiet tests/faults
 
 # What tests/test_html_browser.py needs, which is skipped without: Debian's browser, as root, and what drives it.
 browser: $(VENV)/.dev

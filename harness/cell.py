@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,8 @@ from torch.nn import functional as F
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
-from harness import evaluations, stopping
+from harness import alive, evaluations, stopping
+from harness.checkpoint import Parts
 from harness.distil import Diverged, check_set, distil, distil_by_turns, say
 from harness.evaluations.base import Evaluation, Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, show_seconds, time_limit
@@ -35,7 +37,7 @@ from harness.measure.forecast import forecast_bytes
 from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter
 from harness.plan.jobs import WHOLE_DATA, Job, from_json
-from harness.plan.pending import Ask, asks, begun, count, existing, reason_to_distil
+from harness.plan.pending import SAME_MACHINE, Ask, asks, begun, count, existing, reason_to_distil
 from harness.progress import Progress
 from harness.records import artifact, lease, record
 from harness.records.lease import LEASED
@@ -144,13 +146,15 @@ class _Cell:
             if distillation.method != WHOLE_DATA:
                 # At the end, when everything is measured, however that went.
                 stack.callback(lambda: written["cost"].__setitem__("forecast_bytes", forecast_bytes(job)))
-                synthetic = distil(job, written, self.benchmark, self.clock, self.meter)
+                with stopping.released():
+                    benchmark = self.benchmark
+                synthetic = distil(job, written, benchmark, self.clock, self.meter)
                 if not distillation.cost_only:
                     self._check()
                     digest = artifact.save(
                         job.path / SET,
                         synthetic,
-                        self.benchmark,
+                        benchmark,
                         distillation=written["distillation"] | {"steps": written["steps"]},
                         config=written["resolved"],
                     )
@@ -165,11 +169,12 @@ class _Cell:
         written = begun(job, ask, self._provenance())
         kept = 0 if ask.earlier is None else count(ask.earlier)
         with self.outcome(written, ask.path, stays=lambda: kept > 0):
-            evaluation_class = evaluations.get(question.evaluation)
-            evaluation = evaluation_class(from_json(evaluation_class.Config, question.config))
-            benchmarks: Sequence[Benchmark] = _Benchmarks((*job.before, job)) if job.before else [self.benchmark]
-            sets = [self._set(each, None, benchmarks, place) for place, each in enumerate(job.before)]
-            sets.append(self._set(job, ask.step, benchmarks, len(sets)))
+            with stopping.released():
+                evaluation_class = evaluations.get(question.evaluation)
+                evaluation = evaluation_class(from_json(evaluation_class.Config, question.config))
+                benchmarks: Sequence[Benchmark] = _Benchmarks((*job.before, job)) if job.before else [self.benchmark]
+                sets = [self._set(each, None, benchmarks, place) for place, each in enumerate(job.before)]
+                sets.append(self._set(job, ask.step, benchmarks, len(sets)))
             load_meter = LoadMeter(torch.get_num_threads() if self.device.type == "cpu" else 1)
             started, shown = self.clock.read(), Progress(f"evaluating, {question.evaluation}", None)
 
@@ -203,13 +208,26 @@ class _Cell:
                     kept = count(part)
 
             evaluation.keep = keep
+            evaluation.parts = self._parts(ask, written)
             begin = count(written)
             try:
-                values = evaluation.run(sets, benchmarks, job.distillation.seed, progress, begin)
+                with stopping.released():
+                    values = evaluation.run(sets, benchmarks, job.distillation.seed, progress, begin)
             finally:
                 shown.close()
             written.update(filled(values, None if question.wanted is None else question.wanted - begin))
+        if written["status"] in FINAL and written["status"] != "timeout":
+            _remove(ask.parts)
         return written
+
+    def _parts(self, ask: Ask, written: EvaluationRecord) -> Parts:
+        """Results of networks by an interrupted process, as far as they may be used; none where all is asked anew."""
+        if self.job.force:
+            _remove(ask.parts)
+        machine = {name: written["provenance"].get(name) for name in SAME_MACHINE}
+        version = [written["protocol_version"], written["provenance"].get("frepo_bench")]
+        key = {"identity": ask.identity, "sets": list(ask.sets), "version": version, **machine}
+        return Parts(ask.parts, json.loads(json.dumps(key)))
 
     def _set(self, job: Job, step: int | None, benchmarks: Sequence[Benchmark], place: int) -> Synthetic:
         """The set of ``job`` after ``step`` (None: the last), on the device; its data is at ``place``.
@@ -249,13 +267,14 @@ class _Cell:
 
         ``stays``: whether ``path`` has values by then, which nothing without values replaces.
 
-        Raises UserError where that fails, and Stopped with nothing written where a signal asked for an end.
+        Reasons to end wait, except in work that is `stopping.released`. Raises UserError where the record cannot be
+        written, and Stopped with nothing written where a signal asked for an end.
         """
         limit = self.job.time_limit_seconds
-        # One limit holds for all parts together, and nothing interrupts what is written below.
+        # One limit holds for all parts together, and nothing interrupts what is written here and below.
         left = None if limit is None else max(limit - (time.monotonic() - self._begin), 1e-3)
         try:
-            with time_limit(left), stopping.released():
+            with time_limit(left), stopping.put_off():
                 yield
             written["status"] = "ok"
         except TimeIsUp:
@@ -349,6 +368,7 @@ class _Benchmarks(Sequence[Benchmark]):
 
 def _benchmark(job: Job) -> Benchmark:
     distillation = job.distillation
+    alive.sign()
     benchmark = load(
         job.source,
         ipc=max(distillation.ipc, 1),
@@ -364,6 +384,7 @@ def _benchmark(job: Job) -> Benchmark:
         device=job.device,
         dtype=getattr(torch, distillation.dtype),
     )
+    alive.sign()
     if benchmark.raw_fingerprint != distillation.data_fingerprint:
         raise UserError(
             f"the images of {distillation.dataset} are not those from which the set was distilled, or have changed "

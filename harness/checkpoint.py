@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from benchmarks.cache import Cache
 from benchmarks.errors import printable
 from benchmarks.files import replacing
+from harness import stopping
 from harness.records import artifact
 from harness.records.files import steps_in
 from harness.records.record import CHECKPOINT, Record
@@ -93,6 +95,9 @@ class Checkpoints:
         for step in sorted(steps_in(self.folder))[:-KEPT]:
             with contextlib.suppress(OSError):
                 self._cache.remove(f"step-{step}")
+        for unfinished in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
 
     def newest(self) -> tuple[Position, dict[str, Any]] | None:
         """Position and fields of the record in the last checkpoint that is not damaged.
@@ -137,6 +142,24 @@ class Checkpoints:
         self.folder.rename(aside)
         line = f"  {self.folder} is not used, because {reason}; kept as {aside.name}, and the cell begins again"
         print(printable(line), file=sys.stderr, flush=True)
+
+
+class Parts(dict[str, Mapping[str, Tensor]]):
+    """Results of single networks of an evaluation that is under way, by name: in memory and on disk."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """``key``: what must agree for a result to be used, as JSON has it; others are computed again."""
+        super().__init__()
+        self._cache, self._key = Cache(folder, "partial result"), dict(key)
+        for name in self._cache.names():
+            entry = self._cache.read(name)
+            if entry is not None and entry[1]["key"] == self._key:
+                super().__setitem__(name, entry[0])
+
+    def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        super().__setitem__(name, tensors)
+        with stopping.held(), contextlib.suppress(OSError, SafetensorError):  # a full disk is told at the end
+            self._cache.write(name, tensors, {"key": self._key})
 
 
 def continued_events(path: Path, done: int) -> IO[str]:

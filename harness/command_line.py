@@ -17,6 +17,7 @@ from typing import NoReturn, TextIO
 
 from benchmarks.errors import UserError, nearest, printable
 from harness.startup import INTERRUPTED, interruptible
+from harness.stopping import NOT_DONE, Stopped
 
 CLOSED_PIPE = 141
 """Exit status where the reader of our output is gone (``… | head -1``): as of a program that SIGPIPE ended."""
@@ -112,8 +113,8 @@ def file_path(text: str) -> Path:
 def exit_status(work: Callable[[], int]) -> int:
     """The status that ``work`` returns.
 
-    After a line on standard error 2 for a UserError or a file that cannot be read or written, and 130 for Ctrl-C;
-    without a line 141 where the reader of our output is gone.
+    After a line on standard error 2 for a UserError or a file that cannot be read or written, 130 for Ctrl-C, and 75
+    for another signal that asks for an end; without a line 141 where the reader of our output is gone.
     """
     try:
         with interruptible():
@@ -128,6 +129,9 @@ def exit_status(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return NOT_DONE
     except BrokenPipeError:
         _silence(sys.stdout)
         _silence(sys.stderr)

@@ -23,27 +23,24 @@ import methods
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
-from harness import stopping
+from harness import alive, stopping
 from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, continued_events, method_digest
-from harness.limits import MemoryIsFull, memory_limit, show_bytes
+from harness.limits import MemoryIsFull, memory_limit, show_bytes, unwatched
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
 from harness.measure.interleave import interleaved
 from harness.measure.load import LoadMeter
-from harness.measure.memory import MemoryMeter, merged
+from harness.measure.memory import MemoryMeter, merged, release
 from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact
 from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, new_segment, now
 from harness.records.store import DiskStore, folder_for
+from harness.steps import SAMPLES, Estimate, curve_steps, duration, log_steps, windows
 from methods.base import Method, Synthetic
 from methods.checks import NotFinite, check_losses, check_synthetic
 
-SAMPLES = 1000
-"""About so many timing windows are kept."""
-LOGGED = 100
-"""About so many lines of losses, step times and memory are kept."""
 LEAST_CYCLES = 3
 """Whole cycles that are run at least where seconds decide."""
 WARMUP_STEPS = 3
@@ -52,10 +49,6 @@ WARMUP_CYCLES, WARMUP_SECONDS = 10, 1.0
 """Cycles are timed until so many are done or so long has passed."""
 TIMED_CYCLES, TIMED_SECONDS = 3, 5.0
 """Slow cycles: so many are timed, or fewer where they take longer than this."""
-LOOK_SECONDS = 10.0
-"""After so long, and again after twice as long, the estimate is held against the steps that were taken."""
-WRONG_BY, WRONG_SECONDS = 1.25, 10.0
-"""An estimate is corrected where it is off by this factor and by so many seconds."""
 GPU_WINDOW_SECONDS = 0.05
 """A GPU is kept waiting at the end of every window, so windows are not shorter than this."""
 
@@ -136,12 +129,29 @@ class _Distilling:
         return method
 
     def run(self) -> Synthetic:
+        """The set. Reasons to end wait (`harness.stopping`) from the first step that counts until the caller is done:
+        what was distilled to its end is written."""
         distillation, device = self.job.distillation, self.benchmark.task.device
         if not self.method_class.iterative:
-            with memory_limit(distillation.memory_limit_bytes, device), self.beside("preparing"):
+            with memory_limit(distillation.memory_limit_bytes, device), self.beside("preparing"), stopping.released():
                 method = self._prepare(lambda: self.method_class(self.benchmark.task, self.config, 0))
             return self._checked_set(method.synthetic(), "after prepare()")
-        saved = self.checkpoints.newest()
+        with stopping.released():
+            step_seconds = self._begin()
+        steps, done = self.position.steps, self.position.done
+        with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
+            with stopping.released():
+                method = self.method(steps)
+                if done:
+                    with unwatched():
+                        self.checkpoints.load(done, method)
+                        release()
+            self._distil(method, step_seconds)
+        return self._checked_set(method.synthetic(), f"after step {steps}")
+
+    def _begin(self) -> float:
+        """Prepare, and take up the last checkpoint or begin anew. Returns the seconds per step, as estimated."""
+        distillation, saved = self.job.distillation, self.checkpoints.newest()
         if saved is not None and distillation.cost_only and self._is_elsewhere(saved[1]):
             self.checkpoints.put_aside("its seconds are of another machine")
             saved = None
@@ -149,20 +159,14 @@ class _Distilling:
         if saved is None:
             shutil.rmtree(self.job.path / SNAPSHOTS, ignore_errors=True)
             self.count()
-            steps = distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds)
-            self.position = Position(steps)
+            self.position = Position(distillation.steps or self._steps_for(distillation.seconds, cycle, step_seconds))
         else:
             self._take_up(*saved)
         steps, done = self.position.steps, self.position.done
         begun = "" if saved is None else f"goes on after step {done} of "
-        say(f"{begun}{steps} steps at {1000 * step_seconds:.1f} ms, about {_duration((steps - done) * step_seconds)}")
+        say(f"{begun}{steps} steps at {1000 * step_seconds:.1f} ms, about {duration((steps - done) * step_seconds)}")
         self.meter.idle()
-        with memory_limit(distillation.memory_limit_bytes, device), self.beside("distilling"):
-            method = self.method(steps)
-            if saved is not None:
-                self.checkpoints.load(done, method)
-            self._distil(method, step_seconds)
-        return self._checked_set(method.synthetic(), f"after step {steps}")
+        return step_seconds
 
     def _warm_up(self) -> tuple[int, float]:
         """Prepare, timed, and take a few steps with an instance that is thrown away.
@@ -184,6 +188,7 @@ class _Distilling:
             begin = clock.read()
             for _ in range(steps):
                 check_losses(method.step(), f"{distillation.method}.step()", task.device)
+                alive.sign()
             return clock.read() - begin
 
         warm = clock.read()
@@ -273,59 +278,56 @@ class _Distilling:
         size = cost["steps_per_sample"] = cost["steps_per_sample"] or cycles * cycle
         curve, logged = curve_steps(self.job.curve_points, steps), log_steps(steps)
         progress = Progress("distilling", steps, position.done)
-        estimate = _Estimate(steps, steps * step_seconds)
+        estimate = Estimate(steps, steps * step_seconds)
         energy = EnergyMeter(self.meter.gpu, position.joules)
         self.record["segments"].append(new_segment(self.record["provenance"]))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(stopping.held())
             # What is written meanwhile goes to disk, so that it is no part of the memory that is being measured.
             events = stack.enter_context(continued_events(self.job.path / EVENTS, position.done))
-            self._save(method)
-            self.meter.start()
+            self._save_and_start(method, energy)
             stack.callback(progress.close)
             stack.callback(self._end_memory)
-            energy.start()
             for begin, end in windows(steps, size):
                 if end <= position.done:
                     continue
-                losses = self._window(method, end)
-                total = cost["distill_seconds"] or 0.0
-                if position.done == end:
-                    seconds = position.window_seconds / position.window_steps
-                    if position.window_steps % cycle == 0:
-                        cost["step_seconds"].append(seconds)
-                    position.window_steps, position.window_seconds = 0, 0.0
-                    check_losses(losses, name, method.task.device)
-                    values = {loss: float(value) for loss, value in losses.items()}
-                    if any(begin < step <= end for step in logged):
-                        self._log(events, end, total, seconds, values)
-                    progress(end, self._checked_losses(values, end))
-                    if corrected := estimate.corrected(end, total):
-                        progress.say(corrected)
-                    if any(begin < step <= end for step in curve) and end < steps:
-                        self._keep(method.synthetic(), end, total)
-                if stopping.waiting() or (self.checkpoints.due() and end < steps):
-                    energy.stop()
-                    self._end_memory()
-                    position.joules = energy.joules
-                    self._save(method)
-                    self.meter.start()
-                    energy.start()
-                    stopping.raise_waiting()
+                while position.done < end:
+                    if self._is_to_save():
+                        energy.stop()
+                        self._end_memory()
+                        position.joules = energy.joules
+                        self._save_and_start(method, energy)
+                        stopping.raise_waiting()
+                    losses = self._steps(method, end)
+                seconds, total = position.window_seconds / position.window_steps, cost["distill_seconds"] or 0.0
+                if position.window_steps % cycle == 0:
+                    cost["step_seconds"].append(seconds)
+                position.window_steps, position.window_seconds = 0, 0.0
+                check_losses(losses, name, method.task.device)
+                values = {loss: float(value) for loss, value in losses.items()}
+                if any(begin < step <= end for step in logged):
+                    self._log(events, end, total, seconds, values)
+                progress(end, self._checked_losses(values, end))
+                if corrected := estimate.corrected(end, total):
+                    progress.say(corrected)
+                if any(begin < step <= end for step in curve) and end < steps:
+                    self._keep(method.synthetic(), end, total)
             energy.stop()
+            if self.record["segments"][-1]["steps"] == 0:  # the last checkpoint was of the end
+                self.record["segments"].pop()
             cost["joules_per_step"] = energy.per_step(steps, cost["distill_seconds"] or 0.0)
         limit, resident = self.job.distillation.memory_limit_bytes, cost["memory"]["host_rss_bytes"]
         if limit is not None and method.task.device.type == "cpu" and resident is not None and resident > limit:
             raise MemoryIsFull(f"{show_bytes(resident)}, more than the memory limit of {show_bytes(limit)}")
 
-    def _window(self, method: Method, end: int) -> dict[str, torch.Tensor]:
-        """Take the steps up to ``end``, or fewer where the cell is to end; returns the losses of the last."""
+    def _steps(self, method: Method, end: int) -> dict[str, torch.Tensor]:
+        """Take the steps up to ``end``, or fewer where the state is to be saved; returns the losses of the last."""
         position, begin = self.position, self.position.done
         started = self.clock.read()
         while True:
             losses = method.step()
             position.done += 1
-            if position.done == end or stopping.waiting():
+            alive.sign()
+            if position.done == end or self._is_to_save():
                 break
         elapsed, taken = self.clock.read() - started, position.done - begin
         position.window_steps += taken
@@ -336,6 +338,16 @@ class _Distilling:
         segment["ended"] = now()
         self.record["steps"], cost["distill_seconds"] = position.done, (cost["distill_seconds"] or 0.0) + elapsed
         return losses
+
+    def _is_to_save(self) -> bool:
+        return stopping.waiting() or self.checkpoints.due()
+
+    def _save_and_start(self, method: Method, energy: EnergyMeter) -> None:
+        """Write a checkpoint, which is no part of what is measured or limited, and start the meters after it."""
+        with unwatched():
+            self._save(method)
+            self.meter.start()
+        energy.start()
 
     def _save(self, method: Method) -> None:
         """Write a checkpoint; where that fails, a line says so and the steps go on."""
@@ -412,50 +424,6 @@ class _Distilling:
             memory["busy"] = _joined(memory["busy"], self._others())
 
 
-class _Estimate:
-    """How long ``steps`` steps take, as last said."""
-
-    def __init__(self, steps: int, seconds: float) -> None:
-        """``seconds``: all steps together, by those of the warm-up."""
-        self._steps, self._said = steps, seconds
-        self._look, self._before = LOOK_SECONDS, (0, 0.0)
-
-    def corrected(self, done: int, seconds: float) -> str | None:
-        """A line where what was said is wrong, after ``done`` steps in ``seconds``; now and then, else None.
-
-        The steps left are taken to be like those since the last look: early steps may well be slower.
-        """
-        if seconds < self._look or done == self._steps:
-            return None
-        before, at = self._before
-        now = seconds + (seconds - at) / (done - before) * (self._steps - done)
-        self._look, self._before = 2 * seconds, (done, seconds)
-        low, high = sorted((now, self._said))
-        if high - low < WRONG_SECONDS or high < WRONG_BY * low:
-            return None
-        self._said = now
-        return f"after {done} of {self._steps} steps: about {_duration(now)} for all of them"
-
-
-def windows(steps: int, size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive (begin, end) that cover 0 … ``steps``, ``size`` steps each, the last perhaps fewer."""
-    for begin in range(0, steps, size):
-        yield begin, min(begin + size, steps)
-
-
-def curve_steps(points: int, steps: int) -> list[int]:
-    """``points`` log-spaced steps from 1 to ``steps``, without repetition; fewer where there are fewer steps."""
-    if points < 2:
-        return [steps] * points
-    return sorted({round(steps ** (i / (points - 1))) for i in range(points)})
-
-
-def log_steps(steps: int) -> list[int]:
-    """About ``LOGGED`` steps, evenly spaced, the first and the last among them."""
-    count = min(LOGGED, steps)
-    return sorted({1 + round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)})
-
-
 def check_set(synthetic: object, where: str, job: Job, task: Task, *, initial: bool = False) -> None:
     """Raises UserError for a set that is not what ``job`` asks for, as `check_synthetic` does."""
     check_synthetic(
@@ -484,12 +452,6 @@ def _store_key(benchmark: Benchmark, distillation: Distillation) -> tuple[object
 
 def _joined(*words: str | None) -> str | None:
     return "; ".join(filter(None, words)) or None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def say(line: str) -> None:

@@ -283,6 +283,7 @@ def _job(distilled: Distilled, request: EvaluateRequest, device: str, root: Path
         command=request.command,
         tf32=request.tf32,
         time_limit_seconds=request.time_limit,
+        cell_timeout_seconds=request.cell_timeout,
         force=request.force,
     )
     if reason := reason_to_distil(job, written):

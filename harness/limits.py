@@ -23,6 +23,8 @@ _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _BYTES |= {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _WAKE = signal.SIGVTALRM
 """Wakes the main thread where memory is full: a signal that users, shells and schedulers do not send."""
+_LOOKING = threading.Lock()
+"""Held while memory is held against its limit."""
 _SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -152,10 +154,11 @@ def _watch_resident(limit: int) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(PERIOD):
-            if (host_bytes("VmRSS") or 0) - level > limit:
-                full.set()
-                _thread.interrupt_main(_WAKE)
-                return
+            with _LOOKING:
+                if (host_bytes("VmRSS") or 0) - level > limit:
+                    full.set()
+                    _thread.interrupt_main(_WAKE)
+                    return
 
     def fail() -> None:  # at once, also in a step: the next might not end
         raise MemoryIsFull(f"more than the memory limit of {show_bytes(limit)}")
@@ -168,6 +171,16 @@ def _watch_resident(limit: int) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Let resident memory be above its limit meanwhile: for copies that are no part of what is limited.
+
+    They are to be given back before the end of this context.
+    """
+    with _LOOKING:
+        yield
 
 
 def available_bytes(device: str) -> int | None:

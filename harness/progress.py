@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.errors import printable
+from harness import alive
 
 PERIOD = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -38,6 +39,7 @@ class Progress:
 
     def __call__(self, done: int, note: str = "") -> None:
         """``done`` of the total is done; ``note`` stands at the end of the bar."""
+        alive.sign()
         if not self._bar.disable:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from harness.stopping import NOT_DONE, SIGNALS, Stopped
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The folder that holds the packages ``benchmarks``, ``methods`` and ``harness``."""
 INTERRUPTED = 130
@@ -48,15 +50,15 @@ def begin() -> None:
             sys.exit(2)
 
 
-def quit_at_once(*_: object) -> None:
+def quit_at_once(number: int = signal.SIGINT, _: FrameType | None = None) -> None:
     """End the process without unwinding: a signal handler for when nothing has been started."""
     os.write(2, b"stopped\n")
-    os._exit(INTERRUPTED)
+    os._exit(INTERRUPTED if number == signal.SIGINT else NOT_DONE)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was started can be stopped.
+    """Let Ctrl-C raise KeyboardInterrupt, and other signals that ask for an end Stopped: what was started is stopped.
 
     But they end the process at once while something is imported: initialisers of libraries swallow the exception or
     turn it into another. Changes nothing in a process without `begin`, such as a notebook.
@@ -64,7 +66,8 @@ def interruptible() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not quit_at_once:
         yield
         return
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    asking = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # such as after nohup
+    before = {number: signal.signal(number, _interrupt) for number in asking}
     try:
         yield
     finally:
@@ -75,9 +78,9 @@ def interruptible() -> Iterator[None]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            quit_at_once()
+            quit_at_once(number)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
 
 def _leave_out_working_directory() -> None:

@@ -18,7 +18,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 NOT_DONE = 75
 """Exit status of a cell, or of a run, that is to be continued: EX_TEMPFAIL of ``sysexits.h``."""
 AGAIN_SECONDS = 1.0
-"""Signals that arrive within so long are one request: a scheduler may reach a cell itself, and through its parent."""
+"""Signals that arrive within so long are one request."""
+CELL_AGAIN_SECONDS = 10.0
+"""The same for a cell: a scheduler may reach it itself, and through its parent, which may be late on a busy machine."""
 
 
 class Stopped(BaseException):
@@ -30,16 +32,23 @@ class Stopped(BaseException):
         self.number = number
 
 
-_held = False
+_held: bool | None = None
+"""None: outside of a part of the work that is `held`, `put_off` or `released`."""
 _waiting: BaseException | None = None
 
 
 def arrive(reason: BaseException) -> None:
-    """Raise ``reason``, or let it wait where the work is held. The first that waits is the one that counts."""
+    """Raise ``reason``, or let it wait where the work is held. The first that waits is the one that counts.
+
+    What is raised where the work is released waits as well, until `released` has seen it: a library that imports, or a
+    callback of a weak reference, swallows exceptions.
+    """
     global _waiting
-    if not _held:
+    if _held is None:
         raise reason
     _waiting = _waiting or reason
+    if not _held:
+        raise _waiting
 
 
 def waiting() -> bool:
@@ -65,22 +74,34 @@ def forget(reason: BaseException) -> None:
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """Let reasons to end wait for `raise_waiting`, or for the end of this context."""
-    with _set(True):
+    with put_off():
         yield
     if not _held:
         raise_waiting()
 
 
 @contextlib.contextmanager
-def released() -> Iterator[None]:
-    """Raise reasons to end at once, the one that waits among them."""
-    with _set(False):
-        raise_waiting()
+def put_off() -> Iterator[None]:
+    """Let reasons to end wait for `raise_waiting` or for work that is `released`, also past the end of this context."""
+    with _set(True):
         yield
 
 
 @contextlib.contextmanager
-def _set(value: bool) -> Iterator[None]:
+def released() -> Iterator[None]:
+    """Raise reasons to end at once, the one that waits among them; at the end one that was swallowed."""
+    with _set(False):
+        raise_waiting()
+        try:
+            yield
+        except BaseException as error:
+            forget(error)
+            raise
+        raise_waiting()
+
+
+@contextlib.contextmanager
+def _set(value: bool | None) -> Iterator[None]:
     global _held
     before, _held = _held, value
     try:
@@ -90,8 +111,8 @@ def _set(value: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def handling(first: Callable[[int], None], again: Callable[[], None]) -> Iterator[None]:
-    """Call ``first`` with the number of the first of `SIGNALS`, and ``again`` at a second request.
+def handling(first: Callable[[int], None], again: Callable[[], None], after: float = AGAIN_SECONDS) -> Iterator[None]:
+    """Call ``first`` with the number of the first of `SIGNALS`, and ``again`` at a request ``after`` so many seconds.
 
     Signals that are ignored, as after ``nohup``, stay ignored. To be called from the main thread.
     """
@@ -102,7 +123,7 @@ def handling(first: Callable[[int], None], again: Callable[[], None]) -> Iterato
         if not at:
             at.append(now)
             first(number)
-        elif now - at[0] > AGAIN_SECONDS:
+        elif now - at[0] > after:
             again()
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -120,5 +141,5 @@ def handling(first: Callable[[int], None], again: Callable[[], None]) -> Iterato
 def asked_by_signals() -> Iterator[None]:
     """Turn `SIGNALS` into `Stopped`, for a cell; a second request ends the process at once."""
     # What still waits at the end came too late to stop anything.
-    with handling(lambda number: arrive(Stopped(number)), lambda: os._exit(NOT_DONE)), _set(True):
+    with handling(lambda number: arrive(Stopped(number)), lambda: os._exit(NOT_DONE), CELL_AGAIN_SECONDS), put_off():
         yield

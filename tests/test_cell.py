@@ -26,7 +26,6 @@ from benchmarks.datasets import load_raw
 from benchmarks.errors import UserError
 from benchmarks.folders import default_cache
 from harness import cell, distil, progress
-from harness.distil import curve_steps, log_steps, windows
 from harness.evaluations import training
 from harness.evaluations.accuracy import Accuracy
 from harness.launch import local
@@ -37,6 +36,7 @@ from harness.plan.planning import plan
 from harness.plan.request import Request
 from harness.records import artifact, provenance, record
 from harness.records.record import CHECKPOINT, EVENTS, LOG, RECORD, SET, Distilled, EvaluationRecord
+from harness.steps import curve_steps, log_steps, windows
 from methods.base import Synthetic
 from tests.builders import quick
 from tests.dummies import Dummy, dummy

@@ -28,6 +28,7 @@ from harness.plan.options import describe, parse, split
 from harness.plan.planning import plan, unpublished
 from harness.plan.request import Request
 from harness.records import record
+from harness.stopping import Stopped
 from tests.dummies import Dummy, dummy
 
 __all__ = ["dummy"]  # a fixture
@@ -397,6 +398,7 @@ def raises(error: BaseException) -> Callable[[], int]:
         (raises(OSError(28, "No space left on device", "a\nb")), 2, "error: a\\nb: No space left on device\n"),
         (raises(OSError("no number")), 2, "error: no number\n"),
         (raises(KeyboardInterrupt()), 130, "stopped\n"),
+        (raises(Stopped(signal.SIGUSR1)), 75, "stopped by SIGUSR1\n"),
     ],
 )
 def test_exit_statuses(capsys: pytest.CaptureFixture[str], work: Callable[[], int], expected: int, line: str) -> None:
@@ -476,8 +478,10 @@ def test_an_interrupt_while_importing_is_a_line(tmp_path: Path, arguments: list[
 def test_an_interrupt_of_what_was_started_can_be_caught() -> None:
     before = signal.signal(signal.SIGINT, startup.quit_at_once), signal.getsignal(signal.SIGTERM)
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with pytest.raises(KeyboardInterrupt), startup.interruptible():
+        with pytest.raises(KeyboardInterrupt), startup.interruptible():
+            signal.raise_signal(signal.SIGINT)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            with pytest.raises(Stopped), startup.interruptible():
                 signal.raise_signal(number)
         assert signal.getsignal(signal.SIGINT) is startup.quit_at_once
         assert signal.getsignal(signal.SIGTERM) == before[1]

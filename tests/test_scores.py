@@ -133,7 +133,7 @@ def test_networks_are_those_of_the_accuracy_with_a_part_of_the_recipe_left_out(
     values = RobustScores(RobustScoresConfig(**config)).run(
         [soft], [digits], 3, lambda done, total: seen.append((done, total))
     )
-    assert recipes == [("dsa", True)] * 2 + [("none", False)] * 2
+    assert recipes == [("dsa", True), ("none", False)] * 2
     assert seen[-1] == (60, 60) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     hard = Accuracy(AccuracyConfig(**config)).run([hardened(soft)], [digits], 3, nothing)
     assert values["hard_label_accuracy"] == hard["accuracy"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from torch import Tensor
 
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError
@@ -49,6 +51,13 @@ class Quantity:
         return list(values) if self.against is None else [own[-1] for own in self.series(values, config)]
 
 
+class _Nowhere(dict[str, Mapping[str, Tensor]]):
+    """Keeps nothing, where nobody provides a place."""
+
+    def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
 class Evaluation(ABC):
     """One question; a file of this package holds exactly one.
 
@@ -77,6 +86,9 @@ class Evaluation(ABC):
         """Numbers that ``run`` adds to the record's cost, beside the seconds."""
         self.keep: Callable[[Mapping[str, list[float]]], None] = lambda values: None
         """``run`` of an evaluation that grows may call it with its values so far: they survive an interruption."""
+        self.parts: MutableMapping[str, Mapping[str, Tensor]] = _Nowhere()
+        """Tensors by a name of the evaluation's own. What ``run`` puts here survives an interruption, and is here when
+        it is run again for the same answer: the results of a network that was trained, for instance."""
 
     def views(self) -> tuple[str, ...]:
         """Views of the data set, such as ``@images:0-1000``, in order: a set is distilled from each.

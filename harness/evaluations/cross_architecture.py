@@ -143,9 +143,8 @@ class CrossArchitecture(NetworkEvaluation):
         (synthetic,), (benchmark,) = sets, benchmarks
         if self.config.lr is None:
             found = type(self)(dataclasses.replace(self.config, lr=self._best_lr(synthetic, benchmark, seed, progress)))
-            values = found.run(sets, benchmarks, seed, progress, begin)
-            self.cost |= found.cost
-            return values
+            found.cost, found.keep = self.cost, self.keep
+            return found.run(sets, benchmarks, seed, progress, begin)
         self._held_out = held_out(synthetic, benchmark, self.config.held_out)
         return super().run(sets, benchmarks, seed, progress, begin)
 
@@ -173,11 +172,17 @@ class CrossArchitecture(NetworkEvaluation):
             def shown(done: int, steps: int, place: int = place) -> None:
                 progress(place * steps + done, len(config.lr_search) * steps)
 
-            short = dataclasses.replace(config, lr=own * factor, steps=config.search_steps or config.steps)
-            (network,) = trained_networks(short, synthetic, benchmark, f"step size {seed}", [0], shown)
-            logits = predict(network, images)
-            if bool(logits.isfinite().all()):
-                tried[factor] = accuracy(logits, labels)
+            name = f"step size times {factor}"
+            if name in self.parts:
+                reached = float(self.parts[name]["accuracy"])
+            else:
+                short = dataclasses.replace(config, lr=own * factor, steps=config.search_steps or config.steps)
+                (network,) = trained_networks(short, synthetic, benchmark, f"step size {seed}", [0], shown)
+                logits = predict(network, images)
+                reached = accuracy(logits, labels) if bool(logits.isfinite().all()) else math.nan
+                self.parts[name] = {"accuracy": torch.tensor(reached, dtype=torch.float64)}
+            if math.isfinite(reached):
+                tried[factor] = reached
             self.cost[f"held_out_accuracy_with_{factor:g}_times_the_step_size"] = tried.get(factor, 0.0)
         if not tried:
             raise Untrainable("networks diverge with every step size that was tried")

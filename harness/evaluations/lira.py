@@ -120,18 +120,26 @@ class Lira(Evaluation):
 
         Those of several networks stand side by side, as of more queries: whoever has the set can train as many.
         """
-        scores, accuracies = list[Tensor](), list[float]()
 
         def test(index: int, length: int, network: Network) -> None:
-            accuracies.append(accuracy(predict(network, benchmark.test_images), benchmark.test_labels))
-            for asked in _queries(pixels, self.config.queries, flip=benchmark.flip):
-                scores.append(confidence(predict(network, benchmark.preprocess.forward(asked)), labels).cpu())
+            tested = accuracy(predict(network, benchmark.test_images), benchmark.test_labels)
+            scores = [
+                confidence(predict(network, benchmark.preprocess.forward(asked)), labels).cpu()
+                for asked in _queries(pixels, self.config.queries, flip=benchmark.flip)
+            ]
+            known[index] = self.parts[f"network {index}"] = {
+                "scores": torch.stack(scores, 1),
+                "accuracy": torch.tensor(tested, dtype=torch.float64),
+            }
 
-        train_attacked(self.config, synthetic, benchmark, seed, indices, [self.config.training_steps], test, progress)
-        together = torch.stack(scores, 1)
+        known = {index: self.parts[f"network {index}"] for index in indices if f"network {index}" in self.parts}
+        missing = [index for index in indices if index not in known]
+        train_attacked(self.config, synthetic, benchmark, seed, missing, [self.config.training_steps], test, progress)
+        parts = [known[index] for index in indices]
+        together = torch.cat([part["scores"] for part in parts], 1)
         if not bool(together.isfinite().all()):
             raise Untrainable("a network's answers are not finite")
-        return together, accuracies
+        return together, [float(part["accuracy"]) for part in parts]
 
     def _attacked(self, scores: Array, members: Array, seed: int) -> dict[str, list[float]]:
         """The values of all attacks. ``scores``: (sets, examples, queries); ``members``: (sets, examples) bool."""

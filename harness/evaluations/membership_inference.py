@@ -109,8 +109,22 @@ class MembershipInference(Evaluation):
         members = _drawn(len(task.images), count, "members").to(task.device)
         others = _drawn(len(benchmark.test_images), count, "others").to(task.device)
         found: dict[tuple[int, int], dict[str, float]] = {}
+        for index in range(config.repeats):
+            for key, kept in self.parts.get(_part(index), {}).items():
+                length, name = key.split(" ")
+                found.setdefault((index, int(length)), {})[name] = float(kept)
+        missing = [index for index in range(config.repeats) if _part(index) not in self.parts]
 
         def test(index: int, length: int, network: Network) -> None:
+            look(index, length, network)
+            if length == config.lengths[-1]:
+                self.parts[_part(index)] = {
+                    f"{at} {name}": torch.tensor(value, dtype=torch.float64)
+                    for at in config.lengths
+                    for name, value in found[index, at].items()
+                }
+
+        def look(index: int, length: int, network: Network) -> None:
             logits = predict(network, benchmark.test_images)
             found[index, length] = {"accuracy": accuracy(logits, benchmark.test_labels)}
             if config.attacked == "last" and index < config.repeats - 1:
@@ -122,7 +136,7 @@ class MembershipInference(Evaluation):
             outside = observed(logits[others], benchmark.test_labels[others])
             found[index, length] |= _attacks(inside, outside, config.grid, (seed, index, length))
 
-        train_attacked(config, synthetic, benchmark, seed, range(config.repeats), config.lengths, test, progress)
+        train_attacked(config, synthetic, benchmark, seed, missing, config.lengths, test, progress)
         recipe = config.recipe(len(synthetic.images), len(task.images), config.lengths[-1])
         self.cost |= {
             "members": count,
@@ -134,6 +148,11 @@ class MembershipInference(Evaluation):
             for name, value in own.items():
                 values.setdefault(name, []).append(value)
         return values
+
+
+def _part(index: int) -> str:
+    """The name of what survives of a network, of all lengths."""
+    return f"network {index}"
 
 
 def _attacks(members: Observed, others: Observed, grid: Grid, key: tuple[int, ...]) -> dict[str, float]:

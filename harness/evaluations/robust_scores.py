@@ -40,32 +40,31 @@ class RobustScores(NetworkEvaluation):
         BARE: Quantity("accuracy, no augmentation (%)", drawn=False),
     }
 
-    def run(
-        self, sets: Sequence[Synthetic], benchmarks: Sequence[Benchmark], seed: int, progress: Progress, begin: int = 0
-    ) -> Mapping[str, list[float]]:
-        """Values of every network, as `NetworkEvaluation.run`; each is trained twice."""
-        values: dict[str, list[float]] = {}
-        for place, name in enumerate((HARD, BARE)):
-            self.left_out = name
-
-            def shown(done: int, total: int, place: int = place) -> None:
-                progress(place * total + done, 2 * total)
-
-            values |= super().run(sets, benchmarks, seed, shown, begin)
-        return values
-
     def train(
         self, synthetic: Synthetic, benchmark: Benchmark, seed: int | str, indices: Sequence[int], progress: Progress
     ) -> list[Network]:
-        recipe = self.config.recipe(synthetic)
-        if self.left_out == HARD:
-            synthetic = hardened(synthetic)
-        else:
-            recipe = dataclasses.replace(recipe, augment="none")
-        return trained_networks(self.config, synthetic, benchmark, seed, indices, progress, recipe=recipe)
+        """The networks that lack the learned labels; each has a twin that lacks the augmentation."""
+        whole = self.config.recipe(synthetic)
+        bare = dataclasses.replace(whole, augment="none")
+        trained = [
+            trained_networks(
+                self.config,
+                images,
+                benchmark,
+                seed,
+                indices,
+                lambda done, steps, place=place: progress(place * steps + done, 2 * steps),  # type: ignore[misc]
+                recipe=recipe,
+            )
+            for place, (images, recipe) in enumerate(((hardened(synthetic), whole), (synthetic, bare)))
+        ]
+        self.twins = dict(zip(*trained, strict=True))
+        return trained[0]
 
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
-        return {self.left_out: accuracies(network, [network.head], benchmark)[0]}
+        """The accuracies of ``network`` and of its twin."""
+        both = {HARD: network, BARE: self.twins[network].eval()}
+        return {name: accuracies(own, [own.head], benchmark)[0] for name, own in both.items()}
 
 
 def hardened(synthetic: Synthetic) -> Synthetic:

@@ -127,7 +127,8 @@ class NetworkEvaluation(Evaluation):
     ) -> dict[str, list[float]]:
         """Train networks ``begin`` to ``config.networks`` − 1 of ``seed`` on ``synthetic``, and test each.
 
-        ``keep``: called with the values so far, while networks are left. Raises Untrainable as `Training.recipe` does.
+        ``keep``: called with the values so far, while networks are left. Those of an evaluation that does not grow
+        are kept in its ``parts``. Raises Untrainable as `Training.recipe` does.
         """
         config, count = self.config, self.config.networks - begin
         at_once = config.networks_at_once or _networks_at_once(config, synthetic, benchmark, count)
@@ -140,9 +141,18 @@ class NetworkEvaluation(Evaluation):
                 progress(own.start * steps + len(own) * done, count * steps)
 
             indices = [begin + index for index in own]
-            for network in self.train(synthetic, benchmark, seed, indices, shown):
-                for name, value in self.test(network.eval(), synthetic, benchmark).items():
-                    values.setdefault(name, []).append(value)
+            name = f"networks {indices[0]} to {indices[-1]} of {seed}"
+            if name in self.parts:
+                tested = {quantity: part.tolist() for quantity, part in self.parts[name].items()}
+            else:
+                tested = {}
+                for network in self.train(synthetic, benchmark, seed, indices, shown):
+                    for quantity, value in self.test(network.eval(), synthetic, benchmark).items():
+                        tested.setdefault(quantity, []).append(float(value))
+                if self.grows is None:
+                    self.parts[name] = {q: torch.tensor(part, dtype=torch.float64) for q, part in tested.items()}
+            for quantity, part in tested.items():
+                values.setdefault(quantity, []).extend(part)
             if own.stop < count:
                 keep(values)
         return values

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
@@ -16,7 +17,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from benchmarks.errors import UserError
-from harness import stopping
+from harness import alive, stopping
 from harness.launch.environment import environment
 from harness.launch.slots import Device, alone, devices
 from harness.limits import show_seconds
@@ -42,6 +43,12 @@ Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
 A job whose folder somebody else has leased is not yielded."""
 
 
+class Process(subprocess.Popen[bytes]):
+    """The process of a cell."""
+
+    signs: alive.Signs
+
+
 @contextlib.contextmanager
 def started(at_once: int | None = 1) -> Iterator[Launcher]:
     """`launch`, with the process of the first job on its way: its libraries load while ours plans what to run."""
@@ -54,7 +61,7 @@ def started(at_once: int | None = 1) -> Iterator[Launcher]:
 
 
 def launch(
-    jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None, at_once: int | None = 1
+    jobs: Iterable[Job], waiting: list[Process] | None = None, at_once: int | None = 1
 ) -> Generator[Job, None, None]:
     """Run each of ``jobs`` in its own process, ``at_once`` at a time (None: one for each GPU); yield them as they end.
 
@@ -73,12 +80,30 @@ class _Cell:
     """A job in its process."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: Process
     device: Device
     kills: int
     """Processes that the kernel had killed for memory, for other reasons than this cell."""
     relay: Thread | None = None
     """Prints its lines, where several run at a time."""
+    hangs: bool = False
+
+    def wait(self) -> int | None:
+        """The exit status; None where the process takes too long, or ``hangs``."""
+        silence, begin = self.job.cell_timeout_seconds, time.monotonic()
+        self.process.signs.look()
+        self.process.signs.silent = 0.0  # it may have waited for its job
+        while True:
+            left = None if self.limit is None else begin + self.limit - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            if silence is not None and self.process.signs.silent > silence:
+                self.hangs = True
+                return None
+            periods = [each for each in (left, None if silence is None else alive.PERIOD) if each is not None]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(min(periods, default=None))
+            self.process.signs.look()
 
     @property
     def limit(self) -> float | None:
@@ -88,7 +113,7 @@ class _Cell:
 class _Launch:
     """The cells that run at present."""
 
-    def __init__(self, waiting: list[subprocess.Popen[bytes]], at_once: int | None) -> None:
+    def __init__(self, waiting: list[Process], at_once: int | None) -> None:
         self._waiting, self._at_once = waiting, at_once
         self._devices: list[Device] = []
         self._cells: list[_Cell] = []
@@ -158,9 +183,7 @@ class _Launch:
     def _wait(self, cell: _Cell) -> None:
         code: int | BaseException | None
         try:
-            code = cell.process.wait(cell.limit)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = cell.wait()
         except BaseException as error:
             code = error
         if cell.relay is not None:
@@ -211,7 +234,10 @@ class _Launch:
     def _has_records(self, cell: _Cell, code: int | None) -> bool:
         """Write the records that are missing of a cell that ended with ``code``; whether it was ours to do."""
         failed: tuple[Status, str]
-        if code is None:
+        if cell.hangs:
+            silence = show_seconds(cell.job.cell_timeout_seconds or 0)
+            failed = "error", f"no sign of life for {silence} (--cell-timeout): the process was killed"
+        elif code is None:
             failed = "timeout", f"the time limit of {show_seconds(cell.job.time_limit_seconds or 0)} has passed"
         elif code == -signal.SIGKILL and _out_of_memory_kills() > cell.kills:
             failed = "oom", "the kernel killed the process because memory ran out"
@@ -233,25 +259,32 @@ class _Launch:
         return True
 
 
-def _start(variables: dict[str, str] | None = None, *, piped: bool = False) -> subprocess.Popen[bytes]:
+def _start(variables: dict[str, str] | None = None, *, piped: bool = False) -> Process:
     """The process of a cell, with ``variables`` in addition to ours; ``piped``: we read what it prints."""
     # A session of its own: Ctrl-C reaches this process alone, which then tells the cell. The cell in turn ends when
     # its standard input does, so that it never outlives us. What it prints goes where our messages go.
     shown = {STATUS: "1"} if piped and sys.stderr.isatty() else {}
-    return subprocess.Popen(
+    signs = alive.Signs()
+    process = Process(
         COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if piped else 2,
         stderr=subprocess.STDOUT if piped else None,
         bufsize=0,
         start_new_session=True,
-        env=environment() | (variables or {}) | shown,
+        pass_fds=(signs.descriptor,),
+        env=environment() | (variables or {}) | shown | {alive.VARIABLE: str(signs.descriptor)},
     )
+    process.signs = signs
+    return process
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: Process) -> None:
     process.kill()  # nothing to one that has ended
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # what the method started and left behind
     process.wait()
+    process.signs.close()
     if process.stdin is not None:
         process.stdin.close()
 

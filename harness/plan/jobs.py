@@ -143,6 +143,8 @@ class Job:
     """Whether the evaluations may round to TF32."""
     time_limit_seconds: float | None = None
     """No part of an identity: a result that a limit did not stop is the same without it."""
+    cell_timeout_seconds: float | None = None
+    """The process is killed where it shows no sign of life for so long; no part of an identity either."""
     checkpoint_seconds: float = 300.0
     """Between two checkpoints of the distillation; no part of an identity either."""
     beside: tuple[Job, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from benchmarks.errors import UserError, printable
 from harness.plan.jobs import ACCURACY, WHOLE_DATA, Job, Question
 from harness.records import record
-from harness.records.record import EVALUATIONS, FINAL, RECORD, AskedSet, EvaluationRecord, Record
+from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, RECORD, AskedSet, EvaluationRecord, Record
 
 R = TypeVar("R", Record, EvaluationRecord)
 SAME_MACHINE = ("device", "threads", "torch")
@@ -30,6 +31,11 @@ class Ask:
     """The file of the answer."""
     answer: EvaluationRecord | None
     """The answer that is there already, whatever its status and however many values it has."""
+
+    @property
+    def parts(self) -> Path:
+        """The folder of what survives of an interrupted evaluation, beside its answer."""
+        return self.path.with_suffix(".parts")
 
     @property
     def step(self) -> int | None:
@@ -70,7 +76,11 @@ def reason_to_distil(job: Job, earlier: Record | None, *, force: bool = False) -
 
 def asks(job: Job, distilled: Record) -> Iterator[Ask]:
     """The questions of ``job`` that are still to be answered for the set that ``distilled`` tells of."""
-    return (ask for ask in all_asks(job, distilled) if job.force or not _is_answered(job, ask))
+    for ask in all_asks(job, distilled):
+        if job.force or not _is_answered(job, ask):
+            yield ask
+        elif ask.answer is None or ask.answer["status"] != "timeout":  # a killed process may have left them
+            shutil.rmtree(ask.parts, ignore_errors=True)
 
 
 def all_asks(job: Job, distilled: Record) -> Iterator[Ask]:
@@ -127,9 +137,14 @@ def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord
 def existing(job: Job) -> Record | None:
     """The record of ``job``, if there is one. A damaged one is put aside, never used and never lost.
 
+    A checkpoint beside a final record goes: a process was killed between the two.
+
     Raises NewerVersion for a record that a later version of the suite wrote.
     """
-    return _existing(job.path / RECORD, record.load)
+    written = _existing(job.path / RECORD, record.load)
+    if written is not None and written["status"] in FINAL and written["status"] != "timeout":
+        shutil.rmtree(job.path / CHECKPOINT, ignore_errors=True)
+    return written
 
 
 def _existing(path: Path, load: Callable[[Path], R]) -> R | None:

@@ -93,6 +93,7 @@ def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
             set_bytes=set_bytes(raw, ipc),
             tf32=request.tf32,
             time_limit_seconds=request.time_limit,
+            cell_timeout_seconds=request.cell_timeout,
             checkpoint_seconds=request.checkpoint_every,
         )
 

@@ -8,6 +8,7 @@ Everything of one distillation lies in one folder (`Distilled`)::
     evaluations/NAME-HASH.json    EvaluationRecord: one question asked of the set
     events.jsonl                  losses, step times and memory while it was distilled
     checkpoint/                   the state of the method, while the record is not final
+    evaluations/NAME-HASH.parts/  results of single networks, while the answer is not final
     log.txt                       the traceback, where something failed
 
 Units stand in the names of the fields. Raw samples and values are kept, so that every table and figure can be computed

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.cache import Cache
+from harness import alive, stopping
 from harness.records.lease import FOLDER, LOOK_SECONDS, Held, Lease, Watch, take
 from harness.records.record import PROTOCOL_VERSION
 
@@ -67,6 +68,7 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
                 return claimed
             begin = self._now()
             while left and all(self._watch.holder(self._lease_of(name)) for name in left):
+                alive.sign()  # others work for it
                 time.sleep(LOOK_SECONDS)
             self.waited += self._now() - begin
 
@@ -85,11 +87,12 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
 
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         seconds = self._now() - self._since
-        self._cache.write(name, tensors, {"seconds": seconds})
-        self.cached.pop(name, None)
-        self.made[name] = seconds
-        if name in self._claimed:
-            self._claimed.pop(name).release()
+        with stopping.held():  # what took long to make is not lost in the moment in which it is written
+            self._cache.write(name, tensors, {"seconds": seconds})
+            self.cached.pop(name, None)
+            self.made[name] = seconds
+            if name in self._claimed:
+                self._claimed.pop(name).release()
         self._since = self._now()
         self.on_made(len(self.made))
 
