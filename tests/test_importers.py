@@ -403,7 +403,7 @@ def test_parts_and_files_that_do_not_make_a_set(tmp_path: Path) -> None:
         ([images, images], "the second file with images"),
         ([images, whole], "a whole set"),
         ([odd], "neither images, labels nor a step size"),
-        (mtt(tmp_path, sparse=IMAGES.to_sparse()), "sparse, quantised or complex"),
+        (mtt(tmp_path, sparse=IMAGES.to_sparse()), "sparse, quantised, complex"),
         ([text], "none of the known formats"),
         ([cut], "cut.pt"),
         ([other], "not a distilled set of this suite"),
