@@ -109,8 +109,9 @@ def show(distilled: Sequence[Distilled]) -> str:
 def page(folders: Sequence[Path], place: Path) -> str:
     """A Markdown page in the folder ``place``: its notes, then the notes, tables and figures of each of ``folders``.
 
-    What no record knows stands in a file ``notes.md`` of a folder, and of ``place``. Raises UserError for a file that is
-    no text in UTF-8.
+    What no record knows stands in a file ``notes.md`` of a folder, and of ``place``.
+
+    Raises UserError for a file that is no text in UTF-8.
     """
 
     def read(file: Path) -> str:

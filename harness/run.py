@@ -411,14 +411,15 @@ def _outcome(job: Job, after: Record) -> str:
 def _answer(answer: EvaluationRecord) -> str:
     """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values; before it what was asked, one item of a list."""
     known = evaluations.get(answer["evaluation"])
-    item = answer["config"][known.each] if known.each else ""
+    item = answer["config"].get(known.each) if known.each else ""
     about = ", ".join(map(str, item)) if isinstance(item, list) else f"{known.each} {item}" if known.each else ""
     if answer["status"] != "ok":
         about = " ".join(filter(None, (answer["evaluation"], about)))
         return f"{about}: {answer['status']}: {answer['message']}"
     quantities, parts = known.quantities, list[str]()
     for name, values in answer["values"].items():
-        quantity = quantities[name]
+        if (quantity := quantities.get(name)) is None:  # of another version
+            continue
         title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
         mean, std = record.summarise(values if quantity.against is None else values[-1:])
         if mean is not None:

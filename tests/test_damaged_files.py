@@ -3,14 +3,17 @@ else is lost."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from harness import choose_recipe, evaluate, figures, regress, report, run
@@ -78,13 +81,24 @@ def unreadable(path: Path) -> None:
 DAMAGES = {
     "empty": cut(0),
     **{f"cut at {at}": cut(at) for at in (0.02, 0.5, 0.999)},
-    **{f"a bit at {at}": changed(at) for at in (0.0, 0.01, 0.3, 0.6, 0.999)},
+    **{f"a bit at {at}": changed(at) for at in (0.01, 0.3, 0.6, 0.999)},
     "another": another,
     "folder": folder,
     "pipe": pipe,
     "unreadable": unreadable,
 }
-every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+SOME = ("empty", "cut at 0.5", "a bit at 0.3", "another", "folder", "pipe", "unreadable")
+FEW = ("empty", "folder", "unreadable")
+
+
+def cases(kinds: Mapping[str, Iterable[str]]) -> pytest.MarkDecorator:
+    """Runs a test for each kind of file with each of its damages."""
+    pairs = [(kind, name) for kind, names in kinds.items() for name in names]
+    values = [(kind, DAMAGES[name]) for kind, name in pairs]
+    return pytest.mark.parametrize(("kind", "damage"), values, ids=[" ".join(pair) for pair in pairs])
+
+
+some_damages = pytest.mark.parametrize("damage", [DAMAGES[name] for name in SOME], ids=SOME)
 
 
 # The files of a run
@@ -145,10 +159,12 @@ def contents(place: Path) -> dict[Path, bytes]:
     return {path.relative_to(place): path.read_bytes() for path in files}
 
 
-def only(found: list[Path]) -> Path:
-    """The first: the files of the cell with seed 0, which runs first."""
-    assert found
-    return min(found, key=lambda path: path.name.find("seed0") < 0)
+def is_json(content: bytes) -> bool:
+    """Whether a damage left a record readable: a bit of a number or of a text is another one, which nothing tells."""
+    with contextlib.suppress(ValueError):
+        json.loads(content)
+        return True
+    return False
 
 
 FILES = {
@@ -166,8 +182,7 @@ REMADE = {"record", "answer", "set", "snapshot", "decoded images"}
 """Kinds that a run looks at and makes again where they are damaged."""
 
 
-@pytest.mark.parametrize("kind", FILES)
-@every_damage
+@cases({kind: DAMAGES if kind in ("record", "set") else SOME if kind in REMADE else FEW for kind in FILES})
 def test_a_run_makes_again_what_is_damaged(
     kind: str, damage: Callable[[Path], None], places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,13 +210,12 @@ def test_a_run_makes_again_what_is_damaged(
                 assert artifact.lost(distilled.folder / file["name"], file["sha256"]) is None
     if own.name in (SET,) or kind == "snapshot":
         assert after[own] == before[own]
-    if own in after and damaged is not None and kind in ("record", "answer") and after[own] != damaged:
+    if damaged is not None and kind in ("record", "answer") and not is_json(damaged):
         assert damaged in [after[other] for other in after if ".damaged" in other.name]
     assert main(*command(place)) == 0 and "done before" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [CHECKPOINT, EVENTS, RECORD, "store", LOCK])
-@every_damage
+@cases({CHECKPOINT: DAMAGES, EVENTS: SOME, "store": FEW, LOCK: FEW})
 def test_a_cell_that_was_stopped_goes_on_or_begins_again(
     kind: str, damage: Callable[[Path], None], places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,7 +224,6 @@ def test_a_cell_that_was_stopped_goes_on_or_begins_again(
     path = {
         CHECKPOINT: max(cell.glob(f"{CHECKPOINT}/*.safetensors"), key=lambda path: path.stat().st_mtime_ns),
         EVENTS: cell / EVENTS,
-        RECORD: cell / RECORD,
         "store": next((place / "cache" / "store").rglob("*.safetensors")),
         LOCK: place / "out" / LOCK,
     }[kind]
@@ -227,17 +240,18 @@ def test_a_cell_that_was_stopped_goes_on_or_begins_again(
     assert steps == [b'{"step": %d' % step for step in range(1, 10)]
 
 
-@pytest.mark.parametrize("kind", ["record", "answer", "set"])
 @pytest.mark.parametrize("command_name", ["report", "figures", "regress", "evaluate"])
-@every_damage
+@cases({"record": SOME, "answer": FEW, "set": FEW})
 def test_other_commands_say_what_is_damaged(
     kind: str,
     command_name: str,
     damage: Callable[[Path], None],
     places: Places,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: path.touch())  # which takes seconds
     place = copy(places.done(), tmp_path)
     path = sorted(place.glob(FILES[kind]))[0]
     before = contents(place)
@@ -254,7 +268,7 @@ def test_other_commands_say_what_is_damaged(
     after = contents(place)
     for other in before.keys() - {path.relative_to(place)}:
         assert other in after and (after[other] == before[other] or command_name == "evaluate"), other
-    if command_name != "evaluate" and kind == "record" and damage in (cut(0), folder, pipe, another):
+    if command_name != "evaluate" and kind == "record" and damage in (DAMAGES["empty"], folder, pipe, another):
         assert f"damaged record {path}" in shown
 
 
@@ -278,8 +292,7 @@ def inputs(root: Path) -> dict[str, tuple[Path, list[str]]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["images", "labels", "results of DC", "arrays", "class order"])
-@every_damage
+@cases(dict.fromkeys(["images", "labels", "results of DC", "arrays", "class order"], SOME))
 def test_a_file_that_is_named_is_read_or_a_line(
     kind: str, damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,7 +310,7 @@ def test_a_file_that_is_named_is_read_or_a_line(
         assert status == 0
 
 
-@every_damage
+@some_damages
 def test_an_image_is_read_or_a_line(
     damage: Callable[[Path], None], places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,7 +326,7 @@ def test_an_image_is_read_or_a_line(
         assert (damage in (folder, pipe) and "1.png" in shown) or damage not in (folder, pipe)
 
 
-@every_damage
+@some_damages
 def test_scores_of_recipes_are_read_or_a_line(
     damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,7 +342,7 @@ def test_scores_of_recipes_are_read_or_a_line(
     assert status == 0 or "scores.csv" in shown
 
 
-@every_damage
+@some_damages
 def test_notes_are_in_the_page_or_a_line(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Callable
@@ -34,7 +35,18 @@ VIEWS = st.one_of(
     ),
     st.sampled_from(["@", "@@", "@images:1-2@", "@images", "@step:0-of-0-order-0", "@half:1@half:1@half:1@half:1"]),
 )
-BASES = ("digits", "digits", "mnist", "cifar10", "imagewoof", "folder:own", "folder:records", "folder:.", "folder:none")
+BASES = (
+    "digits",
+    "digits",
+    "mnist",
+    "cifar10",
+    "imagewoof",
+    "folder:own",
+    "folder:records",
+    "folder:.",
+    "folder:none",
+    "folder:~nobody_",
+)
 DATASETS = st.builds("".join, st.tuples(st.one_of(st.sampled_from(BASES), WORDS), st.just("") | VIEWS))
 PATHS = st.one_of(
     st.sampled_from(["out", "out/é", "out/\udcff", "out/a\nb", "out/-x", "out/" + "n" * 300, "out/" + "n/" * 500]),
@@ -78,11 +90,12 @@ LEFT_OUT = {"--download", "--list", "--help"}
 """Flags that go to the network, or that print without reading the rest."""
 
 
+@functools.cache
 def flags_of(main: Callable[..., int]) -> list[str]:
     """The flags in the help of a command."""
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         assert main(["--help"]) == 0
-    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.getvalue())) - LEFT_OUT)
+    return sorted({*re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.getvalue()), "--fooo"} - LEFT_OUT)
 
 
 def options() -> list[str]:
@@ -100,7 +113,7 @@ def words(draw: st.DrawFn, flags: list[str], beginning: st.SearchStrategy[list[s
     """A command line: a beginning that is right, then flags with values that are right, odd, missing or too many."""
     made = list(draw(beginning))
     for _ in range(draw(st.integers(0, 5))):
-        flag = draw(st.sampled_from([*flags, *OPTIONS]) if draw(st.booleans()) else st.sampled_from(flags))
+        flag = draw(st.sampled_from(OPTIONS if draw(st.integers(0, 3)) == 0 else flags))
         values = (
             draw(st.lists(GARBAGE, max_size=2)) if draw(st.integers(0, 3)) == 0 else [draw(USUAL.get(flag, GARBAGE))]
         )

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from harness.records import artifact, importers
@@ -230,37 +231,24 @@ def _without_tensors(content: Any) -> Any:
     return None if isinstance(content, Tensor) else content
 
 
-OPCODES = st.sampled_from([bytes([each]) for each in range(256)])
+NAMED = [b"cos\nsystem\n", b"ctorch\nload\n", b"ccollections\nOrderedDict\n", b"\x8c\x02os\x8c\x06system\x93"]
+LARGE = [b"(I1000000000\n", b"X\xff\xff\xff\x7f", b"Nr\xff\xff\xff\xff", b"\x95" + b"\x7f" * 8, b"\x8e" + b"\x7f" * 8]
+STREAMS = st.lists(
+    st.one_of(
+        st.integers(0, 255).map(lambda opcode: bytes([opcode])),
+        st.binary(max_size=8),
+        st.sampled_from([*NAMED, *LARGE, b"R", b"b", b"t", b"]", b"}", b"("]),
+    ),
+    max_size=20,
+).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
+"""Pickles of any opcodes."""
 
 
 @examples(150)
-@given(
-    parts=st.lists(
-        st.one_of(
-            OPCODES,
-            st.binary(max_size=8),
-            st.sampled_from(
-                [
-                    b"cos\nsystem\n",
-                    b"ctorch\nload\n",
-                    b"ccollections\nOrderedDict\n",
-                    b"(I1000000000\n",
-                    b"\x8c\x02os\x8c\x06system\x93",
-                    b"R",
-                    b"b",
-                    b"t",
-                    b"]",
-                    b"X\xff\xff\xff\x7f",
-                    b"\x8e" + b"\xff" * 7 + b"\0",
-                ]
-            ),
-        ),
-        max_size=20,
-    )
-)
-def test_streams_of_opcodes(folder: Path, parts: list[bytes]) -> None:
+@given(stream=STREAMS)
+def test_streams_of_opcodes(folder: Path, stream: bytes) -> None:
     path = folder / "opcodes"
-    path.write_bytes(b"\x80\x02" + b"".join(parts) + b".")
+    path.write_bytes(stream)
     assert not check([path])
 
 
@@ -374,3 +362,37 @@ def test_own_files_that_say_nonsense(good: Path, folder: Path, data: st.DataObje
         snapshot = refused_or(lambda: artifact.load_snapshot(path))
         assert snapshot is None or isinstance(snapshot.images, Tensor)
     check([path])
+
+
+MODES = [
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "LA",
+    "PA",
+    "RGBX",
+    "RGBa",
+    "La",
+    "I;16",
+]
+
+
+@examples(80)
+@given(data=st.data())
+def test_any_image_through_the_transform_of_a_set(good: Path, data: st.DataObject) -> None:
+    transform = artifact.load(good / "own.safetensors").transform
+    size = data.draw(st.tuples(*[st.sampled_from([1, 2, 8, 9, 300])] * 2))
+    image: Any = Image.new(data.draw(st.sampled_from(MODES)), size)
+    if data.draw(st.booleans()):
+        image = data.draw(tensors(data.draw(st.sampled_from([IMAGES[0].sigmoid(), IMAGES.sigmoid()]))))
+    made = refused_or(lambda: transform(image))
+    if made is not None:
+        assert made.shape[-3:] == SHAPE and made.dtype == torch.float32 and bool(made.isfinite().all())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import pickle
 import shutil
 import struct
 import zlib
@@ -18,11 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.data.image_files import passed_over
+from benchmarks.data.published import _read_batches
 from benchmarks.datasets import load_raw
 from benchmarks.preprocess import fit
 from harness.plan.planning import load_data
 from harness.plan.request import Request
 from tests.properties.support import CHARACTERS, WORDS, damaged, examples, refused_or, watched
+from tests.properties.test_foreign_sets import STREAMS
 
 
 def encoded(mode: str, size: tuple[int, int], form: str) -> bytes:
@@ -258,6 +262,18 @@ def test_names_of_folders(root: Path, name: str, size: int | None) -> None:
     with watched(root):
         raw = refused_or(lambda: load_data(f"folder:{root}/{name}", root, root / "cache", request))
     assert raw is None or raw.name.isprintable()
+
+
+@examples(150)
+@given(data=st.data())
+def test_pickled_batches(root: Path, data: st.DataObject) -> None:
+    """Those of the downsampled ImageNet."""
+    path = root / "train_data_batch_1"
+    batch = {"data": np.zeros((2, 3 * 64 * 64), np.uint8), "labels": [1, 1000]}
+    good = pickle.dumps(batch, protocol=data.draw(st.integers(0, 5)))
+    path.write_bytes(data.draw(st.one_of(STREAMS, damaged(good), damaged(good[:200]))))
+    with watched(root), contextlib.suppress(MemoryError):  # which the command line says in a line
+        refused_or(lambda: _read_batches([path]))
 
 
 def test_a_script_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

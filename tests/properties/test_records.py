@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from benchmarks.errors import UserError
 from harness import evaluate, figures, regress, report
@@ -49,6 +50,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the records of one input after another lie."""
+    return tmp_path_factory.mktemp("records")
+
+
 def contents(good: Path) -> list[tuple[str, bytes]]:
     """Path of every record below ``good`` → its bytes."""
     return [(str(path.relative_to(good)), path.read_bytes()) for path in sorted(good.rglob("*.json"))]
@@ -79,13 +86,12 @@ def texts(draw: st.DrawFn, content: bytes) -> bytes:
 
 @examples(400)
 @given(data=st.data())
-def test_a_record_is_read_or_a_line(good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    folder = _folder(tmp_path_factory, "one")
+def test_a_record_is_read_or_a_line(good: Path, root: Path, data: st.DataObject) -> None:
     name, content = data.draw(st.sampled_from(range(len(contents(good)))).map(contents(good).__getitem__))
-    path = folder / RECORD
+    path = root / RECORD
     path.write_bytes(data.draw(texts(content)))
     load: Any = record.load_evaluation if EVALUATIONS in name else record.load
-    with watched(folder):
+    with watched(root):
         try:
             loaded = load(path)
         except UserError as error:
@@ -94,13 +100,6 @@ def test_a_record_is_read_or_a_line(good: Path, tmp_path_factory: pytest.TempPat
             record.write(loaded, path)
             again = load(path)
             assert repr(again) == repr(loaded)  # which has NaN, unlike itself
-
-
-def _folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """The folder ``name`` of all inputs of a test, one after another."""
-    folder = factory.getbasetemp() / f"records-{name}"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @st.composite
@@ -117,8 +116,8 @@ def folders(draw: st.DrawFn, good: Path, place: Path) -> Path:
 
 @examples(40)
 @given(data=st.data())
-def test_a_report_of_any_records(good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    place = data.draw(folders(good, _folder(tmp_path_factory, "report")))
+def test_a_report_of_any_records(good: Path, root: Path, data: st.DataObject) -> None:
+    place = data.draw(folders(good, root / "report"))
     words = data.draw(st.lists(st.sampled_from(["--intervals", "--comparisons", "--claims"]), unique=True))
     experiment = data.draw(st.sampled_from([None, None, "table1", "table2", "table3", "table4", "figure5ab"]))
     words += [] if experiment is None else ["--experiment", experiment]
@@ -130,18 +129,17 @@ def test_a_report_of_any_records(good: Path, tmp_path_factory: pytest.TempPathFa
 
 @examples(6)
 @given(data=st.data())
-def test_figures_of_any_records(good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    place = data.draw(folders(good, _folder(tmp_path_factory, "figures")))
-    with watched(place):
+def test_figures_of_any_records(good: Path, root: Path, data: st.DataObject) -> None:
+    place = data.draw(folders(good, root / "figures"))
+    with watched(place), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **how: path.touch())  # which takes seconds
         ended(figures.main, [str(place)], (0, 1, 2))
 
 
 @examples(60)
 @given(data=st.data())
-def test_comparisons_with_any_records(
-    good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    place = data.draw(folders(good, _folder(tmp_path_factory, "regress")))
+def test_comparisons_with_any_records(good: Path, root: Path, data: st.DataObject) -> None:
+    place = data.draw(folders(good, root / "regress"))
     sides = [str(good), str(place)]
     arguments = [*(sides if data.draw(st.booleans()) else sides[::-1])]
     arguments += ["--counters-only"] if data.draw(st.booleans()) else []
@@ -151,8 +149,8 @@ def test_comparisons_with_any_records(
 
 @examples(40)
 @given(data=st.data())
-def test_questions_about_any_records(good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    place = data.draw(folders(good, _folder(tmp_path_factory, "evaluate")))
+def test_questions_about_any_records(good: Path, root: Path, data: st.DataObject) -> None:
+    place = data.draw(folders(good, root / "evaluate"))
     words = data.draw(st.sampled_from([[], ["--protocol", "common"], ["--force"], ["--evaluations", "lira"]]))
     with watched(place.parent):
         ended(evaluate.main, [str(place), "--device", "cpu", *words], (0, 1, 2), launcher=nothing)
@@ -160,9 +158,9 @@ def test_questions_about_any_records(good: Path, tmp_path_factory: pytest.TempPa
 
 @examples(150)
 @given(data=st.data())
-def test_events_of_any_content(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_events_of_any_content(root: Path, data: st.DataObject) -> None:
     """Whole lines up to the step are kept as they are, and the file ends where the next one is written."""
-    path = _folder(tmp_path_factory, "events") / "events.jsonl"
+    path = root / "events.jsonl"
     whole = [as_text({"step": step, "losses": {"loss": 0.5}}) for step in range(1, 6)]
     other = data.draw(st.one_of(st.binary(max_size=40), JSON.map(as_text), st.just(b"[" * 100_000)))
     assume(b"\n" not in other and other not in whole)
