@@ -37,7 +37,8 @@ from harness.measure.memory import MemoryMeter
 from harness.plan.jobs import WHOLE_DATA, Job, from_json
 from harness.plan.pending import Ask, asks, begun, count, existing, reason_to_distil
 from harness.progress import Progress
-from harness.records import artifact, record
+from harness.records import artifact, lease, record
+from harness.records.lease import LEASED
 from harness.records.provenance import provenance
 from harness.records.record import (
     CHECKPOINT,
@@ -58,11 +59,12 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's ``prctl``: a signal for this process when its parent ends."""
 
 
-def run(job: Job, now: Callable[[], float] = time.perf_counter) -> None:
+def run(job: Job, now: Callable[[], float] = time.perf_counter, check: Callable[[], None] = lambda: None) -> None:
     """Do what is left of ``job``: distil, and answer the questions. Every part has its record when it ends.
 
     Out of memory and divergence are results. For any other error the record has one line, and ``log.txt`` beside it the
-    traceback. ``now``: the clock to read.
+    traceback. ``now``: the clock to read. ``check``: called before anything is written; it raises where the folder is
+    not ours any more.
 
     Raises UserError where a record cannot be written.
     """
@@ -71,10 +73,12 @@ def run(job: Job, now: Callable[[], float] = time.perf_counter) -> None:
     except OSError as error:
         raise UserError(f"{job.path} cannot be written: {error.strerror}") from error
     if job.beside:
-        _run_by_turns([_Cell(each, now) for each in (job, *job.beside)])
+        together = (job, *job.beside)
+        if any(reason_to_distil(each, existing(each)) is not None for each in together):
+            _run_by_turns([_Cell(each, now, check) for each in together])
         return
     distilled = existing(job)
-    cell = _Cell(job, now)
+    cell = _Cell(job, now, check)
     if distilled is None or reason_to_distil(job, distilled) is not None:
         distilled = cell.distil()
     for ask in list(asks(job, distilled)):
@@ -100,8 +104,8 @@ def _run_by_turns(cells: Sequence[_Cell]) -> None:
 class _Cell:
     """A job in this process, whose data is loaded once."""
 
-    def __init__(self, job: Job, now: Callable[[], float]) -> None:
-        self.job = job
+    def __init__(self, job: Job, now: Callable[[], float], check: Callable[[], None]) -> None:
+        self.job, self._check = job, check
         self.device = torch.device(job.device)
         _set_precision(tf32=job.tf32)
         self.clock, self.meter = Clock(self.device, now), MemoryMeter(self.device)
@@ -117,7 +121,18 @@ class _Cell:
     def new(self) -> Record:
         """The record of the distillation, with nothing measured yet."""
         job = self.job
-        return record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, self._provenance())
+        written = record.new(job.identity, job.distillation.to_dict(), job.config, job.asked, self._provenance())
+        if (shared := self._shared()) and job.distillation.seconds is not None:
+            shared += ", so that fewer steps fit into its seconds"
+        written["cost"]["memory"]["busy"] = shared
+        return written
+
+    def _shared(self) -> str | None:
+        """Cells that may have shared the device, in words."""
+        others = self.job.slots - 1
+        if others < 1:
+            return None
+        return f"up to {others} other cell{'s' if others > 1 else ''} of the run shared the device"
 
     def distil(self) -> Record:
         """Distil the set and write its record, whatever becomes of it; the set as well where it is ``ok``."""
@@ -131,6 +146,7 @@ class _Cell:
                 stack.callback(lambda: written["cost"].__setitem__("forecast_bytes", forecast_bytes(job)))
                 synthetic = distil(job, written, self.benchmark, self.clock, self.meter)
                 if not distillation.cost_only:
+                    self._check()
                     digest = artifact.save(
                         job.path / SET,
                         synthetic,
@@ -164,12 +180,13 @@ class _Cell:
             def filled(values: Mapping[str, Sequence[float]], missing: int | None) -> EvaluationRecord:
                 """``written`` with ``values`` added, and all that they cost."""
                 numbers, before = _checked(values, evaluation_class, written, missing), written["values"]
+                busy = *(written["busy"] or "").split("; "), self._shared(), load_meter.stop()
                 seconds = self.clock.read() - started + (written["cost"]["seconds"] or 0.0)
                 return {
                     **written,
                     "values": {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers},
                     "cost": {"seconds": seconds, **evaluation.cost},
-                    "busy": "; ".join(filter(None, (written["busy"], load_meter.stop()))) or None,
+                    "busy": "; ".join(dict.fromkeys(filter(None, busy))) or None,
                 }
 
             def keep(values: Mapping[str, Sequence[float]]) -> None:
@@ -179,6 +196,7 @@ class _Cell:
                 if question.grows is None or count(part) <= kept:
                     return
                 part["status"], part["config"] = "ok", {**part["config"], question.grows: count(part)}
+                self._check()
                 with stopping.held(), contextlib.suppress(OSError):  # a full disk is told at the end
                     ask.path.parent.mkdir(exist_ok=True)
                     record.write(part, ask.path)
@@ -266,6 +284,7 @@ class _Cell:
             written["artifact"] = None  # type: ignore[typeddict-unknown-key]
             _remove(self.job.path / SET, self.job.path / PICTURE)
         try:
+            self._check()
             if written["status"] != "ok" and stays():
                 say(f"  {path.stem}: {written['status']}: {written['message']}; the earlier answer is kept")
             else:
@@ -399,7 +418,18 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _end_without_lease() -> None:
+    """Somebody else does this cell: nothing of ours may be written any more."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"  its lease was taken over while this process was suspended, and it ends\n")
+    os._exit(LEASED)
+
+
 def main() -> int:
+    """Carry out the job on standard input. Returns 0, 1 after a line about what cannot be written, or `NOT_DONE`.
+
+    `LEASED`: somebody else holds the lease on a folder of the job, and nothing was done.
+    """
     _end_with_parent()
     with stopping.asked_by_signals():
         line = sys.stdin.buffer.readline()
@@ -408,7 +438,22 @@ def main() -> int:
         job = Job.from_json(line.decode())
         threading.Thread(target=_end_with_input, daemon=True).start()
         try:
-            run(job)
+            with contextlib.ExitStack() as stack:
+                stack.callback(lease.release_all)  # those on entries of the store as well
+                paths = [lease.path_of(each.path) for each in (job, *job.beside)]
+                with stopping.released():
+                    leases = stack.enter_context(lease.taken(paths, job.command, _end_without_lease))
+
+                def check() -> None:
+                    for each in leases:
+                        each.check()
+
+                run(job, check=check)
+        except lease.Held as holder:
+            say(f"in use by {holder}")
+            return LEASED
+        except lease.Lost:
+            return LEASED
         except UserError as error:  # the disk is full, the folder gone
             say(str(error))
             return 1

@@ -230,7 +230,8 @@ class _Distilling:
         # What follows from the task is resolved by now.
         self.record["resolved"] = as_json(method.config)
         method.prepare(self.store)
-        cost["prepare_seconds"] = self.clock.read() - begin + sum(self.store.cached.values())
+        own = self.clock.read() - begin - self.store.waited  # for entries that other cells made meanwhile
+        cost["prepare_seconds"] = own + sum(self.store.cached.values())
         cost["prepare_cached"] = len(self.store.cached)
         progress.close()
         return method

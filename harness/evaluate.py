@@ -71,10 +71,10 @@ def _parser(program: str) -> Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, *, launcher: Launcher = launch, program: str = PROGRAM) -> int:
+def main(arguments: Sequence[str] | None = None, *, launcher: Launcher | None = None, program: str = PROGRAM) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status.
 
-    ``launcher``: runs the jobs. ``program``: what the user calls this command.
+    ``launcher``: runs the jobs; None: a process for each. ``program``: what the user calls this command.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: _main(arguments, program, launcher))
@@ -101,8 +101,9 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> tuple[list[Path],
     return parsed.paths, fields
 
 
-def _main(arguments: Sequence[str], program: str, launcher: Launcher) -> int:
+def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
     paths, fields = parse(arguments, program)
+    launcher = launcher or functools.partial(launch, at_once=fields.get("jobs"))
     first = paths[0]
     if not any(path.is_dir() or _in_its_folder(path) for path in paths):
         from harness.plan.published import job_of

@@ -18,12 +18,13 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import methods
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
-from harness import evaluations
+from harness import evaluations, progress, stopping
 from harness.command_line import Parser, end, exit_status, listed, long_parser
 from harness.launch.local import Launcher, started
 from harness.listing import hyperparameters, listing
@@ -37,6 +38,7 @@ from harness.plan.planning import check_writable, merged, plan
 from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
 from harness.records.files import only_runner, steps_in
+from harness.records.lease import AGAIN, FOLDER, Held, Lease, Lost, Watch, awaited, exchange_of, path_of, take
 from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
 from harness.startup import INTERRUPTED
 from harness.stopping import NOT_DONE, Stopped
@@ -44,8 +46,12 @@ from harness.stopping import NOT_DONE, Stopped
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
-AGAIN = ".again"
-"""The folder inside the output where a set is distilled that is there already."""
+TABLES = ".tables"
+"""The lease of a run that writes the tables of a folder."""
+POLL_SECONDS = 2.0
+"""Between two looks at what other runs do."""
+MOST_NAMED = 3
+"""Cells that are named where a run is stopped."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
@@ -115,7 +121,7 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
 
         print(forecast.table(_planned(wanted), parsed.memory_limit))
         return 0
-    with contextlib.nullcontext(launcher) if launcher else started() as launcher:
+    with contextlib.nullcontext(launcher) if launcher else started(wanted[0].jobs) as launcher:
         jobs = _planned(wanted)
         for line in outlook(wanted, jobs, wanted[0].output):
             say(line)
@@ -142,19 +148,18 @@ def carry_out(
 ) -> int:
     """Do what is left of ``jobs``, or with ``force`` all; then the tables, and those and the figures of ``experiment``.
 
-    Returns the exit status. Raises UserError, and runs nothing, while another run works in ``output``, and where a
-    record there is of a newer version of the suite.
+    Several runs may share ``output``: a cell that another does is left to it, and awaited. Returns the exit status.
+    Raises UserError, and runs nothing, while another run with ``force`` works there, and where a record there is of a
+    newer version of the suite.
     """
+    command = jobs[0].command if jobs else PROGRAM
     with contextlib.ExitStack() as stack:
-        # A folder below ``output`` may be that of another run.
-        parents = {folder.resolve(): folder for folder in (*(job.path.parent for job in jobs), output)}
-        for folder in parents.values():
-            stack.enter_context(only_runner(folder, jobs[0].command if jobs else PROGRAM))
+        if force:  # two of them would do everything twice
+            stack.enter_context(only_runner(output, command))
         record.refuse_newer(output)
-        _finish_exchange(output)
-        run = _Run(jobs, output, force=force)
+        run = _Run(jobs, output, command, force=force)
         run.through(launcher)
-        written = _report(run.distilled(), output, experiment) if run.done else True
+        written = run.done == [] or _report(run.distilled(), output, experiment, command)
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
@@ -166,24 +171,26 @@ def carry_out(
     return 0 if written and not run.failed else 1
 
 
-def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None) -> bool:
+def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None, command: str) -> bool:
     """Print the table of this run, and write the tables of everything in ``output``. Returns whether that went well."""
     from harness import report
     from harness.reports.paper_tables import has_table
 
     print(report.show(distilled))
-    # The files tell everything that lies there: a smaller run takes no measured row away.
-    kept, damaged = record.read_all(output)
-    for line in damaged:
-        say(line)
+    # The files tell everything that lies there: a smaller run takes no measured row away. What is read under the lease
+    # is at least what any earlier holder has read, so the last files tell everything.
     try:
-        report.write(kept, output)
-        count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
-        say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
-        if experiment is not None:
-            _draw(kept, output, images=EXPERIMENTS[experiment].images)
-            if has_table(experiment):
-                print(f"\n{report.write_experiment(experiment, kept, output)}")
+        with awaited(output / FOLDER / TABLES, command):
+            kept, damaged = record.read_all(output)
+            for line in damaged:
+                say(line)
+            report.write(kept, output)
+            count = f"{len(kept)} record{'s' if len(kept) > 1 else ''}"
+            say(f"table.md, table.tex and table.csv in {output} tell of the {count} there")
+            if experiment is not None:
+                _draw(kept, output, images=EXPERIMENTS[experiment].images)
+                if has_table(experiment):
+                    print(f"\n{report.write_experiment(experiment, kept, output)}")
     except UserError as error:
         say(f"error: {error}")
         return False
@@ -216,11 +223,25 @@ def _draw(distilled: Sequence[Distilled], folder: Path, *, images: bool) -> None
         say(f"and {', '.join(path.name for path in written)}")
 
 
+@dataclass
+class _Begun:
+    """A job that the launcher has."""
+
+    number: int
+    job: Job
+    """As it was asked for, in its own folder."""
+    place: str
+    """Its number and name."""
+    since: float
+    answers: dict[Path, os.stat_result]
+    """Answers that were there before it began."""
+
+
 class _Run:
     """The jobs of a run on their way through a launcher, which may take them in any order."""
 
-    def __init__(self, jobs: Sequence[Job], output: Path, *, force: bool) -> None:
-        self.jobs, self.output, self.force = jobs, output, force
+    def __init__(self, jobs: Sequence[Job], output: Path, command: str, *, force: bool) -> None:
+        self.jobs, self.output, self.command, self.force = jobs, output, command, force
         self.done: list[Job] = []
         self.failed = False
         """Whether anything has no result, or one that did not come from this run although it was to."""
@@ -229,23 +250,31 @@ class _Run:
         self.status = 1
         """The exit status, where it ended so."""
         self.halfway = ""
-        """The cell that was under way then and will be continued, in words."""
-        self._replaced: dict[str, Job] = {}
-        """Folder where a job runs that has a result already → the job."""
-        self._begun: dict[tuple[str, ...], tuple[str, float, dict[Path, os.stat_result]]] = {}
-        """Key of a job → number and name of its job, when it began, and the answers that were there."""
+        """The cells that were under way then and will be continued, in words."""
+        self._replaced: dict[str, tuple[Job, Lease]] = {}
+        """Folder where a job runs that has a result already → the job, and our lease on that folder."""
+        self._begun: dict[tuple[str, ...], _Begun] = {}
+        """Key of a job → the job that the launcher has under it."""
         self._said = ""
         """Place of the job that the last line was about."""
+        self._watch = Watch()
+        self._elsewhere: dict[int, tuple[Job, Record | None]] = {}
+        """Number of a job that is left to another run for now → the job, and the record that was there."""
 
     def through(self, launcher: Launcher) -> None:
         try:
-            numbered = list(enumerate(self.jobs, 1))
+            _finish_exchange(self.output, self.command)
             # In whatever order a launcher takes jobs, all sets are there before a question about several is asked.
-            for part in ([job for job in numbered if bool(job[1].before) == late] for late in (False, True)):
-                if part:
-                    with contextlib.closing(launcher(self._left(part))) as ended:
+            for late in (False, True):
+                left = [(number, job) for number, job in enumerate(self.jobs, 1) if bool(job.before) == late]
+                while left:
+                    with contextlib.closing(launcher(self._left(left))) as ended:
                         for job in ended:
                             self._finish(job)
+                    for key in list(self._begun):  # they were leased by others when their turn came
+                        self._leave(self._begun.pop(key))
+                    left = [(number, job) for number, (job, _) in self._elsewhere.items()]
+                    self._await(left)
         except KeyboardInterrupt:
             self.stopped, self.status = BY_USER, INTERRUPTED
         except Stopped as error:
@@ -259,104 +288,194 @@ class _Run:
         except OSError as error:  # such as a full disk, or no room for another process
             place = "" if error.filename is None else f"{error.filename}: "
             self.stopped = f"stopped, as {printable(place)}{error.strerror or error}"
-        _finish_exchange(self.output)
+        finally:
+            for _, lease in self._replaced.values():
+                lease.release()
+        _finish_exchange(self.output, self.command)
 
     def _halfway(self) -> str:
-        """The cell that had been begun and is not one of ``--force``, and the step from which it goes on."""
-        for (*_, folder), (place, _, _) in self._begun.items():
+        """The cells that had been begun and are not those of ``--force``, and the steps from which they go on."""
+        words = []
+        for (*_, folder), begun in self._begun.items():
             if folder not in self._replaced:
                 steps = steps_in(Path(folder) / CHECKPOINT)
-                return f"{place}{f', after its step {max(steps)}' if steps else ''}"
-        return ""
+                words.append(f"{begun.place}{f', after its step {max(steps)}' if steps else ''}")
+        return "; ".join([*words[:MOST_NAMED], *([f"{len(words) - MOST_NAMED} more"] if words[MOST_NAMED:] else [])])
 
     def distilled(self) -> list[Distilled]:
         """The results of the jobs that are done, as far as their files can be read."""
         return [each for path in dict.fromkeys(job.path for job in self.done) for each in record.read_all(path)[0]]
 
     def _left(self, numbered: Iterable[tuple[int, Job]]) -> Iterator[Job]:
-        """The jobs with anything left to do, one line before each."""
+        """The jobs with anything left to do, one line before each; without those that other runs do at present."""
         for number, job in numbered:
             place = f"[{number}/{len(self.jobs)}] {job}"
+            holder = self._holder(
+                job
+            )  # before the record is read: who lets go of a cell has written its record by then
             before = existing(job)
             if job.before:
                 sets = (*job.before, job)
                 if missing := next((each for each in sets if last_set(each, existing(each)) is None), None):
                     asked = ", ".join(question.evaluation for question in job.questions)
                     say(f"{place}: {asked} is not asked, as there is no set of {missing.distillation}")
+                    self._elsewhere.pop(number, None)
                     self.failed = True
                     continue
                 job = dataclasses.replace(job, force=self.force)
                 reasons = []
             else:
-                reasons = [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+                reasons = self._reasons(job)
             distils = before is None or any(reason is not None for reason in reasons)
-            if before is not None and not distils:
-                left = list(asks(job, before))
-                if not left:
-                    say(f"{place}: {before['status']}, done before on {_where(before)} ({job.path.name})")
-                    self.done += [job, *job.beside]
+            asked_for = [] if before is None or distils else list(asks(job, before))
+            if before is not None and not distils and not asked_for:
+                when = "meanwhile" if number in self._elsewhere else "before"
+                say(f"{place}: {before['status']}, done {when} on {_where(before)} ({job.path.name})")
+                self._elsewhere.pop(number, None)
+                self.done += [job, *job.beside]
+                continue
+            if self._failed_elsewhere(number, before, place):
+                self.done += [job, *job.beside]
+                continue
+            begun = _Begun(number, job, place, time.monotonic(), {})
+            if holder is not None:
+                self._leave(begun, holder)
+                continue
+            check_writable(self.output, "the folder")
+            if distils:
+                try:
+                    first, *others = map(self._apart, (job, *job.beside))
+                except Held as other:
+                    self._leave(begun, str(other))
                     continue
-                names = ", ".join(dict.fromkeys(ask.question.evaluation for ask in left))
+                if self._reasons(job) != reasons:  # another run has put its result there, a moment ago
+                    self._leave(begun)
+                    continue
+                job = dataclasses.replace(first, beside=tuple(others))
+            self._elsewhere.pop(number, None)
+            if asked_for:
+                assert before is not None
+                names = ", ".join(dict.fromkeys(ask.question.evaluation for ask in asked_for))
                 say(f"{place}: distilled before on {_where(before)}, asked for {names}")
             else:
                 say(place)
                 for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
-            check_writable(self.output, "the folder")
-            if distils:
-                first, *others = map(self._apart, (job, *job.beside))
-                job = dataclasses.replace(first, beside=tuple(others))
-            answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
-            self._begun[job.key] = place, time.monotonic(), answers
+            job = dataclasses.replace(job, place=f"[{number}/{len(self.jobs)}]")
+            begun.answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
+            self._begun[job.key] = begun
             self._said = place
             yield job
+
+    def _reasons(self, job: Job) -> list[str | None]:
+        return [reason_to_distil(each, existing(each), force=self.force) for each in (job, *job.beside)]
+
+    def _holder(self, job: Job) -> str | None:
+        """Who works on ``job`` elsewhere, in words; None: nobody."""
+        holders = (self._watch.holder(path_of(each.path)) for each in (job, *job.beside))
+        return next(filter(None, holders), None)
+
+    def _leave(self, begun: _Begun, holder: str | None = None) -> None:
+        """Leave a job to the run that does it at present, and come back to it."""
+        for each in (begun.job, *begun.job.beside):
+            _, lease = self._replaced.pop(str(self._folder_apart(each)), (None, None))
+            if lease is not None:
+                lease.release()
+        if begun.number not in self._elsewhere:
+            say(f"{begun.place}: left for now to {holder or 'another run'}")
+            self._said = begun.place
+            self._elsewhere[begun.number] = begun.job, existing(begun.job)
+
+    def _failed_elsewhere(self, number: int, after: Record | None, place: str) -> bool:
+        """Whether another run, to which the job was left, has written an error: it would be the same here."""
+        if number not in self._elsewhere or after is None or after["status"] in FINAL:
+            return False
+        if after == self._elsewhere[number][1]:
+            return False
+        say(f"{place}: {after['status']} in another run: {after['message']}")
+        del self._elsewhere[number]
+        self.failed = True
+        return True
+
+    def _await(self, left: Sequence[tuple[int, Job]]) -> None:
+        """Wait until another run has ended one of the jobs that are ``left`` to it, or is gone."""
+
+        def end(number: int) -> None:
+            raise Stopped(number)
+
+        with stopping.handling(end, lambda: None):
+            while left:
+                time.sleep(POLL_SECONDS)
+                if any(self._holder(job) is None and not self._exchanging(job) for _, job in left):
+                    return
+
+    def _exchanging(self, job: Job) -> bool:
+        """Whether another run makes the result of ``job`` anew, to put it into the place of an earlier one."""
+        folders = (self._folder_apart(each) for each in (job, *job.beside))
+        return any(self._watch.holder(exchange_of(folder)) is not None for folder in folders)
+
+    def _folder_apart(self, job: Job) -> Path:
+        return self.output / AGAIN / job.path.name
 
     def _apart(self, job: Job) -> Job:
         """``job`` in a folder of its own, if it has a result already: that is out of its way.
 
-        The answers go with it: those about the very same set need not be given again.
+        The answers go with it: those about the very same set need not be given again. Raises Held where another run
+        does the same.
         """
         before = existing(job)
         if before is None or before["status"] not in FINAL:
             return job
         if before["status"] == "timeout" and not self.force and steps_in(job.path / CHECKPOINT):
             return job  # it goes on
-        folder = self.output / AGAIN / job.path.name
-        self._replaced[str(folder)] = job
+        folder = self._folder_apart(job)
+        self._replaced[str(folder)] = job, take(exchange_of(folder), self.command, wait=False, watch=self._watch)
+        shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.copytree(job.path / EVALUATIONS, folder / EVALUATIONS)
         return dataclasses.replace(job, folder=str(folder), force=self.force)
 
     def _finish(self, job: Job) -> None:
         """Say what became of ``job``, and put it where an earlier result was."""
-        place, begun, answers = self._begun.pop(job.key)
+        begun = self._begun.pop(job.key)
         for each in (job, *job.beside):
             after = existing(each)
             if after is None:
                 raise UserError(f"{each.path} has no record, or one that cannot be read")
             name = f"{each.distillation.method}: " if job.beside else ""
-            seconds = time.monotonic() - begun
-            say(f"{'' if self._said == place else place + ':'}  {name}{_outcome(each, after)} ({seconds:.0f} s)")
-            self._said = place
+            seconds = time.monotonic() - begun.since
+            alone = self._said == begun.place and not self._begun
+            say(f"{'' if alone else begun.place + ':'}  {name}{_outcome(each, after)} ({seconds:.0f} s)")
+            self._said = begun.place
             unanswered = any(asks(dataclasses.replace(each, force=False), after))
-            if after["status"] not in FINAL or unanswered or (each.force and _any_kept(each, after, answers)):
+            if after["status"] not in FINAL or unanswered or (each.force and _any_kept(each, after, begun.answers)):
                 self.failed = True
             if each.folder in self._replaced:
-                each = self._exchange(self._replaced[each.folder], each, after)
+                each = self._exchange(*self._replaced.pop(each.folder), each, after)
             self.done.append(each)
 
-    def _exchange(self, job: Job, again: Job, after: Record) -> Job:
+    def _exchange(self, job: Job, lease: Lease, again: Job, after: Record) -> Job:
         """Put the result of ``again`` into the place of that of ``job``, unless the earlier one is worth more."""
-        before = existing(job)
-        if before is not None and _stays(before, after):
-            say("  the earlier result is kept")
-            self.failed = True
-            with contextlib.suppress(OSError):
-                os.replace(again.path / record.LOG, job.path / record.LOG)
-        else:
-            os.replace(job.path, _aside(job.path))
-            os.replace(again.path, job.path)
-            shutil.rmtree(_aside(job.path), ignore_errors=True)
+        with lease, awaited(path_of(job.path), self.command):  # no cell works in the folder of ``job`` then
+            try:
+                lease.check()
+            except Lost:
+                raise UserError(f"another run took {again.path} over while this one was suspended") from None
+            before = existing(job)
+            if before is not None and _stays(before, after):
+                say("  the earlier result is kept")
+                self.failed = True
+                with contextlib.suppress(OSError):
+                    os.replace(again.path / record.LOG, job.path / record.LOG)
+            else:
+                for answer in (job.path / EVALUATIONS).glob("*.json"):  # another run may have asked more meanwhile
+                    target = again.path / EVALUATIONS / answer.name
+                    if not target.exists():
+                        target.parent.mkdir(exist_ok=True)
+                        shutil.copy2(answer, target)
+                os.replace(job.path, _aside(job.path))
+                os.replace(again.path, job.path)
+                shutil.rmtree(_aside(job.path), ignore_errors=True)
         return job
 
 
@@ -371,15 +490,19 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.earlier")
 
 
-def _finish_exchange(output: Path) -> None:
+def _finish_exchange(output: Path, command: str) -> None:
     """End what was begun before a kill or an interrupt: a result that was put aside has one that takes its place."""
-    for aside in output.glob(".*.earlier"):
-        folder = aside.with_name(aside.name.removeprefix(".").removesuffix(".earlier"))
-        again = output / AGAIN / folder.name
-        if not folder.exists():
-            os.replace(again if again.exists() else aside, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(output / AGAIN, ignore_errors=True)
+    names = {aside.name.removeprefix(".").removesuffix(".earlier") for aside in output.glob(".*.earlier")}
+    for name in sorted(names | {again.name for again in (output / AGAIN).glob("*")}):
+        folder, again = output / name, output / AGAIN / name
+        with contextlib.suppress(Held), take(exchange_of(again), command, wait=False):
+            aside = _aside(folder)
+            if aside.exists() and not folder.exists():
+                os.replace(again if again.exists() else aside, folder)
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(again, ignore_errors=True)
+    with contextlib.suppress(OSError):  # nothing is there, or another run works in it
+        (output / AGAIN).rmdir()
 
 
 def _stays(before: Record, after: Record) -> bool:
@@ -430,7 +553,7 @@ def _answer(answer: EvaluationRecord) -> str:
 
 def say(line: str) -> None:
     """Print ``line`` for the user, on standard error."""
-    print(printable(line), file=sys.stderr, flush=True)
+    progress.say(line)
 
 
 if __name__ == "__main__":

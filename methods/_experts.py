@@ -12,7 +12,7 @@ from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
 from benchmarks.training import train_together
 from methods._unroll import flatten
-from methods.base import Store
+from methods.base import Store, missing
 
 CPU_TOGETHER, GPU_TOGETHER = 1, 5
 """Experts trained at a time: one fills a CPU, but not a GPU. Moves experts by rounding alone."""
@@ -53,11 +53,10 @@ class Experts:
         reads a few rows of it, so a store that maps files into memory keeps the host's memory free.
         """
         together = CPU_TOGETHER if self.task.device.type == "cpu" else GPU_TOGETHER
-        missing = [index for index in range(count) if self.name(index) not in store]
-        for first in range(0, len(missing), together):
-            indices = missing[first : first + together]
-            for index, trajectory in zip(indices, self._train(indices), strict=True):
-                store[self.name(index)] = {"parameters": trajectory}
+        indices = {self.name(index): index for index in range(count)}
+        while names := missing(store, list(indices), together):
+            for name, trajectory in zip(names, self._train([indices[name] for name in names]), strict=True):
+                store[name] = {"parameters": trajectory}
 
     def _train(self, indices: Sequence[int]) -> list[Tensor]:
         task = self.task

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, MutableMapping
+from collections.abc import Container, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,26 @@ from benchmarks.task import Task
 Store = MutableMapping[str, Mapping[str, Tensor]]
 """Name → tensors (CPU) that outlive a run. The harness keeps them on disk, apart for each data set, preprocessing and
 network. The name must tell everything else that determines the tensors."""
+
+
+@runtime_checkable
+class SharedStore(Protocol):
+    """A store that other cells fill at the same time."""
+
+    def claim(self, names: Sequence[str], at_most: int) -> list[str]:
+        """As `missing`."""
+
+
+def missing(store: Store, names: Sequence[str], at_most: int) -> list[str]:
+    """At most so many of ``names`` that ``store`` does not hold, for the caller to make now; none: all are there.
+
+    The entries are independent of each other. Cells that run at the same time make different ones, and wait where
+    others make the last.
+    """
+    if isinstance(store, SharedStore):
+        return store.claim(names, at_most)
+    return [name for name in names if name not in store][:at_most]
+
 
 LabelSpace = Literal["probability", "centred"]
 """Kinds of labels: one-hot or soft; or regression targets one-hot − 1/C, as FRePo and KIP learn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from benchmarks.preprocess import fit
 from harness import evaluate, run
 from harness.evaluations import training
 from harness.records import artifact, record
-from harness.records.files import only_runner
+from harness.records.lease import path_of, take
 from harness.records.record import RECORD, SET
 from methods.base import Synthetic
 from tests.builders import all_in, in_process, probe, quick
@@ -158,10 +159,13 @@ def test_an_answer_of_a_newer_version_is_refused_and_stays(results: Path, capsys
     assert path.read_text() == newer and not list(results.rglob("*.damaged*"))
 
 
-def test_a_run_in_a_folder_below_keeps_others_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with only_runner(results / "common", "a run"):
-        assert main(results, "--evaluate-steps", 3) == 2
-    assert f"error: {results / 'common'} is in use by process" in capsys.readouterr().err
+def test_a_set_in_a_folder_below_that_another_run_works_on_is_awaited(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = take(path_of(min((results / "common").glob("*/"))), "a run")
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: other.release())
+    assert main(results, "--evaluate-steps", 3) == 0
+    assert f"left for now to process {os.getpid()} on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["", SET])

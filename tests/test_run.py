@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ import pytest
 from benchmarks import preprocess
 from benchmarks.data import image_files, source
 from benchmarks.errors import UserError
-from harness import cell, evaluations, report
+from harness import cell, evaluations, report, run
 from harness.evaluations.base import Quantity
 from harness.plan.budgets import BUDGETS
 from harness.plan.experiments import requests
@@ -34,8 +33,9 @@ from harness.plan.options import parse, split
 from harness.plan.pending import asks, existing, reason_to_distil
 from harness.plan.planning import merged, plan, resolve
 from harness.plan.request import Request
-from harness.records import record
+from harness.records import lease, record
 from harness.records.files import only_runner
+from harness.records.lease import AGAIN, FOLDER, Held, exchange_of, path_of, take
 from harness.records.provenance import provenance
 from harness.records.record import EVALUATIONS, LOG, RECORD, SET, Distilled
 from harness.run import main
@@ -46,6 +46,7 @@ from tests.dummies import Dummy, DummyConfig, dummy
 __all__ = ["dummy", "probe", "quick"]  # fixtures
 ROOT = Path(__file__).parents[1]
 SMOKE = "--methods dummy,random_real --dataset digits --budget smoke --width 4 --device cpu --seeds 0,1"
+ONE_SEED: Mapping[str, Any] = {"budget": "smoke", "widths": (4,), "seeds": (0,)}
 ALONE = "--methods dummy --no-random --dataset digits --budget smoke --width 4 --device cpu"
 
 
@@ -178,9 +179,8 @@ def test_a_launcher_may_take_the_jobs_in_any_order(
         assert [values(distilled) for distilled in all_in(tmp_path)] == [[accuracy]] * 4
         assert not (tmp_path / ".again").exists()
         lines = [line for line in capsys.readouterr().err.splitlines() if "accuracy " in line]
-        # The last that began ends first, right under its own line; the others say whose result it is.
-        assert [line.partition("]")[0] for line in lines] == [lines[0], "[3/4", "[2/4", "[1/4"]
-        assert lines[0].startswith("  accuracy")
+        # While several are on their way, every line says whose result it is.
+        assert [line.partition("]")[0] for line in lines] == ["[4/4", "[3/4", "[2/4", "[1/4"]
 
 
 # What it skips
@@ -428,51 +428,186 @@ def test_a_record_of_a_newer_version_stops_the_run(
     assert launcher.jobs == [] and path.read_text() == newer and not list(tmp_path.rglob("*.damaged*"))
 
 
-def test_two_runs_do_not_share_an_output(
+def test_a_run_that_forces_is_alone_in_its_output(
     tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second is refused while the first runs, whatever it asks for; other folders and later runs are free."""
+    """A second one is refused while the first runs; one without --force, other folders and later runs are free."""
     inner = Pretending()
     codes = list[int]()
 
     def second() -> None:
-        for arguments in (command(tmp_path), command(tmp_path, "--seeds 7 --force"), command(tmp_path / "other")):
+        for arguments in (
+            command(tmp_path, "--force"),
+            command(tmp_path, "--seeds 7 --force"),
+            command(tmp_path, "--seeds 7"),
+            command(tmp_path / "other", "--force"),
+        ):
             codes.append(main(arguments, launcher=inner))
-        codes.append(main(command(tmp_path, "--forecast --methods frepo"), launcher=inner))
 
-    assert main(command(tmp_path), launcher=(outer := Pretending(after={1: second}))) == 0
+    assert main(command(tmp_path, "--force"), launcher=(outer := Pretending(after={1: second}))) == 0
     assert codes == [2, 2, 0, 0] and len(outer.jobs) == 4
-    assert {job.path.parent for job in inner.jobs} == {tmp_path / "other"}
+    assert Counter(job.path.parent for job in inner.jobs) == {tmp_path: 2, tmp_path / "other": 4}
     refusals = [line for line in capsys.readouterr().err.splitlines() if "is in use by" in line]
     assert len(refusals) == 2
-    assert refusals[0].startswith(f"error: {tmp_path} is in use by process {os.getpid()} on {platform.node()} since 20")
+    assert refusals[0].startswith(f"error: {tmp_path} is in use by process {os.getpid()} on {platform.node()}")
     assert f"python -m harness.run {SMOKE[:30]}" in refusals[0] and refusals[0].endswith("name another --output")
-    assert not (tmp_path / ".running").exists()
+    assert not (tmp_path / FOLDER).exists()
     assert main(command(tmp_path, "--force"), launcher=(later := Pretending())) == 0 and len(later.jobs) == 4
 
 
-def test_the_lock_of_a_run_that_was_killed_is_free(tmp_path: Path) -> None:
+def test_a_folder_of_a_run_that_was_killed_is_free(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom harness.records.files import only_runner\n"
         "with only_runner(Path(sys.argv[1]), 'a run'):\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == -signal.SIGKILL
-    assert "a run" in (tmp_path / ".running").read_text()
-    with only_runner(tmp_path, "another"):
-        assert "another" in (tmp_path / ".running").read_text()
-
-
-def test_a_file_system_without_locks_is_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def none(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", none)
-    with only_runner(tmp_path, "a run"):
+    with only_runner(tmp_path, "another"), pytest.raises(UserError, match="another"), only_runner(tmp_path, "a third"):
         pass
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be locked (No locks available): a second run there would go unnoticed" in line
+
+
+# Several runs in one folder
+
+
+def test_what_another_run_does_is_left_to_it_and_awaited(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the other cells first; the result of the other run is in its table."""
+    jobs = plan(request(output=tmp_path, **ONE_SEED))
+    other = take(path_of(jobs[0].path), "the other run")
+    waits = list[float]()
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            list(Pretending(accuracy=0.75)([jobs[0]]))
+            other.release()
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    arguments = command(tmp_path, "--seeds 0,1", ALONE)
+    assert main(arguments, launcher=(ours := Pretending())) == 0
+    assert [job.distillation.seed for job in ours.jobs] == [1] and len(waits) == 3
+    shown = capsys.readouterr()
+    assert f"[1/2] dummy on digits, ipc 1, width 4, seed 0: left for now to process {os.getpid()} on" in shown.err
+    assert "[1/2] dummy on digits, ipc 1, width 4, seed 0: ok, done meanwhile on" in shown.err
+    assert shown.err.index("left for now") < shown.err.index("[2/2]") and "2 × 1" in shown.out
+
+
+def test_what_another_run_has_not_done_is_taken_up(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is gone, or its cell was stopped."""
+    jobs = plan(request(output=tmp_path, **ONE_SEED))
+    other = take(path_of(jobs[0].path), "the other run")
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: other.release())
+    assert main(command(tmp_path, "", ALONE), launcher=(ours := Pretending())) == 0 and len(ours.jobs) == 1
+
+
+def test_an_error_in_another_run_is_not_tried_again(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = plan(request(output=tmp_path, **ONE_SEED))
+    other = take(path_of(jobs[0].path), "the other run")
+
+    def fail(seconds: float) -> None:
+        list(Pretending("error")(jobs[:1]))
+        other.release()
+
+    monkeypatch.setattr(run.time, "sleep", fail)
+    assert main(command(tmp_path, "", ALONE), launcher=(ours := Pretending())) == 1 and ours.jobs == []
+    assert "seed 0: error in another run: a reason" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_what_the_launcher_leaves_to_another_run_is_looked_at_again(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cell met a lease that was not there a moment before."""
+    ours = Pretending()
+
+    def launcher(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for job in jobs:
+            calls.append(job.distillation.seed)
+            if len(calls) > 1:
+                yield from ours([job])
+
+    calls = list[int]()
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: None)
+    assert main(command(tmp_path, "--seeds 0,1", ALONE), launcher=launcher) == 0
+    assert calls == [0, 1, 0] and len(all_in(tmp_path)) == 2
+
+
+def test_a_result_that_another_run_makes_anew_is_awaited(
+    tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have lost the same set: it is made once."""
+    first = Pretending()
+    assert main(command(tmp_path, "", ALONE), launcher=first) == 0
+    folder = first.jobs[0].path
+    before = bytes_of(folder)
+    (folder / SET).unlink()
+    other = take(exchange_of(tmp_path / AGAIN / folder.name), "the other run")
+
+    def exchange(seconds: float) -> None:
+        for path, content in before.items():
+            path.write_bytes(content)
+        other.release()
+
+    monkeypatch.setattr(run.time, "sleep", exchange)
+    assert main(command(tmp_path, "", ALONE), launcher=(ours := Pretending())) == 0 and ours.jobs == []
+
+
+def test_answers_that_another_run_adds_meanwhile_outlive_an_exchange(tmp_path: Path, dummy: type[Dummy]) -> None:
+    assert main(command(tmp_path, "", ALONE), launcher=Pretending()) == 0
+
+    def more() -> None:
+        assert main(command(tmp_path, "--evaluate-steps 7", ALONE), launcher=Pretending()) == 0
+
+    assert main(command(tmp_path, "--force", ALONE), launcher=Pretending(accuracy=0.75, after={0: more})) == 0
+    (distilled,) = all_in(tmp_path)
+    assert {each["config"]["steps"] for each in distilled.evaluations} == {7, 20}
+
+
+@pytest.mark.parametrize(("runs", "killed"), [(2, 0), (4, 2)])
+def test_runs_in_one_folder_share_the_work(tmp_path: Path, quick: None, runs: int, killed: int) -> None:
+    """Processes for real, some of which are killed in the middle of a cell: no cell twice, and none lost."""
+    log = tmp_path / "log"
+    distil = cell._Cell.distil
+
+    def leased(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for job in jobs:
+            try:
+                with lease.taken([path_of(job.path)], "a test"):
+                    cell.run(job)
+            except Held:
+                continue
+            yield job
+
+    def work(number: int) -> None:
+        def logged(self: Any) -> Any:
+            if number < killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            written = distil(self)
+            with open(log, "a") as file:
+                file.write(f"{self.job.path.name}\n")
+            return written
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cell._Cell, "distil", logged)
+            os._exit(main(arguments, launcher=leased))
+
+    base = "--methods random_real,herding --dataset digits --budget smoke --width 4 --device cpu --evaluate-steps 2"
+    arguments = command(tmp_path / "out", "--seeds 0,1,2,3", base)
+    processes = list[int]()
+    for number in range(runs):
+        if (process := os.fork()) == 0:
+            work(number)
+        processes.append(process)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    assert statuses == [-signal.SIGKILL] * killed + [0] * (runs - killed)
+    names = log.read_text().split()
+    assert len(names) == len(set(names)) == len(all_in(tmp_path / "out")) == 8
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 3
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_done(

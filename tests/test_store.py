@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from harness.records import lease, store
 from harness.records.store import DiskStore, folder_for
+from methods.base import missing
 
 
 class Times:
@@ -67,3 +70,67 @@ def test_folders_depend_on_everything_in_the_key(tmp_path: Path) -> None:
     keys = [("a", 1), ("a", 2), ("b", 1), ("a",)]
     assert len({folder_for(tmp_path, *key) for key in keys}) == len(keys)
     assert folder_for(tmp_path, "a", 1) == folder_for(tmp_path, "a", 1)
+
+
+# Cells that run at the same time
+
+
+def test_entries_that_several_want_are_made_once_and_at_the_same_time(tmp_path: Path) -> None:
+    """Each makes an entry only when the other has one in hand as well."""
+    names = [f"expert {number}" for number in range(6)]
+    stores, made = [DiskStore(tmp_path), DiskStore(tmp_path)], list[str]()
+    both = threading.Barrier(2, timeout=300)
+
+    def fill(own: DiskStore) -> None:
+        while claimed := missing(own, names, 1):
+            both.wait()
+            made.extend(claimed)
+            own[claimed[0]] = {"t": torch.ones(1)}
+
+    threads = [threading.Thread(target=fill, args=(each,)) for each in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == names and [len(each.made) for each in stores] == [3, 3]
+    assert all(set(each.made) | set(each.cached) == set(names) for each in stores)
+    assert not (tmp_path / lease.FOLDER).exists()
+
+
+def test_who_finds_all_that_is_missing_in_the_making_waits_and_counts_no_second_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = Times()
+    ours, theirs = DiskStore(tmp_path, time), DiskStore(tmp_path, time)
+    assert theirs.claim(["a", "b"], 2) == ["a", "b"]
+
+    def sleep(seconds: float) -> None:
+        time.now += 4.0
+        if time.now == 8.0:
+            theirs["a"] = {"t": torch.zeros(1)}
+            theirs["b"] = {"t": torch.zeros(1)}
+
+    monkeypatch.setattr(store.time, "sleep", sleep)
+    assert ours.claim(["a", "b"], 1) == [] and ours.waited == 8.0
+    assert ours.cached == theirs.made == {"a": 8.0, "b": 0.0} and ours.made == {}
+
+
+def test_what_another_left_unmade_is_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed, or failed, with an entry in hand: the others do not wait for ever."""
+    time = Times()
+    ours, theirs = DiskStore(tmp_path, time), DiskStore(tmp_path, time)
+    theirs.claim(["a"], 1)
+
+    def sleep(seconds: float) -> None:
+        time.now += 4.0
+        lease.release_all()
+
+    monkeypatch.setattr(store.time, "sleep", sleep)
+    assert ours.claim(["a"], 1) == ["a"]
+    time.now += 2.0
+    ours["a"] = {"t": torch.zeros(1)}
+    assert ours.made == {"a": 2.0} and ours.waited == 4.0
+
+
+def test_a_mapping_that_nobody_shares_says_what_it_lacks() -> None:
+    assert missing({"b": {}}, ["a", "b", "c", "d"], 2) == ["a", "c"]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 from benchmarks.errors import UserError
 from harness import stopping
 from harness.launch.environment import environment
+from harness.launch.slots import Device, alone, devices
 from harness.limits import show_seconds
 from harness.plan.jobs import Job
 from harness.plan.pending import asks, begun, existing, reason_to_distil
-from harness.records import record
+from harness.progress import MARK, STATUS, Lines, say
+from harness.records import lease, record
+from harness.records.lease import LEASED
 from harness.records.provenance import provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
 from harness.stopping import Stopped
@@ -25,87 +32,218 @@ COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 """-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
+RELAY_SECONDS = 1.0
+"""Time for the last lines of a cell; something that it started may keep its output open for longer."""
 
 Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
-"""Takes jobs and yields each when what became of it is written into its folder, in any order."""
+"""Takes jobs and yields each when what became of it is written into its folder, in any order.
+
+A job whose folder somebody else has leased is not yielded."""
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Launcher]:
+def started(at_once: int | None = 1) -> Iterator[Launcher]:
     """`launch`, with the process of the first job on its way: its libraries load while ours plans what to run."""
-    waiting = [_start()]
+    waiting = [_start()] if at_once in (None, 1) else []
     try:
-        yield lambda jobs: launch(jobs, waiting)
+        yield lambda jobs: launch(jobs, waiting, at_once)
     finally:
         for process in waiting:
             _stop(process)
 
 
-def launch(jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None) -> Generator[Job, None, None]:
-    """Run each of ``jobs`` in its own process, one after the other.
+def launch(
+    jobs: Iterable[Job], waiting: list[subprocess.Popen[bytes]] | None = None, at_once: int | None = 1
+) -> Generator[Job, None, None]:
+    """Run each of ``jobs`` in its own process, ``at_once`` at a time (None: one for each GPU); yield them as they end.
 
     ``waiting``: processes that were started and wait for a job; those that are used are taken out.
 
-    A process that dies (a signal, a crash of a library, the kernel's out-of-memory killer) gets a record too. On any
-    exception here the process is stopped before the exception goes on. Raises Stopped where a signal of
-    `harness.stopping` asked for an end; the process that runs has saved its state by then.
+    A process that dies (a signal, a crash of a library, the kernel's out-of-memory killer) gets a record too. A job is
+    not yielded where somebody else holds the lease on its folder: nothing was done, and it is theirs to do. On any
+    exception here the processes are stopped before the exception goes on. Raises Stopped where a signal of
+    `harness.stopping` asked for an end, once all that run have saved their state.
     """
-    for job in jobs:
-        asked: list[Stopped] = []
-        _run(job, waiting.pop() if waiting else _start(), asked)
-        yield job
-        if asked:
-            raise asked[0]
+    yield from _Launch(waiting if waiting is not None else [], at_once).run(jobs)
 
 
-def _run(job: Job, process: subprocess.Popen[bytes], asked: list[Stopped]) -> None:
-    """Run ``job`` in ``process``; a request to stop that comes meanwhile goes into ``asked``.
+@dataclass(eq=False)
+class _Cell:
+    """A job in its process."""
 
-    The cell is told, saves its state and ends; at a second request it is killed. Raises Stopped where anything of the
-    job is left to do then, also where the cell alone was asked.
-    """
-    kills = _out_of_memory_kills()
-    assert process.stdin is not None
-    limit = job.time_limit_seconds
+    job: Job
+    process: subprocess.Popen[bytes]
+    device: Device
+    kills: int
+    """Processes that the kernel had killed for memory, for other reasons than this cell."""
+    relay: Thread | None = None
+    """Prints its lines, where several run at a time."""
 
-    def pass_on(number: int) -> None:
-        asked.append(Stopped(number))
-        process.terminate()  # SIGTERM, whichever it was: until the cell knows better, that ends it without a word
+    @property
+    def limit(self) -> float | None:
+        return None if self.job.time_limit_seconds is None else self.job.time_limit_seconds + GRACE_SECONDS
+
+
+class _Launch:
+    """The cells that run at present."""
+
+    def __init__(self, waiting: list[subprocess.Popen[bytes]], at_once: int | None) -> None:
+        self._waiting, self._at_once = waiting, at_once
+        self._devices: list[Device] = []
+        self._cells: list[_Cell] = []
+        self._ended = SimpleQueue[tuple[_Cell, int | BaseException | None]]()
+        """Cells that have ended, with the exit status (None: it came too late), or why there is none."""
+        self._asked: Stopped | None = None
+        """The signal that asked for an end."""
+        self._stopped: Stopped | None = None
+        """Why no other job is started."""
+        self._lines = Lines()
+
+    def run(self, jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        left, upcoming = iter(jobs), None
+        try:
+            with stopping.handling(self._pass_on, self._kill):
+                while True:
+                    while self._stopped is None and (upcoming is not None or self._has_room()):
+                        upcoming = upcoming or next(left, None)
+                        device = None if upcoming is None else self._device_for(upcoming)
+                        if upcoming is None or device is None or self._stopped is not None:
+                            break
+                        self._begin(upcoming, device)
+                        upcoming = None
+                    if not self._cells:
+                        break
+                    if (job := self._next_ended()) is not None:
+                        yield job
+                if self._stopped is not None:
+                    raise self._stopped
+        finally:
+            for cell in self._cells:
+                _stop(cell.process)
+                self._lines.end(cell.job.place)
+
+    def _has_room(self) -> bool:
+        return not self._devices or any(device.used < device.slots for device in self._devices)
+
+    def _device_for(self, job: Job) -> Device | None:
+        """A device with as many free slots as ``job`` needs, the one with the most; None: there is none at present."""
+        if not self._devices:
+            self._devices = devices(job.device, self._at_once)
+        fitting = [device for device in self._devices if device.slots - device.used >= device.takes(job)]
+        return max(fitting, key=lambda device: device.slots - device.used, default=None)
+
+    def _begin(self, job: Job, device: Device) -> None:
+        several = sum(each.slots for each in self._devices) > 1
+        kills = _out_of_memory_kills()
+        if several:
+            process = _start(device.variables(job), piped=True)
+        else:
+            process = self._waiting.pop() if self._waiting else _start()
+        cell = _Cell(job, process, device, kills)
+        self._cells.append(cell)
+        device.used += device.takes(job)
+        if several:
+            self._lines.show(job.place, str(job))
+            cell.relay = Thread(target=self._relay, args=(cell,), daemon=True)
+            cell.relay.start()
+        assert process.stdin is not None
+        slots = 1 if alone(job) else device.slots
+        with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
+            process.stdin.write(dataclasses.replace(job, slots=slots).to_json().encode() + b"\n")
+        if self._asked is not None:  # meanwhile, and this cell was not told
+            process.terminate()
+        Thread(target=self._wait, args=(cell,), daemon=True).start()
+
+    def _wait(self, cell: _Cell) -> None:
+        code: int | BaseException | None
+        try:
+            code = cell.process.wait(cell.limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        except BaseException as error:
+            code = error
+        if cell.relay is not None:
+            cell.relay.join(RELAY_SECONDS)
+        self._ended.put((cell, code))
+
+    def _relay(self, cell: _Cell) -> None:
+        """Print the lines of ``cell``, each whole and behind its place in the run."""
+        assert cell.process.stdout is not None
+        for raw in cell.process.stdout:
+            line = raw.decode(errors="replace").rstrip("\n")
+            if line.startswith(MARK):
+                self._lines.show(cell.job.place, line.removeprefix(MARK))
+            else:
+                say(f"{cell.job.place} {line.strip()}")
+
+    def _pass_on(self, number: int) -> None:
+        self._asked = Stopped(number)
+        self._stopped = self._stopped or self._asked
+        for cell in self._cells:
+            cell.process.terminate()  # SIGTERM, whichever it was: until the cell knows better, that ends it silently
+        which = "the cell has saved its" if len(self._cells) == 1 else "the cells have saved their"
         with contextlib.suppress(OSError):
-            os.write(2, b"stopping, as soon as the cell has saved its state; a second signal ends it at once\n")
+            if self._cells:
+                os.write(2, f"stopping, as soon as {which} state; a second signal ends it at once\n".encode())
 
-    try:
-        with stopping.handling(pass_on, process.kill):
-            with contextlib.suppress(BrokenPipeError):  # it died while starting; its exit status says how
-                process.stdin.write(job.to_json().encode() + b"\n")
-            code = process.wait(None if limit is None else limit + GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        _stop(process)
-    if code == stopping.NOT_DONE or (asked and code != 0):
-        raise asked[0] if asked else Stopped()
-    failed: tuple[Status, str]
-    if code is None:
-        failed = "timeout", f"the time limit of {show_seconds(limit or 0)} has passed"
-    elif code == -signal.SIGKILL and _out_of_memory_kills() > kills:
-        failed = "oom", "the kernel killed the process because memory ran out"
-    elif code < 0:
-        failed = "error", f"the process was ended by {signal.Signals(-code).name}"
-    elif code > 0:
-        failed = "error", f"the process ended with status {code}; its messages are above"
-    else:
-        failed = "error", "the process ended without a record"
-    for each in (job, *job.beside):
-        if code != 0 or existing(each) is None:
-            _fail(each, *failed)
+    def _kill(self) -> None:
+        for cell in self._cells:
+            cell.process.kill()
+
+    def _next_ended(self) -> Job | None:
+        """The job of the next cell that ends; None where it is not done."""
+        cell, code = self._ended.get()
+        if isinstance(code, BaseException):
+            raise code
+        self._cells.remove(cell)
+        cell.device.used -= cell.device.takes(cell.job)
+        _stop(cell.process)
+        self._lines.end(cell.job.place)
+        if code == LEASED:
+            return None
+        if code == stopping.NOT_DONE or (self._asked is not None and code != 0):
+            self._stopped = self._asked or self._stopped or Stopped()
+            return None
+        return cell.job if self._has_records(cell, code) else None
+
+    def _has_records(self, cell: _Cell, code: int | None) -> bool:
+        """Write the records that are missing of a cell that ended with ``code``; whether it was ours to do."""
+        failed: tuple[Status, str]
+        if code is None:
+            failed = "timeout", f"the time limit of {show_seconds(cell.job.time_limit_seconds or 0)} has passed"
+        elif code == -signal.SIGKILL and _out_of_memory_kills() > cell.kills:
+            failed = "oom", "the kernel killed the process because memory ran out"
+            for other in self._cells:
+                other.kills += 1
+        elif code < 0:
+            failed = "error", f"the process was ended by {signal.Signals(-code).name}"
+        elif code > 0:
+            failed = "error", f"the process ended with status {code}; its messages are above"
+        else:
+            failed = "error", "the process ended without a record"
+        jobs = [each for each in (cell.job, *cell.job.beside) if code != 0 or existing(each) is None]
+        try:
+            with lease.taken((lease.path_of(each.path) for each in jobs), cell.job.command):
+                for each in jobs:
+                    _fail(each, *failed)
+        except lease.Held:  # somebody has seen that the process is gone, and does it again
+            return False
+        return True
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(variables: dict[str, str] | None = None, *, piped: bool = False) -> subprocess.Popen[bytes]:
+    """The process of a cell, with ``variables`` in addition to ours; ``piped``: we read what it prints."""
     # A session of its own: Ctrl-C reaches this process alone, which then tells the cell. The cell in turn ends when
     # its standard input does, so that it never outlives us. What it prints goes where our messages go.
+    shown = {STATUS: "1"} if piped and sys.stderr.isatty() else {}
     return subprocess.Popen(
-        COMMAND, stdin=subprocess.PIPE, stdout=2, bufsize=0, start_new_session=True, env=environment()
+        COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if piped else 2,
+        stderr=subprocess.STDOUT if piped else None,
+        bufsize=0,
+        start_new_session=True,
+        env=environment() | (variables or {}) | shown,
     )
 
 

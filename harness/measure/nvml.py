@@ -37,17 +37,18 @@ class Gpu:
         self.missing: str | None = None
         """Why there is no reading of the memory, in words; None where there has been every time."""
         self.device: Device | None = None
-        self._devices: list[Device] = []
+        self.devices: list[Device] = []
+        """All GPUs and their instances."""
         try:
             self._nvml = _bindings()
-            self._devices = list(_devices(self._nvml))
+            self.devices = list(_devices(self._nvml))
         except Exception as error:  # the bindings have their own, and a broken driver raises others
             self.missing = _words(error)
 
     def find(self, uuid: str) -> None:
         """Take the device that CUDA calls ``uuid``, with or without the prefix that NVML gives it."""
-        fitting = [device for device in self._devices if _bare(device.uuid) == _bare(uuid)]
-        if instances := [device for device in self._devices if fitting and device.parent == fitting[0].uuid]:
+        fitting = [device for device in self.devices if _bare(device.uuid) == _bare(uuid)]
+        if instances := [device for device in self.devices if fitting and device.parent == fitting[0].uuid]:
             # An older CUDA names the whole GPU where the process has one instance of it, whose memory alone is ours.
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
             chosen = [device for device in instances if visible.startswith("MIG-") and device.uuid.startswith(visible)]
@@ -77,6 +78,13 @@ class Gpu:
     def processes(self) -> int | None:
         """How many processes have a CUDA context there; a container may see fewer than there are."""
         return None if self.device is None else _processes(self._nvml, self.device.handle)
+
+
+def uuids() -> list[str]:
+    """The UUIDs of all GPUs, of a split GPU those of its instances; empty where NVML does not answer."""
+    devices = Gpu().devices
+    split = {device.parent for device in devices}
+    return [device.uuid for device in devices if device.uuid not in split]
 
 
 def driver_version() -> str | None:

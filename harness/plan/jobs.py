@@ -154,6 +154,10 @@ class Job:
     them together, and nothing is distilled."""
     force: bool = False
     """Whether questions are answered again that have an answer."""
+    place: str = ""
+    """Its number in the run, as ``[2/8]``, for lines about it."""
+    slots: int = 1
+    """Cells of the run, this one among them, that may share the device at a time."""
 
     @property
     def identity(self) -> str:

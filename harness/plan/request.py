@@ -128,6 +128,7 @@ class Evaluating:
         "such as 2h: longer cells are stopped", "TIME", _limit(parse_seconds, threading.TIMEOUT_MAX)
     )
     force: bool = flag("run again what has a result")
+    jobs: int | None = flag("cells at a time (one for each GPU, unless --device names one; 1 on a CPU)", "N", whole)
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Method or evaluation → its arguments on the command line, as ``--name.field value`` tokens."""
     command: str = ""
@@ -140,7 +141,7 @@ class Evaluating:
         known = evaluations.names() if self.evaluations else ()
         for name in self.evaluations or ():
             choose("evaluation", name, known)
-        for name in ("networks_evaluated", "evaluate_steps", "networks_at_once", "image_size"):
+        for name in ("networks_evaluated", "evaluate_steps", "networks_at_once", "image_size", "jobs"):
             _at_least(1, name, getattr(self, name))
         if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UserError(f"--device must be cpu, cuda or cuda:N, not {self.device!r}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from benchmarks.cache import Cache
+from harness.records.lease import FOLDER, LOOK_SECONDS, Held, Lease, Watch, take
 from harness.records.record import PROTOCOL_VERSION
 
 
@@ -36,6 +38,40 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         """Entries written through this object → seconds that each took since the one before."""
         self.cached: dict[str, float] = {}
         """Entries that were there already and were asked for → seconds that they took when they were made."""
+        self.waited = 0.0
+        """Seconds for which `claim` has waited for others."""
+        self._folder, self._watch = folder, Watch()
+        self._claimed: dict[str, Lease] = {}
+
+    def claim(self, names: Sequence[str], at_most: int) -> list[str]:
+        """At most so many of ``names`` that are missing and that nobody else makes; they are ours until they are set.
+
+        Waits where others make all that are missing; empty where all are there. Raises UserError where the folder
+        cannot be written.
+        """
+        left, claimed = list(names), list[str]()
+        while True:
+            for name in left.copy():
+                if len(claimed) == at_most:
+                    break
+                with contextlib.suppress(Held):
+                    lease = None if name in self else take(self._lease_of(name), wait=False, watch=self._watch)
+                    if lease is not None and name not in self:  # nobody has made it meanwhile
+                        self._claimed[name] = lease
+                        claimed.append(name)
+                    elif lease is not None:
+                        lease.release()
+                    left.remove(name)
+            if claimed or not left:
+                self._since = self._now()
+                return claimed
+            begin = self._now()
+            while left and all(self._watch.holder(self._lease_of(name)) for name in left):
+                time.sleep(LOOK_SECONDS)
+            self.waited += self._now() - begin
+
+    def _lease_of(self, name: str) -> Path:
+        return self._folder / FOLDER / hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         entry = self._cache.read(name)
@@ -52,6 +88,8 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
         self._cache.write(name, tensors, {"seconds": seconds})
         self.cached.pop(name, None)
         self.made[name] = seconds
+        if name in self._claimed:
+            self._claimed.pop(name).release()
         self._since = self._now()
         self.on_made(len(self.made))
 
