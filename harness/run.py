@@ -362,7 +362,8 @@ class _Run:
                 for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
             job = dataclasses.replace(job, place=f"[{number}/{len(self.jobs)}]")
-            begun.answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
+            paths = (job.path / EVALUATIONS).glob("*.json")
+            begun.answers = {path: path.stat() for path in paths if path.is_file()}
             self._begun[job.key] = begun
             self._said = place
             yield job

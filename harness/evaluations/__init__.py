@@ -50,7 +50,7 @@ def config_problem(name: str, config: Mapping[str, Any]) -> str | None:
             return f"config.{field} is {str(value)[:40]!r}, which it cannot be"
     try:
         kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in known.items()})
-    except UserError as error:
+    except (ValueError, TypeError, AssertionError) as error:
         return f"config: {error}"
     return None
 

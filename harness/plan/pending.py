@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def existing(job: Job) -> Record | None:
 
 def _existing(path: Path, load: Callable[[Path], R]) -> R | None:
     try:
-        return load(path) if path.exists() else None
+        return load(path) if os.path.lexists(path) else None
     except record.NewerVersion:
         raise
     except UserError as error:

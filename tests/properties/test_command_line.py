@@ -158,7 +158,7 @@ def tried(place: Path, main: Callable[..., int], arguments: list[str], **more: A
 RUN = st.just(["--methods", "random_real", "--dataset", "digits", "--no-random", "--device", "cpu"])
 
 
-@examples(120)
+@examples(80)
 @given(data=st.data())
 def test_run(place: Path, data: st.DataObject) -> None:
     beginning = st.one_of(
@@ -171,7 +171,7 @@ EVALUATE = [["records"], ["records", "--protocol", "common"], ["."], []]
 FILES = ["images_best.pt", "labels_best.pt", "--dataset", "digits", "--preprocess", "standardise", "--name", "x"]
 
 
-@examples(120)
+@examples(80)
 @given(data=st.data())
 def test_evaluate(place: Path, data: st.DataObject) -> None:
     beginning = st.sampled_from([*EVALUATE, FILES, [*FILES, "--output", "out"], FILES[:2], ["own"]])

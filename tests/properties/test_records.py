@@ -114,7 +114,7 @@ def folders(draw: st.DrawFn, good: Path, place: Path) -> Path:
     return place
 
 
-@examples(40)
+@examples(25)
 @given(data=st.data())
 def test_a_report_of_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "report"))
@@ -127,7 +127,7 @@ def test_a_report_of_any_records(good: Path, root: Path, data: st.DataObject) ->
     assert shown.status == 2 or (shown.status == 1) == (damage > 0)
 
 
-@examples(6)
+@examples(4)
 @given(data=st.data())
 def test_figures_of_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "figures"))
@@ -147,7 +147,7 @@ def test_comparisons_with_any_records(good: Path, root: Path, data: st.DataObjec
         ended(regress.main, [*arguments, "--output", str(place / "page.md")], (0, 1, 2, 3))
 
 
-@examples(40)
+@examples(30)
 @given(data=st.data())
 def test_questions_about_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "evaluate"))
