@@ -23,7 +23,7 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
-.PHONY: demo smoke test test-faults browser test-portable $(PROCESSORS:%=test-%) bench clean
+.PHONY: demo smoke test test-faults browser test-portable $(PROCESSORS:%=test-%) fuzz bench clean
 .DELETE_ON_ERROR:
 
 # Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
@@ -60,6 +60,11 @@ $(PROCESSORS:%=test-%): test-%: $(VENV)/.dev
 	@echo 'make $@: $(call settings,$*)'
 	@$(call settings,$*) $(BIN)/python -m pytest --benchmark-disable --quiet $(NUMERICAL) \
 		|| { echo 'make $@ failed: $(call settings,$*)'; exit 1; }
+
+# Property-based tests with TIMES as many inputs as usual, at random: minutes to hours. A failure prints how to repeat it.
+TIMES := 50
+fuzz: $(VENV)/.dev
+	PROPERTY_TIMES=$(TIMES) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 tests/properties
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/speed

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.errors import printable
-from benchmarks.files import replacing
+from benchmarks.files import put_aside, replacing
 
 Entry = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """Tensors by name, and facts about them that JSON can hold."""
@@ -54,7 +54,7 @@ class Cache:
         except _DAMAGE:
             print(printable(f"  {self._what}: {path} is damaged and is made again"), file=sys.stderr)
             with contextlib.suppress(OSError):
-                path.unlink()
+                put_aside(path, "damaged") if path.is_dir() else path.unlink()
             return None
 
     def write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -89,6 +89,8 @@ class Cache:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise OSError("it is no regular file")  # to open a pipe might never end
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[HEADER])
         return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -172,7 +172,11 @@ def load(
 def _find(name: str, root: Path, image_size: int | None, download: bool) -> Source:
     check_image_size(name, image_size)
     if name.startswith("folder:"):
-        return find_folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size)
+        try:
+            folder = Path(name.removeprefix("folder:")).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{name}: there is no such user") from error
+        return find_folder(name, folder, image_size)
     return find(choose("data set", name, [*DATASETS, "folder:PATH"]), root, image_size, download)
 
 

@@ -37,6 +37,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
+def put_aside(path: Path, ending: str) -> Path:
+    """Rename ``path`` to the first free of ``NAME.ending``, ``NAME.ending-2``, …, so that it is not lost.
+
+    Returns the new path. Raises OSError where that fails.
+    """
+    names = (f"{path.name}.{ending}{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+    aside = next(other for name in names if not os.path.lexists(other := path.with_name(name)))
+    return path.rename(aside)
+
+
 def regular(path: str, flags: int) -> int:
     """An opener for ``open``. Raises UserError where ``path`` is no regular file: reading a pipe might never end."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)

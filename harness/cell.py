@@ -294,7 +294,8 @@ class _Cell:
                 written["status"] = "oom"
             else:
                 with contextlib.suppress(OSError):  # the disk may be full, and the line says enough
-                    (self.job.path / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+                    text = traceback.format_exc()  # perhaps with a file name that is no UTF-8
+                    (self.job.path / LOG).write_text(text, encoding="utf-8", errors="backslashreplace")
                     written["message"] = f"{written['message']} (traceback in {LOG})"
         if written["message"] is not None:
             written["message"] = printable(written["message"])

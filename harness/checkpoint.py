@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.cache import Cache
 from benchmarks.errors import printable
-from benchmarks.files import replacing
+from benchmarks.files import put_aside, replacing
 from harness import stopping
 from harness.records import artifact
 from harness.records.files import steps_in
@@ -137,9 +138,7 @@ class Checkpoints:
 
     def put_aside(self, reason: str) -> None:
         """Rename the folder, so that it is neither used nor lost, and say so."""
-        names = (f"{CHECKPOINT}.refused{number}" for number in ("", *map("-{}".format, range(2, 1000))))
-        aside = next(path for name in names if not (path := self.folder.with_name(name)).exists())
-        self.folder.rename(aside)
+        aside = put_aside(self.folder, "refused")
         line = f"  {self.folder} is not used, because {reason}; kept as {aside.name}, and the cell begins again"
         print(printable(line), file=sys.stderr, flush=True)
 
@@ -165,10 +164,13 @@ class Parts(dict[str, Mapping[str, Tensor]]):
 def continued_events(path: Path, done: int) -> IO[str]:
     """The file of events, to append to: with the lines up to step ``done`` alone, as later steps are taken again."""
     kept = list[str]()
+    if os.path.lexists(path) and not path.is_file():  # such as a folder, or a pipe, which might never end
+        put_aside(path, "damaged")
     if done == 0 or not path.exists():
         return open(path, "w", encoding="utf-8")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was not written to its end
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        # A line that was not written to its end, or was damaged since.
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             if json.loads(line)["step"] <= done:
                 kept.append(line + "\n")
     with replacing(path) as temporary:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from benchmarks.datasets import RawData, load_raw
 from benchmarks.errors import UserError
+from benchmarks.files import regular
 from benchmarks.folders import default_cache, default_root
 from benchmarks.networks import NetworkSpec
 from benchmarks.preprocess import CONSTANTS, Preprocess, fit
@@ -257,18 +258,27 @@ def rung_table(rung: Rung, made: Sequence[Trial], scores: Scores, about: str) ->
 def read(path: Path, width: int, held_out: int, fingerprints: Mapping[str, str]) -> Scores:
     """The scores in ``path``. ``fingerprints``: task → that of its data, as the file has it.
 
-    Raises UserError where they were measured with another width, held-out sample or other images of a task.
+    Raises UserError where they were measured with another width, held-out sample or other images of a task, and for a
+    file that is damaged.
     """
     if not path.exists():
         return {}
     scores = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+    try:
+        with open(path, encoding="utf-8", newline="", opener=regular) as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
             if (row["width"], row["held_out"]) != (str(width), str(held_out)):
                 raise UserError(f"{path} has width {row['width']}, held out {row['held_out']}: name another --output")
             if fingerprints.get(row["task"], row["data_fingerprint"]) != row["data_fingerprint"]:
                 raise UserError(f"{path} has scores of other images of {row['task']}: name another --output")
-            scores[tuple(row[name] for name in KEY)] = float(row["accuracy"])
+            value = scores[tuple(row[name] for name in KEY)] = float(row["accuracy"])
+            if not 0 <= value <= 1:
+                raise ValueError(f"an accuracy is {value}")
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): name another --output") from error
     return scores
 
 
@@ -339,6 +349,9 @@ def _main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--width", type=whole, default=32, metavar="NUMBER", help="width of the networks")
     parser.add_argument("--held-out", type=whole, default=1000, metavar="NUMBER", help="held-out training images")
     options = parser.parse(arguments)
+    for name in ("width", "held_out"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     check_writable(options.output, "--output")
     root = options.data_root or default_root()
     bench = Bench(root, default_cache(), width=options.width, held_out=options.held_out)

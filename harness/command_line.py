@@ -110,11 +110,19 @@ def file_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"there is no such user: {text!r}") from None
 
 
+def new_file(text: str) -> Path:
+    """A file to be written, on the command line."""
+    path = file_path(text)
+    if not path.name:
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    return path
+
+
 def exit_status(work: Callable[[], int]) -> int:
     """The status that ``work`` returns.
 
-    After a line on standard error 2 for a UserError or a file that cannot be read or written, 130 for Ctrl-C, and 75
-    for another signal that asks for an end; without a line 141 where the reader of our output is gone.
+    After a line on standard error 2 for a UserError, a file that cannot be read or written, and too little memory, 130 for
+    Ctrl-C, and 75 for another signal that asks for an end; without a line 141 where the reader of our output is gone.
     """
     try:
         with interruptible():
@@ -136,6 +144,8 @@ def exit_status(work: Callable[[], int]) -> int:
         _silence(sys.stdout)
         _silence(sys.stderr)
         return CLOSED_PIPE
+    except MemoryError as error:
+        return _failed(f"there is too little memory for this{f': {error}' if str(error) else ''}")
     except OSError as error:
         try:
             _flush()

@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from benchmarks.errors import UserError
-from harness.command_line import Parser, end, exit_status, file_path, finite
+from harness.command_line import Parser, end, exit_status, file_path, finite, new_file
 from harness.records.files import write_texts
 from harness.records.record import RECORD, Distilled, read, read_all
 from harness.reports.regressions import Bounds, compare, counters_alone, flag, markdown
@@ -61,7 +61,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
         "baseline", type=file_path, metavar="BASELINE", help="folder of distillations, or a record.json"
     )
     parser.add_argument("new", type=file_path, metavar="NEW", help="the same, measured later")
-    parser.add_argument("--output", type=file_path, metavar="FILE", help="write the Markdown there as well")
+    parser.add_argument("--output", type=new_file, metavar="FILE", help="write the Markdown there as well")
     parser.add_argument(
         "--counters-only",
         action="store_true",

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.errors import UserError, choose, printable
-from harness.command_line import Parser, end, exit_status, file_path
+from harness.command_line import Parser, end, exit_status, file_path, new_file
 from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
@@ -110,7 +110,16 @@ def page(folders: Sequence[Path], place: Path) -> str:
     """A Markdown page in the folder ``place``: its notes, then the notes, tables and figures of each of ``folders``.
 
     What no record knows stands in a file ``notes.md`` of a folder, and of ``place``.
+
+    Raises UserError for a file that is no text in UTF-8.
     """
+
+    def read(file: Path) -> str:
+        try:
+            return file.read_text("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is no text in UTF-8 ({error.reason}, byte {error.start})") from error
+
     parts: list[Path | str] = [place / "notes.md"]
     for folder in folders:
         pictures = [
@@ -120,7 +129,7 @@ def page(folders: Sequence[Path], place: Path) -> str:
         parts += [*(f"![{literal(name)}]({link})" for name, link in pictures)]
         parts += [folder / f"{name}.md" for name in ("scaling", "comparisons", "claims")]
     there = (part for part in parts if isinstance(part, str) or part.is_file())
-    return "\n\n".join(part if isinstance(part, str) else part.read_text("utf-8").strip() for part in there) + "\n"
+    return "\n\n".join(part if isinstance(part, str) else read(part) for part in there) + "\n"
 
 
 def folders_parser(program: str, description: str) -> Parser:
@@ -184,7 +193,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
     )
     parser.add_argument(
         "--page",
-        type=file_path,
+        type=new_file,
         metavar="FILE",
         help="write a Markdown page as well, with the tables, figures and notes.md of every FOLDER",
     )

@@ -362,7 +362,8 @@ class _Run:
                 for reason in filter(None, reasons):
                     say(f"  {reason}: it is distilled again")
             job = dataclasses.replace(job, place=f"[{number}/{len(self.jobs)}]")
-            begun.answers = {path: path.stat() for path in (job.path / EVALUATIONS).glob("*.json")}
+            paths = (job.path / EVALUATIONS).glob("*.json")
+            begun.answers = {path: path.stat() for path in paths if path.is_file()}
             self._begun[job.key] = begun
             self._said = place
             yield job
@@ -534,14 +535,15 @@ def _outcome(job: Job, after: Record) -> str:
 def _answer(answer: EvaluationRecord) -> str:
     """``accuracy 93.21 ± 0.40 %, n = 3``, or why there are no values; before it what was asked, one item of a list."""
     known = evaluations.get(answer["evaluation"])
-    item = answer["config"][known.each] if known.each else ""
+    item = answer["config"].get(known.each) if known.each else ""
     about = ", ".join(map(str, item)) if isinstance(item, list) else f"{known.each} {item}" if known.each else ""
     if answer["status"] != "ok":
         about = " ".join(filter(None, (answer["evaluation"], about)))
         return f"{about}: {answer['status']}: {answer['message']}"
     quantities, parts = known.quantities, list[str]()
     for name, values in answer["values"].items():
-        quantity = quantities[name]
+        if (quantity := quantities.get(name)) is None:  # of another version
+            continue
         title = quantity.title.removesuffix(" (%)")
         scale, form, unit = (100, ".2f", " %") if quantity.percent else (1, ".3g", "")
         mean, std = record.summarise(values if quantity.against is None else values[-1:])

@@ -286,6 +286,17 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
+TENSORS = {
+    "images of no size": ("images", torch.zeros(0, 1, 8, 8)),
+    "images of two channels": ("images", torch.zeros(100, 2, 8, 8)),
+    "whole numbers": ("images", torch.zeros(100, 1, 8, 8, dtype=torch.int64)),
+    "fewer labels": ("labels", torch.zeros(99, 10)),
+    "labels of another number of classes": ("labels", torch.zeros(100, 9)),
+    "preprocessing of other images": ("preprocess.mean", torch.zeros(3)),
+    "no step size": ("lr", torch.zeros(0)),
+}
+
+
 def damage(path: Path, kind: str) -> None:
     content = path.read_bytes()
     if kind == "missing":
@@ -313,6 +324,11 @@ def damage(path: Path, kind: str) -> None:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()} | {"lr": torch.tensor(1)}  # noqa: SIM118
             safetensors.torch.save_file(tensors, path, file.metadata())
+    elif kind in TENSORS:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            name, tensor = TENSORS[kind]
+            safetensors.torch.save_file({**tensors, name: tensor}, path, file.metadata())
     elif kind == "field":
         path.write_bytes(content.replace(b"label_space", b"label_spice"))
     elif kind == "labels":
@@ -325,6 +341,7 @@ def damage(path: Path, kind: str) -> None:
     [
         *("missing", "cut", "text", "empty", "foreign", "schema", "field", "labels", "lr"),
         *HEADERS,
+        *TENSORS,
         *("deep list", "deep mapping"),
     ],
 )

@@ -435,6 +435,7 @@ def test_a_learned_step_size_that_is_not_finite_is_divergence(
         (ValueError("can't allocate memory"), "error", "ValueError: can't"),
         (UserError("a\nb\x1b[31m"), "error", r"a\nb\x1b[31m"),
         (RuntimeError("red \x1b[31m\rtext\nmore"), "error", r"RuntimeError: red \x1b[31m (traceback in "),
+        (RuntimeError("not UTF-8: \udcff"), "error", r"RuntimeError: not UTF-8: \udcff (traceback in "),
     ],
 )
 def test_out_of_memory_is_told_from_other_errors_and_messages_are_printable(
@@ -830,6 +831,12 @@ def test_work_beside_a_cell_is_in_its_records(
     preparing, distilling = str(distilled.record["cost"]["memory"]["busy"]).split("; ")
     assert distilling == "while distilling 7 steps" and accuracy(distilled)["busy"] == "0 steps"
     assert preparing.startswith("while preparing ") and preparing != "while preparing 0 steps"
+
+
+def test_a_long_name_of_a_data_set_fits_into_that_of_the_folder(tmp_path: Path) -> None:
+    made = job(tmp_path).distillation
+    names = {dataclasses.replace(made, dataset="folder:" + letter * 250).name({}) for letter in "ab"}
+    assert len(names) == 2 and all(len(name) < 255 - len(".earlier.tmp") for name in names)
 
 
 def test_jobs_travel_as_json(tmp_path: Path) -> None:

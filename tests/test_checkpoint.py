@@ -44,6 +44,13 @@ ITERATIVE = [name for name in methods.names() if methods.get(name).iterative]
 
 @contextlib.contextmanager
 def stopped_in(steps: int) -> Iterator[None]:
+    """The cell ends after so many measured steps, as by a signal that arrives in the last of them."""
+    with pytest.raises(stopping.Stopped), asked_to_stop_in(steps):
+        yield
+
+
+@contextlib.contextmanager
+def asked_to_stop_in(steps: int) -> Iterator[None]:
     """Ask the cell to end in so many measured steps, as a signal that arrives in a step does."""
     write = checkpoint.Checkpoints.write
 
@@ -60,7 +67,7 @@ def stopped_in(steps: int) -> Iterator[None]:
         if taken[0] == 0:
             method.step = counted  # type: ignore[method-assign]
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(stopping.Stopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "write", first)
         yield
 

@@ -122,6 +122,9 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         ("regress", ["x", "y", "--output", ""], "--output: the path is empty"),
         ("evaluate", [""], "PATH: the path is empty"),
         ("evaluate", ["x", "--output", ""], "--output: the path is empty"),
+        ("report", ["x", "--page", "."], "--page: . is a folder: name a file in it"),
+        ("regress", ["x", "y", "--output", "./"], "--output: ./ is a folder: name a file in it"),
+        ("run", [*RUN.split()[:3], "folder:~nobody_/x"], "folder:~nobody_/x: there is no such user"),
         ("report", ["a\nb\x1b[31m"], r"no such folder: a\nb\x1b[31m"),
         ("report", [__file__], f"{__file__} is a file, not a folder"),
         ("regress", ["a\nb", "c"], r"no such folder or record: a\nb"),
@@ -399,6 +402,8 @@ def raises(error: BaseException) -> Callable[[], int]:
         (raises(OSError("no number")), 2, "error: no number\n"),
         (raises(KeyboardInterrupt()), 130, "stopped\n"),
         (raises(Stopped(signal.SIGUSR1)), 75, "stopped by SIGUSR1\n"),
+        (raises(MemoryError("9 TiB")), 2, "error: there is too little memory for this: 9 TiB\n"),
+        (raises(MemoryError()), 2, "error: there is too little memory for this\n"),
     ],
 )
 def test_exit_statuses(capsys: pytest.CaptureFixture[str], work: Callable[[], int], expected: int, line: str) -> None:

@@ -222,7 +222,8 @@ def test_a_buffer_of_real_digits_teaches_the_digits() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"class_steps": 0}, "class_steps is 0; it must be at least 1"),
+        ({"class_steps": 0}, "class_steps is 0; it must be from 1 to 10000"),
+        ({"class_steps": 10**10}, "class_steps is 10000000000; it must be from 1 to 10000"),
         ({"order": -1}, "order is -1; it must be at least 0"),
         ({"order": 10**9}, "order is 1000000000; it must be at least 0 and below"),
         ({"networks": 0}, "networks is 0; it must be at least 1"),

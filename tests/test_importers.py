@@ -22,7 +22,7 @@ from benchmarks.errors import UserError
 from benchmarks.preprocess import Preprocess, fit
 from benchmarks.task import generator_for
 from harness.records import artifact
-from harness.records.importers import TOLERANCE, USED_BY, doubts, fitted, pixel_doubts, read
+from harness.records.importers import LARGEST_HEADER, TOLERANCE, USED_BY, doubts, fitted, pixel_doubts, read
 from tests.test_artifact import digits, some_set
 
 NAMES = tuple("0123456789")
@@ -264,6 +264,21 @@ def test_shapes_are_looked_at_before_arrays_are_read(
         assert said in refused(lambda: fitted(imported, NAMES, SHAPE, most=100))
 
 
+def test_no_more_is_read_of_an_array_than_a_header_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header may claim any length, and what comes then be compressed a thousand times."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", b"\x93NUMPY\x02\0\xff\xff\xff\xff" + bytes(1 << 20))
+    read_bytes, sizes = zipfile.ZipExtFile.read, list[int]()
+
+    def noted(file: Any, size: int = -1) -> bytes:
+        sizes.append(size)
+        return read_bytes(file, size)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", noted)
+    assert "a.npz is damaged" in refused(lambda: read([tmp_path / "a.npz"]))
+    assert sizes == [LARGEST_HEADER]
+
+
 def test_a_shape_of_no_array_and_an_array_that_ends_early_are_damage(tmp_path: Path) -> None:
     for shape in ((2**40, 2**40, 2**40, 1), (-20, 8, 8, 1)):
         assert "a.npz is damaged" in refused(lambda shape=shape: read([bomb(tmp_path / "a.npz", shape, (20,))]))  # type: ignore[misc]
@@ -341,6 +356,15 @@ def test_a_set_of_this_suite_with_its_classes_in_another_order(tmp_path: Path) -
         )
 
 
+def compressed(path: Path) -> Path:
+    """A copy of an archive of torch, of which a few bytes could become as much as the memory holds."""
+    copy = path.with_name("compressed.pt")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in archive.namelist():
+            made.writestr(name, archive.read(name))
+    return copy
+
+
 # What is refused
 
 
@@ -403,7 +427,10 @@ def test_parts_and_files_that_do_not_make_a_set(tmp_path: Path) -> None:
         ([images, images], "the second file with images"),
         ([images, whole], "a whole set"),
         ([odd], "neither images, labels nor a step size"),
-        (mtt(tmp_path, sparse=IMAGES.to_sparse()), "sparse, quantised or complex"),
+        (mtt(tmp_path, sparse=IMAGES.to_sparse()), "sparse, quantised, complex"),
+        (mtt(tmp_path, without=IMAGES.to("meta")), "empty or of a rare type"),
+        (mtt(tmp_path, rare=IMAGES.to(torch.float8_e5m2)), "of a rare type (float8_e5m2)"),
+        ([compressed(dc(tmp_path / "zeros.pt", images=0 * IMAGES))], "its content is compressed"),
         ([text], "none of the known formats"),
         ([cut], "cut.pt"),
         ([other], "not a distilled set of this suite"),

@@ -179,6 +179,7 @@ def test_the_members_are_a_view_of_the_data(digits: Benchmark) -> None:
         (MembershipInferenceConfig, {"lengths": ()}, "they must ascend"),
         (LiraConfig, {"training_steps": 0}, "training_steps is 0"),
         (LiraConfig, {"targets": 0}, "targets is 0"),
+        (LiraConfig, {"shadows": 10**12}, "shadows is 1000000000000; it must be at most 10000"),
         (LiraConfig, {"shadows": 4}, "shadows are 3 beside the targets; there must be at least 4"),
         (LiraConfig, {"shadows": 8, "targets": 5}, "shadows are 3 beside the targets"),
     ],

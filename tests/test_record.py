@@ -172,6 +172,9 @@ def test_what_no_distillation_can_be_is_damage(tmp_path: Path, place: str, value
         ("cost", {"seconds": -1.0}, "cost.seconds is not a number of at least 0"),
         ("busy", 3, "busy is not a text"),
         ("tf32", None, "tf32 is not true or false"),
+        ("config.networks", "5", "config.networks is '5', which it cannot be"),
+        ("config.networks", 0, "config: networks is 0; it must be at least 1"),
+        ("config.protocol", ["frepo"], "config.protocol is"),
     ],
     ids=str,
 )

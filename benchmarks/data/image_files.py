@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import unicodedata
@@ -35,6 +36,8 @@ SYSTEM_NAMES = frozenset(
     }
 )
 """Files and folders of operating systems, in lower case; like hidden names they are passed over."""
+PROGRAMS = frozenset({"EPS"})
+"""Formats that PIL hands over to another program: what stands in such a file would run there."""
 Labelled = Sequence[tuple[str, int]]
 """Image files with their classes. Paths are strings here: there may be a million."""
 
@@ -89,8 +92,7 @@ def labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str]
 
     Raises UserError where there are no classes, where a class is empty, and where two classes share a folder.
     """
-    Image.preinit()  # first, so that the common formats are tried first
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats()}
     images: dict[str, list[str]] = {}  # class folder → image files in it
     owners: dict[Path, str] = {}  # real folder → class folder for which all below it is read
     around: set[Path] = set()  # real folders that contain such a folder
@@ -157,6 +159,14 @@ def labelled(*splits: Path) -> tuple[list[tuple[Labelled, list[str]]], list[str]
         )
         for folders in classes
     ], left_out
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are read, in the order in which they are tried."""
+    Image.preinit()  # the common formats come first
+    Image.init()
+    return tuple(name for name in Image.ID if name not in PROGRAMS)
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -237,7 +247,7 @@ def _read_image(name: str, file: str, image_size: int | None, by_area: bool) -> 
     """Pixels (1, H, W) of a grey image and (3, H, W) of any other."""
     with open(file, "rb", opener=regular) as stream:
         try:
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=_formats()) as image:
                 pixels = upright(image)
         except UserError as error:
             raise UserError(f"{name}: {file} is {error}") from error

@@ -5,8 +5,12 @@ Listing names imports nothing, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from benchmarks.errors import UserError
 from benchmarks.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,3 +32,41 @@ def get(name: str) -> type[Evaluation]:
 
     evaluation: type[Evaluation] = _REGISTRY.get(name, Evaluation, check_class)
     return evaluation
+
+
+def config_problem(name: str, config: Mapping[str, Any]) -> str | None:
+    """Why ``config``, as JSON has it, is no configuration of the evaluation ``name``.
+
+    None: it is, or there is no such evaluation here. Fields may be missing, or unknown: another version had others.
+    """
+    try:
+        kind = get(name).Config
+    except UserError:
+        return None
+    hints = get_type_hints(kind)
+    known = {field: value for field, value in config.items() if field in hints}
+    for field, value in known.items():
+        if not _is(value, hints[field]):
+            return f"config.{field} is {str(value)[:40]!r}, which it cannot be"
+    try:
+        kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in known.items()})
+    except (ValueError, TypeError, AssertionError) as error:
+        return f"config: {error}"
+    return None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether JSON ``value`` is of the type ``kind``; of a type that no built-in configuration has, anything is."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis and isinstance(value, list) else arguments
+        return isinstance(value, list) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind in (int, str, bool, NoneType):
+        return type(value) is kind
+    return True

@@ -17,6 +17,8 @@ from methods.checks import config_of
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, in units of the evaluation's own."""
+MOST_SETS = 10_000
+"""The most sets that a question may be about: each is distilled."""
 
 
 @dataclass(frozen=True)

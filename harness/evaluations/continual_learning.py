@@ -29,7 +29,7 @@ from benchmarks.networks import Network
 from benchmarks.preprocess import Preprocess
 from benchmarks.protocols import Recipe
 from benchmarks.training import accuracy, predict
-from harness.evaluations.base import Progress, Quantity
+from harness.evaluations.base import MOST_SETS, Progress, Quantity
 from harness.evaluations.training import NetworkEvaluation, Training
 from methods.base import Synthetic
 
@@ -52,8 +52,8 @@ class ContinualLearningConfig(Training):
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
         super().__post_init__()
-        if self.class_steps < 1:
-            raise UserError(f"class_steps is {self.class_steps}; it must be at least 1")
+        if not 1 <= self.class_steps <= MOST_SETS:
+            raise UserError(f"class_steps is {self.class_steps}; it must be from 1 to {MOST_SETS}")
         if not 0 <= self.order < 10**9:  # a seed that the name of a view can hold
             raise UserError(f"order is {self.order}; it must be at least 0 and below 10^9")
 

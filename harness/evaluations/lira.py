@@ -25,7 +25,7 @@ from benchmarks.training import accuracy, predict
 from harness.evaluations._attacked import Attacked, attacked_spec, train_attacked
 from harness.evaluations._attacks import Array, Scores, attack_quantities, measured, random_for
 from harness.evaluations._lira import ATTACKS, LEAST, confidence, judged, likelihood_ratio
-from harness.evaluations.base import Evaluation, Progress, Quantity, Untrainable
+from harness.evaluations.base import MOST_SETS, Evaluation, Progress, Quantity, Untrainable
 from methods.base import Synthetic
 
 TITLES = {name: f"LiRA {name.replace('_', ' ')}" for name in ATTACKS} | {"global_threshold": "global threshold"}
@@ -55,6 +55,8 @@ class LiraConfig(Attacked):
             raise UserError(f"training_steps is {self.training_steps}; it must be at least 1")
         if self.targets is not None and self.targets < 1:
             raise UserError(f"targets is {self.targets}; it must be at least 1")
+        if self.shadows > MOST_SETS:
+            raise UserError(f"shadows is {self.shadows}; it must be at most {MOST_SETS}")
         if (left := self.shadows - (self.targets or 1)) < 2 * LEAST:
             raise UserError(f"shadows are {left} beside the targets; there must be at least {2 * LEAST}")
 

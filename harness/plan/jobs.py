@@ -22,6 +22,8 @@ WHOLE_DATA = "whole_data"
 ACCURACY = "accuracy"
 """The evaluation whose configuration is a recipe as a whole, which is asked of the sets of a curve as well; also the
 name of its first quantity."""
+NAME_LENGTH = 200
+"""Letters of the readable part of a folder's name; file systems take 255 with all that is added."""
 ROUNDING = ("networks_at_once",)
 """Fields of an evaluation that move its values by rounding alone, so they are no part of its identity."""
 
@@ -85,7 +87,7 @@ class Distillation:
         """Name of its folder: a readable part, then the identity."""
         ipc = f"-ipc{self.ipc}" if self.ipc else ""
         readable = f"{self.dataset}{ipc}-{self.method}-{self.network}-w{self.width}-seed{self.seed}"
-        return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', readable)}-{self.identity(config)}"
+        return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', readable)[:NAME_LENGTH]}-{self.identity(config)}"
 
     def __str__(self) -> str:
         ipc = f"ipc {self.ipc}" if self.ipc else "all images"

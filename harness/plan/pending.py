@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.errors import UserError, printable
+from benchmarks.files import put_aside
 from harness.plan.jobs import ACCURACY, WHOLE_DATA, Job, Question
 from harness.records import record
 from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, RECORD, AskedSet, EvaluationRecord, Record
@@ -149,11 +151,11 @@ def existing(job: Job) -> Record | None:
 
 def _existing(path: Path, load: Callable[[Path], R]) -> R | None:
     try:
-        return load(path) if path.exists() else None
+        return load(path) if os.path.lexists(path) else None
     except record.NewerVersion:
         raise
     except UserError as error:
-        _put_aside(path, error)
+        _kept_aside(path, error)
         return None
 
 
@@ -173,9 +175,7 @@ def count(answer: EvaluationRecord) -> int:
     return max(map(len, answer["values"].values()), default=0)
 
 
-def _put_aside(path: Path, error: UserError) -> None:
-    names = (f"{path.name}.damaged{number}" for number in ("", *map("-{}".format, range(2, 1000))))
-    aside = next(other for name in names if not (other := path.with_name(name)).exists())
+def _kept_aside(path: Path, error: UserError) -> None:
     with contextlib.suppress(OSError):  # a folder that cannot be written stops the run, and says so
-        path.replace(aside)
+        aside = put_aside(path, "damaged")
         print(printable(f"{error}; kept as {aside.name}, it is made again"), file=sys.stderr, flush=True)

@@ -38,12 +38,18 @@ from benchmarks.preprocess import Preprocess
 from methods.base import LabelSpace, Synthetic
 
 SCHEMA = 2
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""Types of the images and labels of a set."""
 _HEADER = "frepo_bench"
 """The one entry of the header: with several, safetensors writes them in an order that changes from run to run."""
 _PREPROCESS = "preprocess."
 """Prefix of the tensors of the preprocessing."""
 ROUNDING = 1e-3
 """How far outside [0, 1] an image may lie: resizing in float16 or float32 rounds."""
+
+
+class NewerSet(UserError):
+    """A set that a later version of the suite wrote."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +188,15 @@ def load(path: str | Path) -> Artifact:
     try:
         settings = json.loads(header)
         if settings["schema"] > SCHEMA:
-            raise UserError(f"{path} was written by a newer version of this suite (schema {settings['schema']})")
+            raise NewerSet(f"{path} was written by a newer version of this suite (schema {settings['schema']})")
         return _decode(settings, tensors)
-    except UserError:
+    except NewerSet:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # JSON may be nested deeply
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # JSON may be nested deeply, and tensors may not fit each other
+        first = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {first}") from error
 
 
 def lost(path: Path, sha256: str) -> str | None:
@@ -210,6 +219,8 @@ def save_snapshot(path: Path, synthetic: Synthetic) -> str:
 def load_snapshot(path: Path) -> Synthetic:
     """Read what `save_snapshot` wrote, on the CPU. Raises UserError where the file is missing or damaged."""
     space, tensors = _read(path)
+    if not {"images", "labels"} <= tensors.keys():
+        raise UserError(f"{path} is damaged: it has no images or no labels")
     return Synthetic(tensors["images"], tensors["labels"], cast(LabelSpace, space), tensors.get("lr"))
 
 
@@ -250,29 +261,38 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
     if header["label_space"] not in get_args(LabelSpace):
         raise ValueError(f"labels are {header['label_space']!r}, which is none of {', '.join(get_args(LabelSpace))}")
     names = header["class_names"]
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+    if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
         raise TypeError("class_names is no list of names")
     classes = header.get("classes", range(len(names)))
-    if not all(type(c) is int and 0 <= c < len(names) for c in classes) or not classes:
+    if not classes or not all(type(c) is int and 0 <= c < len(names) for c in classes):
         raise ValueError(f"classes are {classes!r}, and there are {len(names)}")
     if not (isinstance(header["distillation"], dict) and isinstance(header["config"], dict)):
         raise TypeError("distillation or config is no mapping")
-    if "lr" in tensors and not tensors["lr"].is_floating_point():
-        raise TypeError("lr is no floating point number")
+    images, labels, lr = tensors["images"], tensors["labels"], tensors.get("lr")
+    if not all(tensor is None or tensor.dtype in FLOATS for tensor in (images, labels, lr)):
+        raise TypeError("images, labels or lr are no floating point numbers")
+    pictures = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel()
+    if not pictures or labels.shape != (len(images), len(names)):
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in (images, labels))
+        raise ValueError(f"images and labels have the shapes {shapes}, for {len(names)} classes")
+    if lr is not None and not lr.numel():
+        raise ValueError("lr is empty")
     if header["preprocess"]["name"] not in PREPROCESSINGS:
         raise ValueError(f"preprocessing {header['preprocess']['name']!r} is none of {', '.join(PREPROCESSINGS)}")
+    preprocess = Preprocess.rebuild(
+        {name.removeprefix(_PREPROCESS): t for name, t in tensors.items() if name.startswith(_PREPROCESS)},
+        header["preprocess"],
+    )
+    preprocess.forward(preprocess.inverse(images[:1]))  # fails where its parts do not fit each other or the images
     size = header["network"].pop("image_size")
     return Artifact(
-        images=tensors["images"],
-        labels=tensors["labels"],
+        images=images,
+        labels=labels,
         label_space=header["label_space"],
-        lr=tensors.get("lr"),
+        lr=lr,
         class_names=tuple(names),
         classes=tuple(classes),
-        preprocess=Preprocess.rebuild(
-            {name.removeprefix(_PREPROCESS): t for name, t in tensors.items() if name.startswith(_PREPROCESS)},
-            header["preprocess"],
-        ),
+        preprocess=preprocess,
         network=NetworkSpec(image_size=(size[0], size[1]), **header["network"]),
         distillation=header["distillation"],
         config=header["config"],

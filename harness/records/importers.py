@@ -17,6 +17,7 @@ numpy's scalar numbers only, numpy no objects.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import re
 import warnings
@@ -53,6 +54,15 @@ TOLERANCE = 1e-3
 """Sums of labels are rounded: in float16 by less than this. bfloat16 has a larger one of its own."""
 LARGEST_TARGET = 3.0
 """Regression targets are at most 1 before they are learned, and FRePo's learned ones at most 1.8. Logits reach 10."""
+LARGEST_HEADER = 1 << 16
+"""Bytes of an array that are read for its header. numpy takes no header of more than 10000 letters."""
+NUMBERS = frozenset(
+    {
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+        *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    }
+)
+"""Types of tensors that are read."""
 
 _SCALAR = np.float64(0).__reduce__()[0]
 _ALLOWED = [
@@ -352,6 +362,9 @@ def _content(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with _damaged(path), zipfile.ZipFile(path) as archive:
             arrays = all(name.endswith(".npy") for name in archive.namelist())
+            size = sum(member.file_size for member in archive.infolist())
+        if not arrays and size > path.stat().st_size:  # else a small file could take all memory
+            raise UserError(f"{path} is no file of torch: its content is compressed, {size} bytes")
         return _open_npz(path) if arrays else _read_pt(path)
     if start[:2] == b"\x80\x02":  # torch.save before its files were archives
         return _read_pt(path)
@@ -395,8 +408,9 @@ def _open_npz(path: Path) -> dict[str, _Array]:
     with _damaged(path), zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
-                major, _ = np.lib.format.read_magic(file)
-                shape, _, dtype = getattr(np.lib.format, f"read_array_header_{major}_0")(file)
+                start = io.BytesIO(file.read(LARGEST_HEADER))
+            major, _ = np.lib.format.read_magic(start)
+            shape, _, dtype = getattr(np.lib.format, f"read_array_header_{major}_0")(start)
             name = member.removesuffix(".npy")
             arrays[name] = _Array(path, name, shape, dtype)
     return arrays
@@ -416,16 +430,25 @@ def _read_pt(path: Path) -> Any:
         holds = f"holds {named[1]}, which is neither a tensor nor a number" if named else "is damaged, or holds code"
         raise UserError(f"{path} {holds}: it is not loaded, for that could run code; save the tensors alone") from error
     if isinstance(content, Tensor):
-        return content.detach()
+        return _plain(path, content)
     if isinstance(content, dict) and "data" in content:
         return content
     raise UserError(f"{path} holds neither a tensor nor the 'data' of DC, DSA and DM")
 
 
+def _plain(path: Path, tensor: Tensor) -> Tensor:
+    """``tensor`` without its graph. Raises UserError for one that has no numbers, or none that are known everywhere."""
+    strided = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_quantized
+    if not strided or tensor.device.type != "cpu" or tensor.dtype not in NUMBERS:
+        raise UserError(
+            f"{path} holds a tensor that is sparse, quantised, complex, empty or of a rare type "
+            f"({_name(tensor.dtype)}): save it as plain numbers, such as float32"
+        )
+    return tensor.detach()
+
+
 def _part(path: Path, tensor: Tensor) -> str:
     """Which part of a set a lone tensor is."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise UserError(f"{path} holds a tensor that is sparse, quantised or complex: save it as plain numbers")
     if tensor.ndim == 4:
         return "images"
     if tensor.numel() == 1 and tensor.is_floating_point():
@@ -446,7 +469,7 @@ def _of_experiments(path: Path, content: Any, experiment: int, files: tuple[tupl
     pair = data[experiment]
     if not (isinstance(pair, (list, tuple)) and len(pair) >= 2 and all(isinstance(t, Tensor) for t in pair[:2])):
         raise UserError(f"{path}: experiment {experiment} is no pair of images and labels")
-    images, labels = (tensor.detach() for tensor in pair[:2])
+    images, labels = (_plain(path, tensor) for tensor in pair[:2])
     _expect(path, images, labels)
     return Imported("dc", images, labels, None, files, experiment, len(data))
 

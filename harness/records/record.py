@@ -455,7 +455,9 @@ def evaluation_problem(content: Any) -> str | None:
         return "sets are missing"
     if content["status"] == "ok" and not any(content["values"].values()):
         return "status ok without values"
-    return None
+    from harness import evaluations  # whose own configurations are checked: that imports torch
+
+    return evaluations.config_problem(content["evaluation"], content["config"])
 
 
 def _outline_problem(content: Any, kind: type[Any]) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data.views import split
 from benchmarks.errors import UserError
 from harness import evaluations
-from harness.plan.jobs import ACCURACY, WHOLE_DATA
+from harness.plan.jobs import ACCURACY, WHOLE_DATA, as_json
 from harness.records.record import Distilled, EvaluationRecord, Record
 
 if TYPE_CHECKING:
@@ -393,6 +393,12 @@ def plugin(name: str) -> type[Evaluation] | None:
         return evaluations.get(name)
     except UserError:
         return None
+
+
+def config_of(evaluation: EvaluationRecord) -> dict[str, Any]:
+    """Its configuration; fields that are missing, as of an earlier version, have their defaults."""
+    known = plugin(evaluation["evaluation"])
+    return {**(as_json(known.Config()) if known else {}), **evaluation["config"]}
 
 
 def parted(groups: Iterable[Group], known: Callable[[Group], Mapping[str, Any]]) -> list[list[Group]]:

@@ -84,10 +84,14 @@ def is_learned(labels: Tensor) -> bool:
 
 def started_as(loaded: Artifact) -> list[int] | None:
     """The class from which every image started: sets are class-major. None where their number does not tell."""
-    ipc = int(loaded.distillation["ipc"])
-    if len(loaded.images) != ipc * len(loaded.classes):
+    if len(loaded.images) % len(loaded.classes):
         return None
-    return [loaded.classes[index // ipc] for index in range(len(loaded.images))]
+    return [loaded.classes[index // _ipc(loaded)] for index in range(len(loaded.images))]
+
+
+def _ipc(loaded: Artifact) -> int:
+    """Images per class; 1 where there are fewer. What the file says of itself need not be so."""
+    return max(1, len(loaded.images) // len(loaded.classes))
 
 
 def shown_images(count: int, ipc: int) -> list[int]:
@@ -135,7 +139,7 @@ def _pixels(loaded: Artifact) -> np.ndarray[tuple[int, ...], np.dtype[np.float32
 def _image_figure(loaded: Artifact, about: str) -> Figure:
     from matplotlib.figure import Figure
 
-    shown = shown_images(len(loaded.images), int(loaded.distillation["ipc"]))
+    shown = shown_images(len(loaded.images), _ipc(loaded))
     starts, largest = started_as(loaded), loaded.hard_labels.tolist()
     columns = min(COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)

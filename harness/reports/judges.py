@@ -15,7 +15,7 @@ from benchmarks.data.views import base_name
 from harness.plan.jobs import WHOLE_DATA
 from harness.plan.request import FLOOR
 from harness.reports.comparisons import by_seed
-from harness.reports.groups import OURS, Group, Result, plugin
+from harness.reports.groups import OURS, Group, Result, config_of, plugin
 from harness.reports.ratios import base_of, seconds_ratio, size_ratio, time_to, time_to_share
 from harness.reports.render import short, times
 from harness.reports.statistics import FEWEST_PAIRS, Interval, compare, interval_of_difference
@@ -123,7 +123,7 @@ def _values(group: Group, evaluation: str, quantity: str) -> Iterator[tuple[int,
         for result in member.results:
             if result.record["evaluation"] == evaluation and result.step is None and result.values(quantity):
                 own = {name: value for name, value in json.loads(result.own).items() if name != known.each}
-                values, config = result.values(quantity), result.record["config"]
+                values, config = result.values(quantity), config_of(result.record)
                 series = shown.series(values, config) if shown.against else [[value] for value in values]
                 yield member.seed, result, json.dumps(own, sort_keys=True), series
 
@@ -264,7 +264,7 @@ def _architectures(groups: Sequence[Group]) -> dict[tuple[Any, ...], dict[str, l
     for group in groups:
         values: dict[tuple[str, str], dict[Any, list[float]]] = {}
         for seed, result, own, networks in _values(group, "cross_architecture", "accuracy"):
-            architecture = " ".join(result.record["config"]["architectures"])
+            architecture = " ".join(config_of(result.record)["architectures"])
             values.setdefault((own, architecture), {})[seed] = [value for (value,) in networks]
         for (own, architecture), by in values.items():
             rows = settings.setdefault((group.table, group.contest, *_sizes(group), own), {})
@@ -312,7 +312,7 @@ def _continual(groups: Sequence[Group]) -> dict[_Continual, list[_Row]]:
     settings: dict[_Continual, dict[str, tuple[Group, dict[Any, list[float]]]]] = {}
     for group in groups:
         for seed, result, _, series in _values(group, "continual_learning", "continual_accuracy"):
-            asked, config = group.distillation, result.record["config"]
+            asked, config = group.distillation, config_of(result.record)
             name, (width, *tested) = base_name(asked["dataset"]), _sizes(group)
             key = _Continual(
                 group.table, name, asked["ipc"], width, config["leak"], tuple(tested), int(config["class_steps"])
@@ -384,7 +384,7 @@ def _attacks(groups: Sequence[Group], quantity: str, *, first: bool = False) -> 
     for group in groups:
         by: dict[_Attack, dict[Any, list[float]]] = {}
         for seed, result, own, networks in _values(group, "membership_inference", quantity):
-            asked, config, version = group.distillation, result.record["config"], result.record["protocol_version"]
+            asked, config, version = group.distillation, config_of(result.record), result.record["protocol_version"]
             words = f"{asked['dataset']}, augmentation {config['augment']}, {config['lengths'][-1]} steps"
             setting = _Attack(words, *group.table[:2], version, asked["width"], own)
             by.setdefault(setting, {})[seed] = [series[0 if first else -1] for series in networks]

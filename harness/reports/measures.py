@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.plan.jobs import ACCURACY
 from harness.records.record import EvaluationRecord, summarise
-from harness.reports.groups import NONE, Group, Result, plugin
+from harness.reports.groups import NONE, Group, Result, config_of, plugin
 from harness.reports.render import percent
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ class Measure:
         return [
             series
             for result in self.results(group)
-            for series in self.quantity.series(result.values(self.name), result.record["config"])
+            for series in self.quantity.series(result.values(self.name), config_of(result.record))
         ]
 
     def places(self, group: Group) -> Sequence[float]:
         """The places of the values of a series on its axis."""
-        found = (result.record["config"].get(self.quantity.at or "") for result in self.results(group))
+        found = (config_of(result.record).get(self.quantity.at or "") for result in self.results(group))
         return next(filter(None, found), range(1, 1 + max(map(len, self.series(group)), default=0)))
 
     def values(self, group: Group) -> list[float]:
@@ -56,7 +56,7 @@ class Measure:
         return [
             value
             for result in self.results(group)
-            for value in self.quantity.repeated(result.values(self.name), result.record["config"])
+            for value in self.quantity.repeated(result.values(self.name), config_of(result.record))
         ]
 
     @property

@@ -22,7 +22,7 @@ from harness.plan.experiments import ARCHITECTURES, EXPERIMENTS
 from harness.plan.jobs import ACCURACY, ROUNDING, WHOLE_DATA, as_json
 from harness.plan.request import FLOOR
 from harness.records.record import Distilled, EvaluationRecord, Record, summarise
-from harness.reports.groups import NONE, distinct, plugin
+from harness.reports.groups import NONE, config_of, distinct, plugin
 from harness.reports.measures import with_marks
 from harness.reports.render import Table, listed, percent
 from harness.reports.reported import reported
@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def config(self) -> dict[str, Any]:
-        return self.evaluation["config"]
+        return config_of(self.evaluation)
 
     @property
     def method(self) -> str:
@@ -82,7 +82,7 @@ class Answer:
         apart = {*POOLED, *ROUNDING, getattr(plugin(self.name), "grows", None)}
         base, suffix = split(str(self.record["distillation"]["dataset"]))
         known = {**self.record["config"], **self.record["distillation"], "dataset": base + re.sub(r"\d+", "#", suffix)}
-        asked = {f"evaluation.{name}": value for name, value in self.config.items() if name not in apart}
+        asked = {f"evaluation.{name}": v for name, v in self.evaluation["config"].items() if name not in apart}
         # The parts of the data that tables take the mean over have other images each.
         left_out = ("seed", "data_fingerprint") if suffix else ("seed",)
         return {name: v for name, v in {**known, **asked}.items() if name not in left_out}
