@@ -37,15 +37,13 @@ from harness.plan.planning import check_writable, merged, plan
 from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
 from harness.records.files import only_runner, steps_in
-from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
+from harness.records.record import AGAIN, CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
 from harness.startup import INTERRUPTED
 from harness.stopping import NOT_DONE, Stopped
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
-AGAIN = ".again"
-"""The folder inside the output where a set is distilled that is there already."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
@@ -249,6 +247,7 @@ class _Run:
                     with contextlib.closing(launcher(self._left(part))) as ended:
                         for job in ended:
                             self._finish(job)
+            self.failed |= bool(self._begun)  # the launcher has said why it gave these up
         except KeyboardInterrupt:
             self.stopped, self.status = BY_USER, INTERRUPTED
         except Stopped as error:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from harness.plan.request import Evaluating
 
 Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
-"""Takes jobs and yields each when what became of it is written into its folder, in any order."""
+"""Takes jobs and yields each when what became of it is written into its folder, in any order.
+
+A job of which nothing will be written is left out, after a line that says why."""
 
 LAUNCHERS = {
     "local": "harness.launch.local",

@@ -281,7 +281,7 @@ def requests(experiment: str, told: Mapping[str, Any], only: Sequence[str] = ())
     fields that mean nothing to its one part.
     """
     parts = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)].parts
-    device = find_device(told.get("device"), there=not told.get("forecast"))
+    device = find_device(told.get("device"), there=not told.get("forecast") and "launcher" not in told)
     made = []
     for part in parts:
         own = {name: value for name, value in told.items() if name not in part.not_mine}
