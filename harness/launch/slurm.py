@@ -599,7 +599,8 @@ class _Driver:
             "stderr_to_stdout": True,
             "exclusive": exclusive or None,
             # srun does not take the number of processors from sbatch since Slurm 22.05.
-            "srun_args": [f"--cpus-per-task={config.cpus}"],
+            # It begins the log again where a job starts again, unless it is told not to.
+            "srun_args": [f"--cpus-per-task={config.cpus}", "--open-mode=append"],
             # Whatever the cluster's default, a job comes back after a preemption.
             "additional_parameters": {"requeue": True, **dict(map(_pair, config.extra))},
         }
