@@ -382,7 +382,7 @@ class _Driver:
             left = self._submit(left)
             look = time.monotonic() + self.config.poll
             while self.jobs:
-                for cell in list(self.jobs):
+                for cell in self._ended():
                     ended = None if cell in left else self.file(cell).ended()
                     if ended is None:
                         continue
@@ -406,8 +406,16 @@ class _Driver:
         if self.given_up:
             raise UserError(f"{_count(self.given_up, 'cell')} without a result, as told above")
 
+    def _ended(self) -> list[str]:
+        """The cells with an end, by a listing of the folder: a network file system shows new files there first."""
+        names = set(os.listdir(self.file("").path.parent))
+        return [cell for cell in self.jobs if self.file(cell).path.with_suffix(".ended").name in names]
+
     def _end(self, cell: str, ended: Mapping[str, Any]) -> Generator[Job, None, None]:
         job, shown = self.jobs.pop(cell), str(ended.get("job"))
+        for each in (job, *job.beside):
+            with contextlib.suppress(OSError):
+                os.listdir(each.path)  # lets a network file system look for the record again
         records = [existing(each) for each in (job, *job.beside)]
         if warning := ended.get("warning"):
             _say(f"warning: {job}: {warning}")
