@@ -121,8 +121,9 @@ def new_file(text: str) -> Path:
 def exit_status(work: Callable[[], int]) -> int:
     """The status that ``work`` returns.
 
-    After a line on standard error 2 for a UserError, a file that cannot be read or written, and too little memory, 130 for
-    Ctrl-C, and 75 for another signal that asks for an end; without a line 141 where the reader of our output is gone.
+    After a line on standard error 2 for a UserError, a file that cannot be read or written, and too little memory, 130
+    for Ctrl-C, and 75 for another signal that asks for an end; without a line 141 where the reader of our output is
+    gone.
     """
     try:
         with interruptible():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import evaluate, run
+from harness import evaluate, launch, run
 from harness.__main__ import COMMANDS
+from harness.launch import Launcher
 from harness.plan.budgets import BUDGETS, WIDTH
+from harness.plan.options import parse
 from harness.plan.planning import inquiries_of, resolve
 from harness.plan.request import EvaluateRequest, Request
 from tests.test_artifact import digits, saved, some_set
@@ -81,6 +84,11 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     def stop(request: Request, left_out: list[str]) -> None:
         raise Parsed(request)
 
+    def no_launcher(request: Request, output: Path) -> contextlib.AbstractContextManager[Launcher]:
+        parse({request.launcher: launch.defaults(request.launcher)}, request.options)
+        return contextlib.nullcontext(lambda jobs: (job for job in jobs))
+
+    monkeypatch.setattr(launch, "launcher", no_launcher)
     monkeypatch.setattr(run, "plan", stop)
     with pytest.raises(Parsed) as caught:
         run.main(arguments[2:])

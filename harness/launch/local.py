@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
 from harness import alive, stopping
+from harness.launch import Launcher
 from harness.launch.environment import environment
 from harness.launch.slots import Device, alone, devices
 from harness.limits import show_seconds
@@ -30,6 +33,9 @@ from harness.records.provenance import provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
 from harness.stopping import Stopped
 
+if TYPE_CHECKING:
+    from harness.plan.request import Evaluating
+
 COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 """-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
 GRACE_SECONDS = 60.0
@@ -37,16 +43,21 @@ GRACE_SECONDS = 60.0
 RELAY_SECONDS = 1.0
 """Time for the last lines of a cell; something that it started may keep its output open for longer."""
 
-Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
-"""Takes jobs and yields each when what became of it is written into its folder, in any order.
-
-A job whose folder somebody else has leased is not yielded."""
-
 
 class Process(subprocess.Popen[bytes]):
     """The process of a cell."""
 
     signs: alive.Signs
+
+
+@dataclass(frozen=True)
+class Config:
+    """No options."""
+
+
+def launcher(config: Config, output: Path, request: Evaluating) -> AbstractContextManager[Launcher]:
+    """A process of this machine for each job, as many at a time as ``request`` says."""
+    return started(request.jobs)
 
 
 @contextlib.contextmanager

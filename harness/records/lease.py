@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from benchmarks.errors import UserError, printable
 from benchmarks.files import regular
+from harness.records.record import AGAIN
 
 BEAT_SECONDS = 5.0
 """Between two changes of a lease by its holder."""
@@ -36,8 +37,6 @@ LOOK_SECONDS = 1.0
 MOST_SECONDS = 5.0
 """The longest time that counts between two looks: a machine that was asleep, or a clock that jumped, shows nothing."""
 FOLDER = ".leases"
-AGAIN = ".again"
-"""The folder inside an output where a set is distilled that is there already."""
 LARGEST = 4096
 """Bytes of a lease that are read."""
 LEASED = 76
