@@ -7,6 +7,7 @@ as of ``harness.run``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shlex
@@ -22,9 +23,10 @@ from benchmarks.data.views import base_name
 from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
-from harness import evaluations
+from harness import evaluations, launch
 from harness.command_line import Parser, end, exit_status, file_path, listed, long_parser
-from harness.launch.local import Launcher, launch
+from harness.launch import LAUNCHERS, Launcher
+from harness.listing import launcher_options
 from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
 from harness.plan.options import describe, split
@@ -63,18 +65,21 @@ def _parser(program: str) -> Parser:
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
         f"protocols       {', '.join(('native', *PROTOCOLS))}\n"
-        f"{listed('networks', NETWORKS, 16)}\n\n"
-        "--evaluations NAMES --help shows the options of these evaluations, as --EVALUATION.OPTION.",
+        f"{listed('networks', NETWORKS, 16)}\n"
+        f"launchers       {', '.join(LAUNCHERS)}\n\n"
+        "--evaluations NAMES --help shows the options of these evaluations, as --EVALUATION.OPTION;\n"
+        "--launcher NAME --help those of a launcher.",
     )
     parser.add_argument("paths", type=file_path, nargs="*", metavar="PATH", help="a folder, or the files of one set")
     add_flags(parser, EvaluateRequest)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, *, launcher: Launcher = launch, program: str = PROGRAM) -> int:
+def main(arguments: Sequence[str] | None = None, *, launcher: Launcher | None = None, program: str = PROGRAM) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status.
 
-    ``launcher``: runs the jobs. ``program``: what the user calls this command.
+    ``launcher``: runs the jobs; None: the one that the command line names. ``program``: what the user calls this
+    command.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: _main(arguments, program, launcher))
@@ -85,15 +90,17 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> tuple[list[Path],
 
     Raises UserError for what is wrong without a look into the files or the data.
     """
-    others, options = split(arguments, evaluations.names())
+    others, options = split(arguments, [*evaluations.names(), *LAUNCHERS])
     parser = _parser(program)
     parsed = parser.parse(others)
     fields = told(parsed, EvaluateRequest) | {"options": options, "command": shlex.join([*program.split(), *arguments])}
     request = EvaluateRequest(**fields)
     if parsed.help:
         parser.print_help()
+        configs = launcher_options(parsed.launcher)
         if request.evaluations:
-            configs = asked_configs(request, request.evaluations, request.budget or "quick")
+            configs = asked_configs(request, request.evaluations, request.budget or "quick") | configs
+        if configs:
             print(f"\n{describe(configs)}")
         sys.exit(0)
     if not parsed.paths:
@@ -101,8 +108,13 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> tuple[list[Path],
     return parsed.paths, fields
 
 
-def _main(arguments: Sequence[str], program: str, launcher: Launcher) -> int:
+def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
     paths, fields = parse(arguments, program)
+
+    def run(jobs: Sequence[Job], request: EvaluateRequest, output: Path) -> int:
+        with contextlib.nullcontext(launcher) if launcher else launch.launcher(request, output) as chosen:
+            return carry_out(jobs, output, chosen, force=False)
+
     first = paths[0]
     if not any(path.is_dir() or _in_its_folder(path) for path in paths):
         from harness.plan.published import job_of
@@ -111,7 +123,7 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher) -> int:
         job, lines = job_of(paths, request)
         for line in lines:
             say(line)
-        return carry_out([job], request.output, launcher, force=False)
+        return run([job], request, request.output)
     if len(paths) > 1:
         raise UserError("name one folder, or the files of one set")
     if left := [name for name in FILE_FIELDS if name in fields]:
@@ -119,7 +131,7 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher) -> int:
         raise UserError(f"{flags}: that is for files of others, and the records in {first} know it; leave it out")
     folder = first if first.is_dir() else first.parent
     output = folder.resolve().parent if (folder / RECORD).is_file() else folder
-    return carry_out(_jobs(folder, fields), output, launcher, force=False)
+    return run(_jobs(folder, fields), EvaluateRequest(**fields), output)
 
 
 def _in_its_folder(path: Path) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 
 import methods
 from benchmarks import DATASETS
-from benchmarks.errors import UserError, printable
+from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
-from harness import evaluations
+from harness import evaluations, launch
 from harness.plan.budgets import BUDGETS
 from harness.plan.experiments import EXPERIMENTS
 from harness.plan.options import describe
@@ -28,7 +28,13 @@ def hyperparameters(parsed: argparse.Namespace) -> str:
     resolved = resolve({name: methods.get(name) for name in names}, dataset, ipc, budget, {})
     configs = {name: config for name, (config, _) in resolved.items()}
     configs |= asked_configs(request, asked, budget)
+    configs |= launcher_options(parsed.launcher)
     return f"Options, with the values they have on {dataset}, ipc {ipc}, budget {budget}:\n{describe(configs)}"
+
+
+def launcher_options(name: str | None) -> dict[str, Any]:
+    """The launcher ``name``, if there is one, with its options as they are by default."""
+    return {} if name is None else {name: launch.defaults(choose("launcher", name, launch.LAUNCHERS))}
 
 
 def listing() -> str:

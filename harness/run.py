@@ -23,9 +23,9 @@ from pathlib import Path
 import methods
 from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
-from harness import evaluations
+from harness import evaluations, launch
 from harness.command_line import Parser, end, exit_status, listed, long_parser
-from harness.launch.local import Launcher, started
+from harness.launch import LAUNCHERS, Launcher
 from harness.listing import hyperparameters, listing
 from harness.plan.budgets import COST
 from harness.plan.experiments import EXPERIMENTS, requests
@@ -37,15 +37,13 @@ from harness.plan.planning import check_writable, merged, plan
 from harness.plan.request import FLOOR, Request, add_flags, names, told
 from harness.records import record
 from harness.records.files import only_runner, steps_in
-from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
+from harness.records.record import AGAIN, CHECKPOINT, EVALUATIONS, FINAL, Distilled, EvaluationRecord, Record
 from harness.startup import INTERRUPTED
 from harness.stopping import NOT_DONE, Stopped
 
 PROGRAM = "python -m harness.run"
 BY_USER = "stopped"
 """Why a run ended: Ctrl-C."""
-AGAIN = ".again"
-"""The folder inside the output where a set is distilled that is there already."""
 # torch, tyro and pandas are imported where they are used: --help must not wait for them.
 
 
@@ -59,9 +57,10 @@ def _parser(program: str) -> Parser:
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
         f"{listed('networks', NETWORKS, 12)}\n"
         f"evaluations {', '.join(evaluations.names())}\n"
-        f"experiments {', '.join(EXPERIMENTS)}\n\n"
+        f"experiments {', '.join(EXPERIMENTS)}\n"
+        f"launchers   {', '.join(LAUNCHERS)}\n\n"
         "--methods NAMES --help shows the hyper-parameters of these methods, as --METHOD.HYPER-PARAMETER;\n"
-        "--evaluations NAMES --help those of evaluations.",
+        "--evaluations NAMES --help those of evaluations, --launcher NAME --help those of a launcher.",
     )
     add = parser.add_argument
     add("--list", action="store_true", help="methods with their papers, data sets, networks, protocols; nothing is run")
@@ -79,19 +78,20 @@ def main(
 ) -> int:
     """Run the command line ``arguments`` (by default those of the process); returns the exit status.
 
-    ``launcher``: runs the jobs; None: a process for each. ``program``: what the user calls this command.
+    ``launcher``: runs the jobs; None: the one that the command line names. ``program``: what the user calls this
+    command.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: _main(arguments, program, launcher))
 
 
 def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
-    others, options = split(arguments, [*methods.names(), *evaluations.names()])
+    others, options = split(arguments, [*methods.names(), *evaluations.names(), *LAUNCHERS])
     parser = _parser(program)
     parsed = parser.parse(others)
     if parsed.help:
         parser.print_help()
-        if parsed.methods or parsed.evaluations:
+        if parsed.methods or parsed.evaluations or parsed.launcher:
             print(f"\n{hyperparameters(parsed)}")
         return 0
     if parsed.list:
@@ -115,14 +115,15 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
 
         print(forecast.table(_planned(wanted), parsed.memory_limit))
         return 0
-    with contextlib.nullcontext(launcher) if launcher else started() as launcher:
+    output = wanted[0].output
+    with contextlib.nullcontext(launcher) if launcher else launch.launcher(wanted[0], output) as launcher:
         jobs = _planned(wanted)
-        for line in outlook(wanted, jobs, wanted[0].output):
+        for line in outlook(wanted, jobs, output):
             say(line)
         if FLOOR not in (parsed.methods or ()) and any(FLOOR in request.methods for request in wanted):
             say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
         force = any(request.force for request in wanted)
-        return carry_out(jobs, wanted[0].output, launcher, force=force, experiment=parsed.experiment)
+        return carry_out(jobs, output, launcher, force=force, experiment=parsed.experiment)
 
 
 def _planned(wanted: Sequence[Request]) -> list[Job]:
@@ -246,6 +247,7 @@ class _Run:
                     with contextlib.closing(launcher(self._left(part))) as ended:
                         for job in ended:
                             self._finish(job)
+            self.failed |= bool(self._begun)  # the launcher has said why it gave these up
         except KeyboardInterrupt:
             self.stopped, self.status = BY_USER, INTERRUPTED
         except Stopped as error:

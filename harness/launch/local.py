@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
 from harness import stopping
+from harness.launch import Launcher
 from harness.launch.environment import environment
 from harness.limits import show_seconds
 from harness.plan.jobs import Job
@@ -21,13 +25,23 @@ from harness.records.provenance import provenance
 from harness.records.record import RECORD, EvaluationRecord, Record, Status
 from harness.stopping import Stopped
 
+if TYPE_CHECKING:
+    from harness.plan.request import Evaluating
+
 COMMAND = (sys.executable, "-P", "-m", "harness.cell")
 """-P: nothing is imported from the working directory, where a folder ``benchmarks`` may lie."""
 GRACE_SECONDS = 60.0
 """A cell keeps its time limit itself, and is ended so long after it where a library does not let it."""
 
-Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
-"""Takes jobs and yields each when what became of it is written into its folder, in any order."""
+
+@dataclass(frozen=True)
+class Config:
+    """No options."""
+
+
+def launcher(config: Config, output: Path, request: Evaluating) -> AbstractContextManager[Launcher]:
+    """A process of this machine for each job, one after the other."""
+    return started()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.errors import UserError, choose
+from harness.launch import LAUNCHERS
 from harness.plan.budgets import BUDGETS, COST, default_width
 from harness.plan.options import flag_of, typed
 from harness.plan.planning import find_device
@@ -280,7 +281,7 @@ def requests(experiment: str, told: Mapping[str, Any], only: Sequence[str] = ())
     fields that mean nothing to its one part.
     """
     parts = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)].parts
-    device = find_device(told.get("device"), there=not told.get("forecast"))
+    device = find_device(told.get("device"), there=not told.get("forecast") and "launcher" not in told)
     made = []
     for part in parts:
         own = {name: value for name, value in told.items() if name not in part.not_mine}
@@ -315,7 +316,8 @@ def _fields(part: Part, own: Mapping[str, Any], budget: str, device: str, *, alo
         fields["widths"] = (min(own["widths"], key=lambda width: abs(math.log(max(width, 1) / usual))),)
     if not alone and budget == COST:
         fields["methods"] = tuple(name for name in fields["methods"] if methods.get(name).iterative)
-    fields["options"] = _tokens(options, own, asked=(*fields["methods"], *(fields.get("evaluations") or ("accuracy",))))
+    asked = (*fields["methods"], *(fields.get("evaluations") or ("accuracy",)), *LAUNCHERS)
+    fields["options"] = _tokens(options, own, asked)
     return fields
 
 

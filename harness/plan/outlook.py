@@ -37,7 +37,9 @@ def outlook(requests: Sequence[Request], jobs: Sequence[Job], output: Path) -> l
     import torch
 
     first, where = requests[0], device_name(jobs[0].device)
-    if jobs[0].device == "cpu":
+    if first.launcher != "local":
+        where = f"{jobs[0].device} through {first.launcher}"
+    elif jobs[0].device == "cpu":
         threads = torch.get_num_threads()
         where += f", {threads} thread{'s' if threads > 1 else ''}"
     methods, datasets, budgets = (

@@ -394,8 +394,11 @@ def find_device(wanted: str | None, *, there: bool = True) -> str:
 
 
 def device_of(request: Evaluating, *, there: bool = True) -> str:
-    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none."""
-    device = find_device(request.device, there=there)
+    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none.
+
+    A launcher other than the local one runs the cells on machines with devices of their own.
+    """
+    device = find_device(request.device, there=there and request.launcher == "local")
     if request.tf32 and not device.startswith("cuda"):
         raise UserError("--tf32 needs a CUDA device")
     return device

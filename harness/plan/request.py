@@ -22,6 +22,7 @@ from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import LARGEST, Parser, file_path, finite, whole
+from harness.launch import LAUNCHERS
 from harness.limits import parse_bytes, parse_seconds
 from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.jobs import WHOLE_DATA
@@ -131,8 +132,9 @@ class Evaluating:
         "such as 2h: longer cells are stopped", "TIME", limit(parse_seconds, threading.TIMEOUT_MAX)
     )
     force: bool = flag("run again what has a result")
+    launcher: str = flag(f"who runs the cells: {', '.join(LAUNCHERS)} (local)", "NAME", default="local")
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Method or evaluation → its arguments on the command line, as ``--name.field value`` tokens."""
+    """Method, evaluation or launcher → its arguments on the command line, as ``--name.field value`` tokens."""
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class Evaluating:
         choose("protocol", self.protocol, self.known_protocols)
         if self.network is not None:
             choose("network", self.network, [*NETWORKS, "native"])
+        choose("launcher", self.launcher, LAUNCHERS)
         known = evaluations.names() if self.evaluations else ()
         for name in self.evaluations or ():
             choose("evaluation", name, known)
@@ -147,6 +150,9 @@ class Evaluating:
             _at_least(1, name, getattr(self, name))
         if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UserError(f"--device must be cpu, cuda or cuda:N, not {self.device!r}")
+        for name in self.options.keys() & LAUNCHERS.keys() - {self.launcher}:
+            flags = ", ".join(flag_of(name, each) for each in typed(name, self.options[name]))
+            raise UserError(f"{flags}: the launcher is {self.launcher}; say --launcher {name}, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +231,7 @@ class Request(Evaluating):
                     raise UserError(f"--budget cost evaluates nothing and times steps alone: leave {shown} out")
         for name, tokens in self.options.items():
             asked = self.asked_evaluations
-            if name not in self.methods and name not in asked:
+            if name not in (*self.methods, *asked, self.launcher):
                 flags = ", ".join(flag_of(name, each) for each in typed(name, tokens))
                 kind, known = ("methods", self.methods) if name in methods.names() else ("evaluations", asked)
                 raise UserError(f"{flags}: {name} is not among the {kind}, {', '.join(known) or 'none'}")
@@ -286,7 +292,7 @@ class EvaluateRequest(Evaluating):
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"--lr must be a positive number, not {self.lr:g}")
         for name in self.options:
-            if name not in self.asked_evaluations:
+            if name not in (*self.asked_evaluations, self.launcher):
                 raise UserError(f"--{name}.…: {name} is not among the evaluations: name it in --evaluations")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -62,6 +63,8 @@ def device_name(device: str) -> str:
         return cpu_name()
     import torch
 
+    if not torch.cuda.is_available():  # it is that of another machine
+        return device
     return torch.cuda.get_device_name(device)
 
 
@@ -70,6 +73,14 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def code_version() -> dict[str, Any]:
+    """The commit, whether the code differs from it, and a digest of the code that moves with any change."""
+    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for path in sorted(path for name in ("benchmarks", "methods", "harness") for path in (root / name).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return {**_commit(), "digest": digest.hexdigest()}
 
 
 def _commit() -> dict[str, Any]:

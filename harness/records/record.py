@@ -36,6 +36,8 @@ PROTOCOL_VERSION = "4"
 RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
 SNAPSHOTS, EVENTS, LOG, CHECKPOINT = "snapshots", "events.jsonl", "log.txt", "checkpoint"
 """Names inside the folder of a distillation."""
+AGAIN = ".again"
+"""The folder inside the output where a set is distilled that is there already."""
 
 Status = Literal["ok", "oom", "timeout", "diverged", "error"]
 Meter = Literal["nvml", "torch", "host_rss"]
