@@ -23,7 +23,7 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
-.PHONY: demo smoke test browser test-portable $(PROCESSORS:%=test-%) bench clean
+.PHONY: demo smoke test browser test-portable test-ray $(PROCESSORS:%=test-%) bench clean
 .DELETE_ON_ERROR:
 
 # Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
@@ -56,6 +56,11 @@ $(PROCESSORS:%=test-%): test-%: $(VENV)/.dev
 	@echo 'make $@: $(call settings,$*)'
 	@$(call settings,$*) $(BIN)/python -m pytest --benchmark-disable --quiet $(NUMERICAL) \
 		|| { echo 'make $@ failed: $(call settings,$*)'; exit 1; }
+
+# The launcher on a real Ray cluster of two nodes, on this machine; an extra of 300 MB.
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	FREPO_BENCH_TEST_RAY=1 $(BIN)/python -m pytest tests/ray
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/speed
