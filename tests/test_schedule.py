@@ -93,7 +93,9 @@ def test_a_file_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("name,seconds\na,soon\n", "row 1 cannot be understood"),
     ],
 )
-def test_a_file_that_cannot_be_read(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_read(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cells.csv"
     path.write_text(text)
     assert schedule.main([str(path)]) == 2

@@ -89,9 +89,7 @@ def launcher(config: Config, output: Path, request: Evaluating) -> Iterator[Laun
     paths = {"env_vars": {"PYTHONPATH": environment().get("PYTHONPATH", "")}}
     own = {"object_store_memory": STORE_BYTES, "include_dashboard": False, "_temp_dir": config.temp_dir}
     try:
-        ray.init(
-            config.address or "local", runtime_env=paths, logging_level="error", **({} if config.address else own)
-        )
+        ray.init(config.address or "local", runtime_env=paths, logging_level="error", **({} if config.address else own))
     except Exception as error:  # Ray raises that class itself, among others
         reason = next(iter(str(error).splitlines()), "")
         where = f"no Ray cluster answers at {config.address}" if config.address else "Ray does not start here"

@@ -60,10 +60,12 @@ def cluster() -> Iterator[Any]:
 
 
 def add_node(cluster: Any) -> Any:
-    # A node whose ports are known does not wait for its agents, which on a busy machine come too late for it.
-    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    # A node waits only so long for its agents, which share the processors with whatever else runs: ports that are known
+    # need no waiting, and helpers that nobody asks for are left out.
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    return cluster.add_node(num_cpus=1, memory=4 << 30, object_store_memory=80 << 20, include_dashboard=False, **ports)
+    without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    return cluster.add_node(num_cpus=1, memory=4 << 30, object_store_memory=80 << 20, **without, **ports)
 
 
 class Command:
