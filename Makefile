@@ -60,7 +60,7 @@ $(PROCESSORS:%=test-%): test-%: $(VENV)/.dev
 # The launcher on a real Ray cluster of two nodes, on this machine; an extra of 300 MB.
 test-ray: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
-	FREPO_BENCH_TEST_RAY=1 $(BIN)/python -m pytest tests/ray
+	FREPO_BENCH_RAY=1 $(BIN)/python -m pytest --benchmark-disable --durations=0 tests/ray
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/speed

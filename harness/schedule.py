@@ -79,11 +79,8 @@ def table(cells: Sequence[Cells], devices: Sequence[int], **settings: Any) -> st
     headers = ["devices", "hours", "busy", "what bounds it"]
     shown = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("right",) * 3 + ("left",))
     count, work = sum(each.count for each in cells), sum(each.count * each.seconds for each in cells) / 3600
-    disk, memory = sum(each.count * each.disk_bytes for each in cells), max(each.memory_bytes for each in cells)
-    return (
-        f"{shown}\n\n{count} parts, {work:,.3g} hours of work, {show_bytes(disk)} on the disk, "
-        f"at most {show_bytes(memory)} of memory for one."
-    )
+    disk = sum(each.count * each.disk_bytes for each in cells)
+    return f"{shown}\n\n{count} parts, {work:,.3g} hours of work, {show_bytes(disk)} on the disk."
 
 
 def read(path: Path) -> list[Cells]:
@@ -106,7 +103,6 @@ def _row(row: Mapping[str | None, Any], place: str) -> Cells:
             count=int(row.get("count") or 1),
             after=row.get("after") or "",
             alone=bool(int(row.get("alone") or 0)),
-            memory_bytes=int(row.get("memory_bytes") or 0),
             disk_bytes=int(row.get("disk_bytes") or 0),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -172,7 +172,8 @@ def test_a_cell_is_given_up_after_so_many_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver, cluster = driven(monkeypatch, lost, lost, retries=1)
-    assert list(driver.run([job_in(tmp_path)])) == []
+    with pytest.raises(UserError, match="1 without a result, as told above"):
+        list(driver.run([job_in(tmp_path)]))
     assert len(cluster.given) == 2
     assert "lost, 2 times; the same command tries again" in capsys.readouterr().err
 
@@ -187,6 +188,12 @@ def test_a_worker_that_was_lost_after_its_cell_was_done(
     driver, cluster = driven(monkeypatch, finish)
     job = job_in(tmp_path)
     assert list(driver.run([job])) == [job]
+    assert len(cluster.given) == 1
+
+
+def test_a_cell_that_somebody_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, cluster = driven(monkeypatch, lambda job: launch_ray.LEASED)
+    assert list(driver.run([job_in(tmp_path)])) == []
     assert len(cluster.given) == 1
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.errors import UserError
 from harness import schedule
-from harness.measure.counters import Counters
 from harness.plan import durations
 from harness.plan.planning import plan
 from harness.plan.request import Request
@@ -71,7 +70,7 @@ def test_what_cannot_end_is_told(cells: list[Cells], expected: str) -> None:
 
 def test_a_file_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cells.csv"
-    schedule.write([Cells("a cell, ipc 1", 3, 3600.0, memory_bytes=2**30, disk_bytes=2**20)], path)
+    schedule.write([Cells("a cell, ipc 1", 3, 3600.0, disk_bytes=2**20)], path)
     assert schedule.main([str(path), "--devices", "1,2"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "|   devices |   hours |   busy | what bounds it    |",
@@ -79,7 +78,7 @@ def test_a_file_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "|         1 |       3 |   100% | all work together |",
         "|         2 |       2 |    75% | all work together |",
         "",
-        "3 parts, 3 hours of work, 3 MiB on the disk, at most 1 GiB of memory for one.",
+        "3 parts, 3 hours of work, 3 MiB on the disk.",
     ]
     assert schedule.read(path)[0].name == "a cell, ipc 1"
 
@@ -112,7 +111,7 @@ def test_rates_are_medians_by_method_and_network() -> None:
 
 def test_durations_are_operations_over_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MTT on CIFAR-10 with two seeds: steps, experts once, evaluations."""
-    monkeypatch.setattr(durations, "forecast", lambda job: Counters(7e9, 0.0, 5000, 0))
+    monkeypatch.setattr(durations, "forecast_flops", lambda job: 7e9)
     request = Request(
         methods=("mtt", "random_real"), datasets=("cifar10",), seeds=(0, 1), budget="paper", forecast=True,
         device="cuda", networks_evaluated=3, widths=(4,),
@@ -132,7 +131,7 @@ def test_durations_are_operations_over_rates(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_rate_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durations, "forecast", lambda job: Counters(7e9, 0.0, 5000, 0))
+    monkeypatch.setattr(durations, "forecast_flops", lambda job: 7e9)
     request = Request(methods=("dm",), datasets=("mnist",), budget="paper", forecast=True, device="cuda")
     with pytest.raises(UserError, match="how fast dm is on convnet: measure it with --budget cost"):
         durations.cells_of(plan(request), {("mtt", "convnet"): 1e6})

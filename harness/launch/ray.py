@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5
 """The longest wait for Ray, after which signals are looked at."""
+LEASED = "somebody else does it"
+"""What a task answers where another run has the lease of its cell."""
 STORE_BYTES = 100 << 20
 """Object store of a cluster of this machine: nothing goes through it, and Ray would take a third of the memory."""
 
@@ -121,7 +123,7 @@ def run_cell(text: str, folder: str, threads: str) -> str | None:
             return None
     except Stopped as error:
         return f"{error} on {platform.node()}"
-    return None
+    return LEASED
 
 
 # --- where the command runs -------------------------------------------------------------------------------------------
@@ -158,10 +160,16 @@ class _Driver:
         self.running: dict[Any, Job] = {}
         self.lost: dict[str, int] = {}
         """Folder of a job → how often it was lost."""
+        self.given_up = 0
+        """Cells without a result that are not run again."""
         self.shown: set[str] = set()
 
     def run(self, jobs: Iterable[Job]) -> Generator[Job, None, None]:
-        """Run ``jobs`` as tasks. Raises Stopped as `local.launch` does, once all cells have saved their state."""
+        """Run ``jobs`` as tasks; one that somebody else does at present is left out.
+
+        Raises Stopped as `local.launch` does, once all cells have saved their state, and UserError at the end where a
+        cell has no result, with a line before that says why.
+        """
         with stopping.asked_by_signals():
             try:
                 for job in jobs:
@@ -169,6 +177,8 @@ class _Driver:
                     yield from self._ended(0.0)
                 while self.running:
                     yield from self._ended(LOOK_SECONDS)
+                if self.given_up:
+                    raise UserError(f"{self.given_up} without a result, as told above")
             except Stopped:
                 self._cancel()
                 while self.running:
@@ -204,7 +214,7 @@ class _Driver:
             reason = self._reason(reference)
             if reason is None or is_done(job):
                 yield job
-            elif not stopped:
+            elif reason != LEASED and not stopped:
                 self._lost(job, reason)
         if not stopped:
             stopping.raise_waiting()
@@ -231,6 +241,7 @@ class _Driver:
     def _lost(self, job: Job, reason: str) -> None:
         self.lost[job.folder] = times = self.lost.get(job.folder, 0) + 1
         if times > self.config.retries:
+            self.given_up += 1
             _say(f"{job}: {reason}, {times} times; the same command tries again")
             return
         _say(f"{job}: {reason}: it is run again, from its last checkpoint")

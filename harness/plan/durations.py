@@ -25,7 +25,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import generator_for
 from harness import evaluations
 from harness.evaluations.accuracy import AccuracyConfig
-from harness.measure.forecast import data_bytes, forecast
+from harness.measure.forecast import forecast_flops
 from harness.plan.jobs import ACCURACY, Job, from_json
 from harness.plan.outlook import RECORD_BYTES
 from harness.plan.schedule import Cells
@@ -68,12 +68,9 @@ def cells_of(jobs: Sequence[Job], rates: Rates) -> list[Cells]:
 def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
     """The row of jobs that differ in the seed, and before it the row of their experts, if they have any."""
     job = same[0]
-    of, rate, data = job.distillation, _rate(job, rates), data_bytes(job)
-    operations, memory = _evaluating(job), data
+    of, rate, operations = job.distillation, _rate(job, rates), _evaluating(job)
     if methods.get(of.method).iterative:
-        counted = forecast(job)
-        operations += counted.flops * (of.steps or 0)
-        memory += counted.peak_live_bytes
+        operations += forecast_flops(job) * (of.steps or 0)
     name, after = f"{of.method} on {of.dataset}, ipc {of.ipc}, width {of.width}", ""
     rows = []
     if "num_experts" in job.config:
@@ -82,9 +79,9 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
         seen = config["train_epochs"] * stand_in(of.dataset, of.image_size).train_images.shape[0]
         disk = 4 * spec.parameters() * (config["train_epochs"] + 1)
         seconds = seen * _training(spec)[0] / rate
-        rows = [Cells(after, config["num_experts"], seconds, memory_bytes=data, disk_bytes=disk)]
+        rows = [Cells(after, config["num_experts"], seconds, disk_bytes=disk)]
     size = RECORD_BYTES + (1 + job.curve_points) * job.set_bytes
-    return [*rows, Cells(name, len(same), operations / rate, after, of.cost_only, memory, size)]
+    return [*rows, Cells(name, len(same), operations / rate, after, of.cost_only, size)]
 
 
 def _rate(job: Job, rates: Rates) -> float:

@@ -26,8 +26,6 @@ class Cells:
     """Name of the cells that must all have ended before; empty: none."""
     alone: bool = False
     """Whether its seconds are a result, so that nothing else runs on its device meanwhile."""
-    memory_bytes: int = 0
-    """What each needs on its device."""
     disk_bytes: int = 0
     """What each leaves."""
 

@@ -18,7 +18,7 @@ from harness.records.files import steps_in
 from harness.records.record import CHECKPOINT, SET
 from tests.builders import all_in
 
-if os.environ.get("FREPO_BENCH_TEST_RAY") != "1":
+if os.environ.get("FREPO_BENCH_RAY") != "1":
     pytest.skip("a Ray cluster is started by make test-ray alone", allow_module_level=True)
 
 SECONDS = 900.0
