@@ -23,7 +23,7 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
-.PHONY: demo smoke test browser test-portable test-ray $(PROCESSORS:%=test-%) bench clean
+.PHONY: demo smoke test browser test-slurm test-ray test-portable $(PROCESSORS:%=test-%) bench clean
 .DELETE_ON_ERROR:
 
 # Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
@@ -49,6 +49,13 @@ browser: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	@test -x /usr/lib/chromium/chromium-headless-shell || { export DEBIAN_FRONTEND=noninteractive; \
 		apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium-headless-shell; }
+
+# The launcher on a real Slurm, which is installed as root and runs while the tests do: tests/slurm.
+test-slurm: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
+	@command -v slurmctld slurmd munged >/dev/null || { export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
+	FREPO_BENCH_SLURM=1 $(BIN)/python -m pytest --benchmark-disable --durations=0 tests/slurm
 
 test-portable: $(PROCESSORS:%=test-%)
 

@@ -247,7 +247,6 @@ class _Run:
                     with contextlib.closing(launcher(self._left(part))) as ended:
                         for job in ended:
                             self._finish(job)
-            self.failed |= bool(self._begun)  # the launcher has said why it gave these up
         except KeyboardInterrupt:
             self.stopped, self.status = BY_USER, INTERRUPTED
         except Stopped as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
 """Takes jobs and yields each when what became of it is written into its folder, in any order.
 
-A job of which nothing will be written is left out, after a line that says why."""
+A job that somebody else does at present is not yielded."""
 
 LAUNCHERS = {
     "local": "harness.launch.local",

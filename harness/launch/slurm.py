@@ -63,6 +63,8 @@ PROCESS_BYTES = {"cpu": 4 << 30, "cuda": 8 << 30}
 """Memory of a process beside images and tensors: libraries, and on a GPU the driver's context."""
 APART = "again-"
 """Begins the name of a cell that is distilled beside an earlier result."""
+UNASKED = ("command", "place", "slots")
+"""Fields of a job that tell who asks for it, and not what for."""
 LOG_LINES = 5
 """The last lines of the log of a job that failed, which are shown."""
 
@@ -175,8 +177,12 @@ class Cell:
         try:
             for _ in local.launch([job]):
                 file.end(known)
+            if file.ended() is None:  # somebody else does the cell at present
+                file.end({**known, "leased": True})
         except Stopped as error:
             _say(str(error))
+            if file.ended() is not None:  # the signal came too late
+                return
             if starts > told["requeues"]:
                 file.end({**known, "given_up": given_up})
             elif error.number is None or not _is_cancelled():
@@ -228,7 +234,8 @@ class CellFile:
     def write(self, job: Job, requeues: int) -> str:
         """Name ``job``, the code of now, and how often it may start again; returns the digest of the job."""
         fields = json.loads(job.to_json())
-        digest = hashlib.sha256(json.dumps({**fields, "command": ""}).encode()).hexdigest()
+        asked = {name: value for name, value in fields.items() if name not in UNASKED}
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         _write(self.path, {"job": fields, "digest": digest, "code": code_version(), "requeues": requeues})
         return digest
 
@@ -326,6 +333,8 @@ class _Driver:
     """Cell → how many looks at the queue in a row did not show its job."""
     again: Counter[str] = field(default_factory=Counter)
     """Cell → how often it was submitted again."""
+    given_up: int = 0
+    """Cells without a result that are not submitted again."""
     shown: str = ""
     """The last line about the queue."""
 
@@ -350,8 +359,9 @@ class _Driver:
     def run(self, jobs: Iterable[Job]) -> Generator[Job, None, None]:
         """Submit ``jobs``, except those that are queued already, and yield each when it has ended.
 
-        A cell that was given up is left out, with a line that says why. Raises Stopped where a signal of
-        `harness.stopping` asked for an end: the jobs stay in the queue. Raises UserError where Slurm takes no job.
+        A cell that somebody else does at present is left out. Raises Stopped where a signal of `harness.stopping` asked
+        for an end: the jobs stay in the queue. Raises UserError where Slurm takes no job, and at the end where a cell
+        has no result, with a line before that says why.
         """
         self.jobs = {self.cell_of(job): job for job in jobs}
         with stopping.asked_by_signals():
@@ -382,12 +392,17 @@ class _Driver:
                         left.append(cell)
                     elif reason := ended.get("given_up"):
                         self._give_up(cell, str(reason))
+                    elif ended.get("leased"):
+                        del self.jobs[cell]
+                        self._tidy(cell, str(ended.get("job")))
                     else:
                         yield from self._end(cell, ended)
                 if self.jobs:
                     with stopping.released():
                         time.sleep(min(LOOK_SECONDS, self.config.poll))
             left += self._look(left)
+        if self.given_up:
+            raise UserError(f"{_count(self.given_up, 'cell')} without a result, as told above")
 
     def _end(self, cell: str, ended: Mapping[str, Any]) -> Generator[Job, None, None]:
         job, shown = self.jobs.pop(cell), str(ended.get("job"))
@@ -397,14 +412,20 @@ class _Driver:
         yield job
         if any(record is None or record["status"] == "error" for record in records):
             self._show_log(shown)
+            self._close(cell)
         else:
-            for path in self.logs.glob(f"{shown}_*"):
-                path.unlink(missing_ok=True)
-            self.file(cell).forget(cell=True)
+            self._tidy(cell, shown)
+
+    def _tidy(self, cell: str, shown: str) -> None:
+        """Remove the files of a ``cell`` that ended well, and of its job, called ``shown``."""
+        for path in self.logs.glob(f"{shown}_*"):
+            path.unlink(missing_ok=True)
+        self.file(cell).forget(cell=True)
         self._close(cell)
 
     def _give_up(self, cell: str, reason: str, shown: str = "") -> None:
         job = self.jobs.pop(cell)
+        self.given_up += 1
         _say(f"{job}: {reason}; the same command submits it again")
         self._show_log(shown or self._job_of(cell))
         self._close(cell)
@@ -599,7 +620,8 @@ class _Driver:
             "stderr_to_stdout": True,
             "exclusive": exclusive or None,
             # srun does not take the number of processors from sbatch since Slurm 22.05.
-            "srun_args": [f"--cpus-per-task={config.cpus}"],
+            # It begins the log again where a job starts again, unless it is told not to.
+            "srun_args": [f"--cpus-per-task={config.cpus}", "--open-mode=append"],
             # Whatever the cluster's default, a job comes back after a preemption.
             "additional_parameters": {"requeue": True, **dict(map(_pair, config.extra))},
         }
