@@ -24,7 +24,7 @@ if os.environ.get("FREPO_BENCH_RAY") != "1":
 SECONDS = 900.0
 """The longest that anything is waited for: a busy machine decides nothing."""
 SMALL = ["--dataset", "digits", "--budget", "smoke", "--device", "cpu"]
-LONG = [*SMALL, "--methods", "dm", "--no-random", "--steps", "3000", "--checkpoint-every", "0.2s"]
+LONG = [*SMALL, "--methods", "dm", "--no-random", "--steps", "1500", "--checkpoint-every", "0.2s"]
 T = TypeVar("T")
 
 
