@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.errors import UserError
 from harness import schedule
+from harness.measure.forecast import forecast
 from harness.plan import durations
 from harness.plan.planning import plan
 from harness.plan.request import Request
@@ -128,6 +129,16 @@ def test_durations_are_operations_over_rates(tmp_path: Path, monkeypatch: pytest
     assert (random.count, random.after, random.seconds) == (2, "", pytest.approx(evaluated / 1e6))
     parameters = 4 * 3 * 9 + 4 * 4 * 9 * 2 + 3 * 4 + 3 * 2 * 4 + 64 * 10 + 10
     assert experts.disk_bytes == 4 * 51 * parameters
+
+
+@pytest.mark.parametrize("method", ["dsa", "dm"])
+def test_the_operations_of_a_step_are_those_of_the_whole_forecast(method: str, tmp_path: Path) -> None:
+    options = {"dsa": ["--dsa.outer-loop", "3", "--dsa.inner-loop", "4"]} if method == "dsa" else {}
+    request = Request(
+        methods=(method,), datasets=("digits",), budget="smoke", forecast=True, device="cpu", options=options
+    )
+    (job,) = plan(request)
+    assert durations._stepping(job) == pytest.approx(forecast(job).flops, rel=1e-12)
 
 
 def test_a_rate_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

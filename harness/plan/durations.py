@@ -70,7 +70,7 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
     job = same[0]
     of, rate, operations = job.distillation, _rate(job, rates), _evaluating(job)
     if methods.get(of.method).iterative:
-        operations += forecast_flops(job) * (of.steps or 0)
+        operations += _stepping(job) * (of.steps or 0)
     name, after = f"{of.method} on {of.dataset}, ipc {of.ipc}, width {of.width}", ""
     rows = []
     if "num_experts" in job.config:
@@ -82,6 +82,22 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
         rows = [Cells(after, config["num_experts"], seconds, disk_bytes=disk)]
     size = RECORD_BYTES + (1 + job.curve_points) * job.set_bytes
     return [*rows, Cells(name, len(same), operations / rate, after, of.cost_only, size)]
+
+
+def _stepping(job: Job) -> float:
+    """Operations of a step.
+
+    DC and DSA update the images T times, and train a network for I epochs between two updates, which is many steps to
+    forecast. An update takes m operations and an epoch e, so a step takes m + e·I·(T − 1)/T: two short forecasts tell.
+    """
+    updates, epochs = job.config.get("outer_loop"), job.config.get("inner_loop")
+    if updates is None or epochs is None:
+        return forecast_flops(job)
+    one, two = (
+        forecast_flops(dataclasses.replace(job, config={**job.config, "outer_loop": 2, "inner_loop": short}))
+        for short in (1, 2)
+    )
+    return (2 * one - two) + 2 * (two - one) * epochs * (updates - 1) / updates
 
 
 def _rate(job: Job, rates: Rates) -> float:
