@@ -135,7 +135,7 @@ def test_durations_are_operations_over_rates(tmp_path: Path, monkeypatch: pytest
 def test_the_operations_of_a_step_are_those_of_the_whole_forecast(method: str, tmp_path: Path) -> None:
     options = {"dsa": ["--dsa.outer-loop", "3", "--dsa.inner-loop", "4"]} if method == "dsa" else {}
     request = Request(
-        methods=(method,), datasets=("digits",), budget="smoke", forecast=True, device="cpu", options=options
+        methods=(method,), datasets=("mnist",), budget="smoke", forecast=True, device="cpu", options=options
     )
     (job,) = plan(request)
     assert durations._stepping(job) == pytest.approx(forecast(job).flops, rel=1e-12)

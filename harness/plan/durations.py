@@ -87,17 +87,16 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
 def _stepping(job: Job) -> float:
     """Operations of a step.
 
-    DC and DSA update the images T times, and train a network for I epochs between two updates, which is many steps to
-    forecast. An update takes m operations and an epoch e, so a step takes m + e·I·(T − 1)/T: two short forecasts tell.
+    DC and DSA update the images T times, and train a network between two updates, for thousands of steps that would all
+    be forecast. That training is counted like that of an evaluation, and one update is forecast.
     """
     updates, epochs = job.config.get("outer_loop"), job.config.get("inner_loop")
     if updates is None or epochs is None:
         return forecast_flops(job)
-    one, two = (
-        forecast_flops(dataclasses.replace(job, config={**job.config, "outer_loop": 2, "inner_loop": short}))
-        for short in (1, 2)
-    )
-    return (2 * one - two) + 2 * (two - one) * epochs * (updates - 1) / updates
+    update = forecast_flops(dataclasses.replace(job, config={**job.config, "outer_loop": 1}))
+    spec = _spec(job)
+    training = epochs * job.distillation.ipc * spec.num_classes * _training(spec)[0]
+    return update + training * (updates - 1) / updates
 
 
 def _rate(job: Job, rates: Rates) -> float:

@@ -24,7 +24,7 @@ if os.environ.get("FREPO_BENCH_RAY") != "1":
 SECONDS = 900.0
 """The longest that anything is waited for: a busy machine decides nothing."""
 SMALL = ["--dataset", "digits", "--budget", "smoke", "--device", "cpu"]
-LONG = [*SMALL, "--methods", "dm", "--no-random", "--steps", "1500", "--checkpoint-every", "0.2s"]
+LONG = [*SMALL, "--methods", "dm", "--no-random", "--steps", "300", "--checkpoint-every", "0.2s"]
 T = TypeVar("T")
 
 
@@ -140,7 +140,9 @@ def test_threads_are_those_of_the_task(cluster: Any, tmp_path: Path, monkeypatch
     assert [each.record["provenance"]["environment"]["OMP_NUM_THREADS"] for each in all_in(tmp_path / "ray")] == ["2"]
 
 
-def test_stopped_and_killed_on_the_way(cluster: Any, tmp_path: Path, local: dict[str, bytes]) -> None:
+def test_stopped_and_killed_on_the_way(
+    cluster: Any, tmp_path: Path, local: dict[str, bytes], default_signals: None
+) -> None:
     """Ctrl-C leaves a checkpoint, from which the same command goes on; the loss of a worker is survived."""
     output = tmp_path / "out"
     run = Command(output, *LONG, cluster=cluster)
@@ -171,7 +173,7 @@ def test_the_loss_of_a_node(cluster: Any, tmp_path: Path, local: dict[str, bytes
     add_node(cluster)
 
 
-def test_what_no_node_has_is_told_and_waits(cluster: Any, tmp_path: Path) -> None:
+def test_what_no_node_has_is_told_and_waits(cluster: Any, tmp_path: Path, default_signals: None) -> None:
     run = Command(tmp_path / "out", *SMALL, "--methods", "random_real", "--ray.cpus", "2", cluster=cluster)
     waited_for(lambda: "no node has 2 processors, 0 GPUs and 1 GiB" in run.text())
     run.process.send_signal(signal.SIGINT)
