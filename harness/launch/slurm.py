@@ -231,12 +231,12 @@ class CellFile:
 
     path: Path
 
-    def write(self, job: Job, requeues: int) -> str:
-        """Name ``job``, the code of now, and how often it may start again; returns the digest of the job."""
+    def write(self, job: Job, code: Mapping[str, Any], requeues: int) -> str:
+        """Name ``job``, its code, and how often it may start again; returns the digest of the job."""
         fields = json.loads(job.to_json())
         asked = {name: value for name, value in fields.items() if name not in UNASKED}
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        _write(self.path, {"job": fields, "digest": digest, "code": code_version(), "requeues": requeues})
+        _write(self.path, {"job": fields, "digest": digest, "code": code, "requeues": requeues})
         return digest
 
     def read(self) -> dict[str, Any] | None:
@@ -371,18 +371,18 @@ class _Driver:
                 self._leave()
 
     def _run(self) -> Generator[Job, None, None]:
-        left = self._not_queued()
+        left, code = self._not_queued(), code_version()
         for cell, job in self.jobs.items():
             if cell in left:
                 self.file(cell).forget(cell=False)
-            self.digests[cell] = self.file(cell).write(job, self.config.requeues)
+            self.digests[cell] = self.file(cell).write(job, code, self.config.requeues)
         if len(left) < len(self.jobs):
             _say(f"{_count(len(self.jobs) - len(left), 'cell')} queued before, {len(left)} to submit")
         while self.jobs:
             left = self._submit(left)
             look = time.monotonic() + self.config.poll
-            while self.jobs and time.monotonic() < look:
-                for cell in list(self.jobs):
+            while self.jobs:
+                for cell in self._ended():
                     ended = None if cell in left else self.file(cell).ended()
                     if ended is None:
                         continue
@@ -400,12 +400,22 @@ class _Driver:
                 if self.jobs:
                     with stopping.released():
                         time.sleep(min(LOOK_SECONDS, self.config.poll))
-            left += self._look(left)
+                if time.monotonic() >= look:
+                    left += self._look(left)
+                    break
         if self.given_up:
             raise UserError(f"{_count(self.given_up, 'cell')} without a result, as told above")
 
+    def _ended(self) -> list[str]:
+        """The cells with an end, by a listing of the folder: a network file system shows new files there first."""
+        names = set(os.listdir(self.file("").path.parent))
+        return [cell for cell in self.jobs if self.file(cell).path.with_suffix(".ended").name in names]
+
     def _end(self, cell: str, ended: Mapping[str, Any]) -> Generator[Job, None, None]:
         job, shown = self.jobs.pop(cell), str(ended.get("job"))
+        for each in (job, *job.beside):
+            with contextlib.suppress(OSError):
+                os.listdir(each.path)  # lets a network file system look for the record again
         records = [existing(each) for each in (job, *job.beside)]
         if warning := ended.get("warning"):
             _say(f"warning: {job}: {warning}")
@@ -444,8 +454,8 @@ class _Driver:
         if waiting:
             numbers = dict.fromkeys(self._job_of(cell).partition("_")[0] for cell in waiting)
             _say(
-                f"{_count(len(waiting), 'cell')} stay in the queue and run without this command, as job "
-                f"{', '.join(numbers)}: the same command goes on with them, scancel {' '.join(numbers)} ends them"
+                f"{_count(len(waiting), 'cell stays', 'cells stay')} in the queue, to run without this command: the "
+                f"same command goes on with them, scancel {' '.join(numbers)} ends them"
             )
 
     def _cancel_apart(self) -> None:
@@ -468,10 +478,12 @@ class _Driver:
         if states is None:
             raise UserError("jobs of an earlier run may be queued, but squeue does not answer: try again later")
         self._cancel_apart()
-        over = [cell for batch in self.batches for cell in batch.open if _is_over(states.get(batch.job_of(cell)))]
-        ended = [cell for cell in self.jobs if self.file(cell).ended() is not None]
-        for cell in (*over, *ended):
-            self._close(cell)
+        for cell, shown in [(cell, batch.job_of(cell)) for batch in self.batches for cell in batch.open]:
+            ended = self.file(cell).ended()
+            if ended is not None and cell not in self.jobs:  # nothing is asked of it any more
+                self._tidy(cell, shown)
+            elif ended is not None or _is_over(states.get(shown)):
+                self._close(cell)
         queued = {cell for batch in self.batches for cell in batch.open}
         return [cell for cell in self.jobs if cell not in queued]
 
@@ -575,7 +587,9 @@ class _Driver:
                     stopping.raise_waiting()  # Ctrl-C ends sbatch as well
                     if not self.batches:
                         raise UserError(f"Slurm does not take the job: {error}") from error
-                    self._show(f"Slurm takes no more jobs for now, {len(left)} cells wait here: {error}")
+                    self._show(
+                        f"Slurm takes no more jobs for now, {_count(len(left), 'cell waits', 'cells wait')}: {error}"
+                    )
                     return left
                 left = [cell for cell in left if cell not in part]
         return left
@@ -690,8 +704,8 @@ def _last_line(text: str) -> str:
     return next((line for line in lines if line.startswith("sbatch: error:")), lines[-1] if lines else "")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def _say(text: str) -> None:
