@@ -23,7 +23,7 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
-.PHONY: demo smoke test test-faults test-slurm browser test-portable $(PROCESSORS:%=test-%) fuzz bench clean
+.PHONY: demo smoke test test-faults test-slurm test-ray browser test-portable $(PROCESSORS:%=test-%) fuzz bench clean
 .DELETE_ON_ERROR:
 
 # Starts afresh after a demo that finished; one that was stopped goes on, as its last line says.
@@ -72,6 +72,11 @@ $(PROCESSORS:%=test-%): test-%: $(VENV)/.dev
 TIMES := 50
 fuzz: $(VENV)/.dev
 	PROPERTY_TIMES=$(TIMES) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 tests/properties
+
+# The launcher on a real Ray cluster of two nodes, on this machine; an extra of 300 MB.
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	FREPO_BENCH_RAY=1 $(BIN)/python -m pytest --benchmark-disable --durations=0 tests/ray
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/speed

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import evaluate, launch, run
+from harness import evaluate, launch, run, schedule
 from harness.__main__ import COMMANDS
 from harness.launch import Launcher
 from harness.plan.budgets import BUDGETS, WIDTH
@@ -72,7 +72,7 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         named = COMMANDS[arguments[0]]
         program, arguments = ".venv/bin/python", ["-m", named.module, *named.arguments, *arguments[1:]]
     assert program in ("python", ".venv/bin/python")
-    if arguments[1] in ("harness.report", "harness.figures", "harness.regress", "pytest"):
+    if arguments[1] in ("harness.report", "harness.figures", "harness.regress", "harness.schedule", "pytest"):
         return
     if arguments[1] == "harness.evaluate":
         _, fields = evaluate.parse(arguments[2:])
@@ -172,3 +172,18 @@ def test_the_code_that_uses_a_distilled_set_runs(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout.removeprefix("accuracy")) > 0.75
+
+
+def test_the_tables_of_schedules_are_those_of_the_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    page = text_of("docs/scaling.md")
+    shown = [line for block in blocks("bash", "docs/scaling.md") for line in block.splitlines() if "table1.csv" in line]
+    assert len(shown) == 2
+    for command in shown:
+        assert schedule.main(shlex.split(command)[3:]) == 0
+        assert capsys.readouterr().out in page
+    cells = schedule.read(ROOT / "results" / "scaling" / "table1.csv")
+    experts = sum(each.count for each in cells if each.name.startswith("experts"))
+    assert f"{sum(each.count for each in cells) - experts} cells, and {experts}\nexperts" in page

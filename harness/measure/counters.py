@@ -44,13 +44,15 @@ class Counters:
     """Parameters of the network that the task builds."""
 
 
-def count(make: Callable[[], Method], device: torch.device) -> Counters:
+def count(make: Callable[[], Method], device: torch.device, *, settle: bool = True) -> Counters:
     """Count whole cycles of the method that ``make`` constructs and prepares; it computes on ``device``.
 
     What a method keeps may need some steps to come into being: the optimiser of a network of a pool has no state before
     that network is drawn. Cycles are therefore run until a step leaves no more bytes behind than one before it did, but
     only until every value of every integer drawn singly has come up: what still grows then never stops. In place of
     their random values such integers take all their values in turn, so that few steps see all cases.
+
+    ``settle``: False counts a single cycle, which is enough for the operations.
 
     Raises whatever the method raises. The global random state is not touched, the generator of the task is.
     """
@@ -62,12 +64,14 @@ def count(make: Callable[[], Method], device: torch.device) -> Counters:
     try:
         with counter:
             method = make()
-            while not counter.settled():
+            over = False
+            while not over:
                 for _ in range(method.steps_per_cycle):
                     counter.begin_step()
                     with torch.autograd.graph.saved_tensors_hooks(counter.save, lambda tensor: tensor):
                         method.step()
                     counter.end_step()
+                over = not settle or counter.settled()
     finally:
         gc.unfreeze()
         if collecting:

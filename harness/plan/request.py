@@ -43,14 +43,17 @@ def names(text: str) -> tuple[str, ...]:
     return parts
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them, each once."""
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*[+-]?\d+\s*", part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected whole numbers, comma between, not {text!r}")
     return tuple(dict.fromkeys(map(whole, parts)))
 
 
-def _limit(parse: Callable[[str], float], most: float) -> Callable[[str], float]:
+def limit(parse: Callable[[str], float], most: float) -> Callable[[str], float]:
+    """What reads a value as ``parse`` does, of at most ``most``, for an argument parser."""
+
     def read(text: str) -> float:
         try:
             value = parse(text)
@@ -126,7 +129,7 @@ class Evaluating:
     cache: Path | None = flag("for preprocessed data, expert trajectories (FREPO_BENCH_CACHE)", "DIR", file_path)
     output: Path = flag(f"records and sets ({DEFAULT_OUTPUT})", "DIR", file_path, default=DEFAULT_OUTPUT)
     time_limit: float | None = flag(
-        "such as 2h: longer cells are stopped", "TIME", _limit(parse_seconds, threading.TIMEOUT_MAX)
+        "such as 2h: longer cells are stopped", "TIME", limit(parse_seconds, threading.TIMEOUT_MAX)
     )
     cell_timeout: float | None = flag(
         "such as 30min: a cell without progress for so long is killed (never)",
@@ -166,13 +169,13 @@ class Request(Evaluating):
 
     methods: tuple[str, ...] = flag("what distils", "NAMES", names, default=(), aliases=("method",))
     datasets: tuple[str, ...] = flag("what is distilled", "NAMES", names, default=(), aliases=("dataset",))
-    ipcs: tuple[int, ...] = flag("synthetic images per class (1)", "N,…", _integers, default=(1,), aliases=("ipc",))
+    ipcs: tuple[int, ...] = flag("synthetic images per class (1)", "N,…", integers, default=(1,), aliases=("ipc",))
     widths: tuple[int, ...] | None = flag(
-        f"of the networks, {WIDTH} as published ({WIDTH}; on a CPU {_NARROW})", "N,…", _integers, aliases=("width",)
+        f"of the networks, {WIDTH} as published ({WIDTH}; on a CPU {_NARROW})", "N,…", integers, aliases=("width",)
     )
     depth: int | None = flag("blocks of a ConvNet (by image size)", "N", whole)
     norm: str | None = flag("norm of the network that distils: none, batch or instance (by protocol)", "NAME")
-    seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", _integers, aliases=("seed",))
+    seeds: tuple[int, ...] | None = flag("distillation seeds (0)", "N,…", integers, aliases=("seed",))
     budget: str = flag(f"{_BUDGET_WORDS} (quick)", "NAME", default="quick")
     steps: int | None = flag("updates of the synthetic images (by method and budget)", "N", whole)
     seconds: float | None = flag("as many steps as fit into so many seconds", "S", finite)
@@ -180,11 +183,11 @@ class Request(Evaluating):
     curve_points: int = flag("evaluate at N log-spaced steps too (0)", "N", whole, default=0)
     ceiling: bool = flag("add networks trained on all real images, the ceiling of any table")
     no_random: bool = flag(f"do not add {FLOOR}, which else is in every table of accuracies")
-    memory_limit: int | None = flag("such as 24GiB: more is out of memory", "SIZE", _limit(parse_bytes, LARGEST))
+    memory_limit: int | None = flag("such as 24GiB: more is out of memory", "SIZE", limit(parse_bytes, LARGEST))
     checkpoint_every: float = flag(
         "save the state of a cell so often, to go on from (5min)",
         "TIME",
-        _limit(parse_seconds, threading.TIMEOUT_MAX),
+        limit(parse_seconds, threading.TIMEOUT_MAX),
         default=300.0,
     )
     interleave: bool = flag("take the steps of all methods by turns in one process; needs --budget cost")
