@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.nn import functional as F
-
 from benchmarks.datasets import Benchmark
 from benchmarks.networks import Network
 from harness.evaluations.accuracy import accuracies
 from harness.evaluations.base import Progress, Quantity
-from harness.evaluations.training import NetworkEvaluation, Training, trained_networks
+from harness.evaluations.training import NetworkEvaluation, Training, hardened, trained_networks
 from methods.base import Synthetic
 
 HARD, BARE = "hard_label_accuracy", "unaugmented_accuracy"
@@ -59,16 +57,10 @@ class RobustScores(NetworkEvaluation):
     ) -> list[Network]:
         recipe = self.config.recipe(synthetic)
         if self.left_out == HARD:
-            synthetic = hardened(synthetic)
+            synthetic = hardened(synthetic, benchmark.task)
         else:
             recipe = dataclasses.replace(recipe, augment="none")
         return trained_networks(self.config, synthetic, benchmark, seed, indices, progress, recipe=recipe)
 
     def test(self, network: Network, synthetic: Synthetic, benchmark: Benchmark) -> Mapping[str, float]:
         return {self.left_out: accuracies(network, [network.head], benchmark)[0]}
-
-
-def hardened(synthetic: Synthetic) -> Synthetic:
-    """The set with one-hot labels (n, C): the class that is largest in each label."""
-    labels = F.one_hot(synthetic.labels.argmax(1), synthetic.labels.shape[1]).to(synthetic.labels.dtype)
-    return dataclasses.replace(synthetic, labels=labels, label_space="probability")

@@ -22,6 +22,8 @@ WHOLE_DATA = "whole_data"
 ACCURACY = "accuracy"
 """The evaluation whose configuration is a recipe as a whole, which is asked of the sets of a curve as well; also the
 name of its first quantity."""
+HARD_LABELS = "hard_labels"
+"""The evaluation that is asked beside ``ACCURACY``, with the same configuration, where a method says so."""
 ROUNDING = ("networks_at_once",)
 """Fields of an evaluation that move its values by rounding alone, so they are no part of its identity."""
 
