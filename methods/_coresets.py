@@ -80,9 +80,10 @@ def k_means(features: Tensor, count: int, generator: torch.Generator, iterations
         sums = torch.zeros_like(centroids).index_add_(0, cluster, points)
         sizes = cluster.bincount(minlength=count)[:, None]
         centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), centroids)
-    distances, chosen = torch.cdist(centroids, points), list[Tensor]()
+    distances, chosen = torch.cdist(centroids.double(), points.double()), list[Tensor]()
     for own in distances:
-        chosen.append(own.argmin())
+        # Both rows of a cluster of two are equally near: the lower one, whatever rounding says.
+        chosen.append((own <= own.min() * (1 + 1e-5)).int().argmax())
         distances[:, chosen[-1]] = torch.inf
     return torch.stack(chosen)
 
