@@ -44,8 +44,8 @@ class Synthetic:
     """(n, channels, height, width): ipc images of each of the task's ``classes``, class-major."""
     labels: Tensor
     """(n, num_classes). Before the first step the largest entry of a row is that of its class, and rows
-    of centred labels sum to 0; learned labels may move from there. Where a method has no steps, soft labels are what
-    it says."""
+    of centred labels sum to 0; learned labels may move from there. Soft labels of a method without steps may name any
+    class."""
     label_space: LabelSpace
     """The kind of ``labels``."""
     lr: Tensor | None = None

@@ -22,6 +22,7 @@ from methods.checks import CLASSES, tiny_task
 from methods.soft_labels import SoftLabels, SoftLabelsConfig, labels_of, stopped
 from tests.builders import all_in, evaluated, in_process, made, quick, saved
 
+__all__ = ["quick"]  # a fixture
 SETTINGS: dict[str, Any] = {
     "train_steps": 5,
     "train_epochs": 4,

@@ -6,6 +6,7 @@ command line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -244,8 +245,9 @@ def questions(asked: Iterable[Inquiry], distillation: Distillation, native: str)
     import methods
     from harness.evaluations.training import Training, resolved
 
-    known = distillation.method in methods.names()
-    beside = known and methods.get(distillation.method).hard_labels_beside
+    beside = False
+    with contextlib.suppress(UserError):  # a set that was made elsewhere, or whose method is not installed here
+        beside = methods.get(distillation.method).hard_labels_beside
     made = list[Question]()
     for inquiry in asked:
         config = inquiry.config
