@@ -26,9 +26,11 @@ class Recipe:
     """Pairs (images in the set, optimiser steps), ascending; the first with enough images holds, else the last."""
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["constant", "drop_once", "warmup_cosine"] = "constant"
+    schedule: Literal["constant", "drop_once", "drops", "warmup_cosine"] = "constant"
     drop_after: int = 0
-    """``drop_once``: epochs after which the rate is divided by 10 and the optimiser made anew, its momentum lost."""
+    """``drop_once``: epochs after which the rate is divided by 10 and the optimiser made anew, its momentum lost.
+    ``drops``: whenever so many have passed, the rate is multiplied by ``drop_factor``."""
+    drop_factor: float = 1.0
     warmup_steps: int = 0
     """``warmup_cosine``: steps of linear rise from 0."""
     final_lr: float = 0.0
@@ -92,6 +94,14 @@ def vico_recipe(epochs: int = 1000) -> Recipe:
     )
 
 
+def soft_labels_recipe(epochs: int = 3000) -> Recipe:
+    """The evaluation of soft labels (Qin et al., 2024) for ``epochs`` as its authors count them: E.
+
+    Epochs 0 to E are run, and the rate drops after every quarter of E.
+    """
+    return replace(vico_recipe(epochs), schedule="drops", drop_after=epochs // 4, drop_factor=0.3, learned_lr=True)
+
+
 FREPO_RECIPE = Recipe(
     loss="mse",
     optimiser="adam",
@@ -141,12 +151,17 @@ def _mtt_preprocess(dataset: str, ipc: int) -> str:
     return "zca_kornia" if (base_name(dataset), ipc) in whitened else "standardise_mtt"
 
 
+def _soft_labels_preprocess(dataset: str, ipc: int) -> str:
+    return "zca_kornia" if base_name(dataset) == "cifar10" else "standardise_mtt"
+
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol("vico", recipe=vico_recipe(), preprocess=lambda dataset, ipc: "standardise_vico"),
         # Cazenavette et al., 2022
         Protocol("mtt", recipe=replace(vico_recipe(), learned_lr=True), preprocess=_mtt_preprocess),
+        Protocol("soft_labels", recipe=soft_labels_recipe(), preprocess=_soft_labels_preprocess),
         Protocol(
             "frepo",
             recipe=FREPO_RECIPE,

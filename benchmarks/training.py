@@ -98,6 +98,8 @@ def train_together(
     for step, (index, draws) in enumerate(_batches(images, recipe, steps, generators, flip=flip)):
         if recipe.schedule == "drop_once" and step == drop:
             optimiser = _optimiser(recipe, parameters, rate / 10)
+        elif recipe.schedule == "drops":
+            optimiser.param_groups[0]["lr"] = dropped(step, rate, max(drop, 1), recipe.drop_factor)
         elif recipe.schedule == "warmup_cosine":
             optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, rate, warmup, recipe.final_lr)
         loss = LOSSES[recipe.loss](model(_augmented(recipe, images[index], draws)), targets[index])
@@ -227,6 +229,11 @@ def predict(network: Network, images: Tensor) -> Tensor:
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Fraction of the rows of ``logits`` (n, num_classes) that are largest at the class index in ``labels`` (n,)."""
     return float((logits.argmax(1) == labels).double().mean())
+
+
+def dropped(step: int, lr: float, every: int, factor: float) -> float:
+    """The rate of update ``step``, counted from 0: ``lr``, times ``factor`` once for every ``every`` steps before."""
+    return lr * factor ** (step // every)
 
 
 def warmup_cosine(step: int, steps: int, lr: float, warmup: int, final: float) -> float:

@@ -182,7 +182,7 @@ class _Distilling:
             raise UserError(
                 f"{distillation.method}.steps_per_cycle is {cycle!r}; expected a whole number of at least 1"
             )
-        self._check(method.synthetic(), "before the first step", initial=True)
+        self._check(method.synthetic(), "before the first step", initial=method.iterative)
 
         def timed(steps: int) -> float:
             begin = clock.read()

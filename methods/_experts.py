@@ -25,21 +25,38 @@ class Experts:
     generator.
     """
 
-    def __init__(self, task: Task, *, epochs: int, lr: float, batch_size: int, steps_per_epoch: int | None) -> None:
-        """``steps_per_epoch``: steps that count as an epoch; None: one pass over the real images."""
+    def __init__(
+        self,
+        task: Task,
+        *,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        steps_per_epoch: int | None,
+        held_out: float = 0.0,
+    ) -> None:
+        """``steps_per_epoch``: steps that count as an epoch; None: one pass over the images that an expert sees.
+
+        ``held_out``: share of the real images that no expert sees, at least one of them; 0: they see all.
+        """
         self.task, self.epochs = task, epochs
-        self.steps_per_epoch = steps_per_epoch or math.ceil(len(task.images) / batch_size)
+        count = max(1, round(held_out * len(task.images))) if held_out else 0
+        order = torch.randperm(len(task.images), generator=generator_for("held out of experts"))
+        self.held_out, self.seen = order[:count].sort().values, order[count:].sort().values
+        """Rows of the real images, ascending, on the CPU: the same for every seed."""
+        self.steps_per_epoch = steps_per_epoch or math.ceil(len(self.seen) / batch_size)
         self.recipe = Recipe(
             loss="cross_entropy",
             optimiser="sgd",
             lr=lr,
             batch_size=batch_size,
             shuffle=True,
-            steps_by_images=((len(task.images), epochs * self.steps_per_epoch),),
+            steps_by_images=((len(self.seen), epochs * self.steps_per_epoch),),
             augment="dsa",
         )
         length = "" if steps_per_epoch is None else f"x{steps_per_epoch}"
-        self._settings = f"epochs{epochs}{length}-lr{lr}-batch{batch_size}"
+        apart = f"-heldout{held_out}" if held_out else ""
+        self._settings = f"epochs{epochs}{length}-lr{lr}-batch{batch_size}{apart}"
 
     def name(self, index: int) -> str:
         """Everything that determines an expert, except for the data and the network."""
@@ -71,10 +88,14 @@ class Experts:
                     trajectory[done // self.steps_per_epoch] = flatten(network.parameters()).detach()
 
         keep(0, 0)
+        images, labels = task.images, task.labels
+        if len(self.held_out):
+            rows = self.seen.to(task.device)
+            images, labels = images[rows], labels[rows]
         train_together(
             networks,
-            task.images,
-            task.labels,
+            images,
+            labels,
             "probability",
             self.recipe,
             flip=task.flip,

@@ -64,7 +64,8 @@ class Synthetic:
     """(n, channels, height, width): ipc images of each of the task's ``classes``, class-major."""
     labels: Tensor
     """(n, num_classes). Before the first step the largest entry of a row is that of its class, and rows
-    of centred labels sum to 0; learned labels may move from there."""
+    of centred labels sum to 0; learned labels may move from there. Soft labels of a method without steps may name any
+    class."""
     label_space: LabelSpace
     """The kind of ``labels``."""
     lr: Tensor | None = None
@@ -91,6 +92,9 @@ class Method(ABC):
     """The native evaluation protocol, a name of ``benchmarks.protocols.PROTOCOLS``."""
     iterative: ClassVar[bool] = True
     """False: ``prepare`` is all there is (selection baselines), and ``step`` is never called."""
+    hard_labels_beside: ClassVar[bool] = False
+    """Whether tables show beside the accuracy that of hard labels on the same images, because the labels may be what a
+    set is good for. Runs then ask for both, and evaluate twice as long."""
     steps_per_cycle: int = 1
     """The cost repeats every so many steps; measuring windows hold whole cycles."""
 

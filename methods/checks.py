@@ -113,9 +113,9 @@ def check_synthetic(
     """Check for ``ipc`` images of each class, of shape ``image`` (C, H, W), class-major, with labels of their space.
 
     Labels are for ``classes`` classes. ``present``: those that have images, ascending; None: all.
-    ``initial``: the set is as it was before the first step. Then the largest label of every row (one of the largest)
-    is that of its class, and centred labels sum to 0. Later only hard labels, whose rows hold the same two values in
-    another order, must be class-major: labels that are learned may move.
+    ``initial``: the set is as it was before the first step of a method that has steps. Then the largest label of every
+    row (one of the largest) is that of its class, and centred labels sum to 0. Else only hard labels, whose rows hold
+    the same two values in another order, must be class-major: labels that are learned may move.
 
     Raises NotFinite for a value that is not finite, and UserError for anything else.
     """
@@ -320,7 +320,7 @@ def check_set(name: str, method: type[Method]) -> None:
             image=(1, 8, 8),
             dtype=dtype,
             device=running.task.device,
-            initial=steps == 0,
+            initial=steps == 0 and running.iterative,
         )
         if synthetic.label_space == "probability" or steps == 0:
             error = (synthetic.labels.sum(1) - float(synthetic.label_space == "probability")).abs().max()
@@ -342,7 +342,7 @@ def check_classes(name: str, method: type[Method]) -> None:
             image=(1, 8, 8),
             dtype=task.dtype,
             device=task.device,
-            initial=steps == 0,
+            initial=steps == 0 and method.iterative,
         )
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from benchmarks import training
 from benchmarks.errors import UserError
-from methods import herding
+from methods import _coresets
+from methods._coresets import herd
 from methods.checks import CLASSES, IPC, prepared, tiny_task
-from methods.herding import Herding, HerdingConfig, herd
+from methods.herding import Herding, HerdingConfig
 
 
 def features(count: int = 40, size: int = 6, seed: int = 0) -> Tensor:
@@ -92,8 +93,8 @@ def test_the_features_are_those_of_the_trained_network(monkeypatch: pytest.Monke
         seen.append(points)
         return herd(points, count)
 
-    monkeypatch.setattr(herding, "train", watched)
-    monkeypatch.setattr(herding, "herd", herd_watched)
+    monkeypatch.setattr(_coresets, "train", watched)
+    monkeypatch.setattr(_coresets, "herd", herd_watched)
     results = {}
     for steps in (0, 3):
         trained.clear()

@@ -19,8 +19,10 @@ from benchmarks.training import accuracy, predict, train_together
 from harness import report
 from harness.evaluations import training
 from harness.evaluations.accuracy import Accuracy, AccuracyConfig
-from harness.evaluations.robust_scores import RobustScores, RobustScoresConfig, hardened
+from harness.evaluations.hard_labels import HardLabels, HardLabelsConfig
+from harness.evaluations.robust_scores import RobustScores, RobustScoresConfig
 from harness.evaluations.selection_gap import SelectionGap, SelectionGapConfig, gaps
+from harness.evaluations.training import hardened
 from harness.records.record import Distilled
 from harness.reports.groups import grouped
 from harness.reports.scores import Scores, augmentation_robust_score, label_robust_score, scores
@@ -109,11 +111,17 @@ def test_rows_of_another_device_give_no_score() -> None:
 # --- the evaluation robust_scores
 
 
-def test_hard_labels_are_those_of_the_largest_entry(soft: Synthetic) -> None:
-    hard = hardened(soft)
-    assert hard.label_space == "probability" and hard.labels.dtype == soft.labels.dtype
-    assert torch.equal(hard.labels.argmax(1), soft.labels.argmax(1))
-    assert torch.equal(hard.labels.sum(1), torch.ones(30)) and bool(((hard.labels == 0) | (hard.labels == 1)).all())
+def test_hard_labels_are_the_classes_of_the_images(soft: Synthetic, digits: Benchmark) -> None:
+    """Whatever their soft labels say; where some classes have no images, those of the others."""
+    expected = torch.arange(10).repeat_interleave(3)
+    for labels in (soft.labels, soft.labels.roll(1, 0)):
+        hard = hardened(dataclasses.replace(soft, labels=labels), digits.task)
+        assert hard.label_space == "probability" and hard.labels.dtype == soft.labels.dtype
+        assert torch.equal(hard.labels, torch.eye(10)[expected])
+    few = torch.isin(digits.task.labels, torch.tensor([4, 7]))
+    task = dataclasses.replace(digits.task, images=digits.task.images[few], labels=digits.task.labels[few])
+    some = dataclasses.replace(soft, images=soft.images[:6], labels=soft.labels[:6])
+    assert hardened(some, task).labels.argmax(1).tolist() == [4, 4, 4, 7, 7, 7]
 
 
 def test_networks_are_those_of_the_accuracy_with_a_part_of_the_recipe_left_out(
@@ -135,8 +143,11 @@ def test_networks_are_those_of_the_accuracy_with_a_part_of_the_recipe_left_out(
     )
     assert recipes == [("dsa", True), ("none", False)] * 2
     assert seen[-1] == (60, 60) and [done for done, _ in seen] == sorted(done for done, _ in seen)
-    hard = Accuracy(AccuracyConfig(**config)).run([hardened(soft)], [digits], 3, nothing)
+    hard = Accuracy(AccuracyConfig(**config)).run([hardened(soft, digits.task)], [digits], 3, nothing)
     assert values["hard_label_accuracy"] == hard["accuracy"]
+    assert HardLabels(HardLabelsConfig(**config)).run([soft], [digits], 3, nothing) == {
+        "hard_label_accuracy": hard["accuracy"]
+    }
     own = Accuracy(AccuracyConfig(**config)).run([soft], [digits], 3, nothing)
     assert len({tuple(values[name]) for name in values} | {tuple(own["accuracy"])}) == 3
     later = RobustScores(RobustScoresConfig(**config)).run([soft], [digits], 3, nothing, 1)

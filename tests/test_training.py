@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
 from benchmarks.networks import Network, NetworkSpec, usual_norm
-from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, vico_recipe
+from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, soft_labels_recipe, vico_recipe
 from benchmarks.training import (
     Average,
     Stack,
@@ -212,6 +212,18 @@ def test_the_rate_drops_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(vico_recipe(10), augment="none")
     rates, made = learning_rates(monkeypatch, recipe)
     assert rates == pytest.approx(7 * [0.01] + 4 * [0.001]) and made == 2
+
+
+def test_the_rate_drops_after_every_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the last epoch, which is one more than E; the optimiser keeps its momentum."""
+    recipe = replace(soft_labels_recipe(12), augment="none")
+    rates, made = learning_rates(monkeypatch, recipe)
+    steps = [0.01 * 0.3**drops for drops in range(5)]
+    assert rates == pytest.approx([rate for rate in steps[:4] for _ in range(3)] + steps[4:]) and made == 1
+    short, _ = learning_rates(monkeypatch, replace(soft_labels_recipe(3000), augment="none"), max_steps=8)
+    assert short == pytest.approx([rate for rate in steps[:4] for _ in range(2)])
+    shortest, _ = learning_rates(monkeypatch, recipe, max_steps=1)
+    assert shortest == [0.01]
 
 
 def test_a_shortened_recipe_keeps_the_shape_of_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.nn import functional as F
-
 from benchmarks.datasets import Benchmark
 from benchmarks.networks import Network
 from harness.evaluations.accuracy import accuracies
 from harness.evaluations.base import Progress, Quantity
-from harness.evaluations.training import NetworkEvaluation, Training, trained_networks
+from harness.evaluations.training import NetworkEvaluation, Training, hardened, trained_networks
 from methods.base import Synthetic
 
 HARD, BARE = "hard_label_accuracy", "unaugmented_accuracy"
@@ -56,7 +54,7 @@ class RobustScores(NetworkEvaluation):
                 lambda done, steps, place=place: progress(place * steps + done, 2 * steps),  # type: ignore[misc]
                 recipe=recipe,
             )
-            for place, (images, recipe) in enumerate(((hardened(synthetic), whole), (synthetic, bare)))
+            for place, (images, recipe) in enumerate(((hardened(synthetic, benchmark.task), whole), (synthetic, bare)))
         ]
         self.twins = dict(zip(*trained, strict=True))
         return trained[0]
@@ -65,9 +63,3 @@ class RobustScores(NetworkEvaluation):
         """The accuracies of ``network`` and of its twin."""
         both = {HARD: network, BARE: self.twins[network].eval()}
         return {name: accuracies(own, [own.head], benchmark)[0] for name, own in both.items()}
-
-
-def hardened(synthetic: Synthetic) -> Synthetic:
-    """The set with one-hot labels (n, C): the class that is largest in each label."""
-    labels = F.one_hot(synthetic.labels.argmax(1), synthetic.labels.shape[1]).to(synthetic.labels.dtype)
-    return dataclasses.replace(synthetic, labels=labels, label_space="probability")

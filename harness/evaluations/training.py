@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch.nn import functional as F
 
 from benchmarks import NETWORKS
 from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import Network, NetworkSpec, usual_norm
 from benchmarks.protocols import PROTOCOLS, Recipe
-from benchmarks.task import generator_for
+from benchmarks.task import Task, generator_for
 from benchmarks.training import train_together
 from harness.evaluations.base import Evaluation, Progress, Untrainable
 from harness.measure.clock import Clock
@@ -205,6 +206,14 @@ def trained_networks(
 
     spec, recipe = config.spec(benchmark.spec), recipe or config.recipe(synthetic)
     return train_new(spec, recipe, synthetic, benchmark, seed, indices, after, max_steps=config.steps)
+
+
+def hardened(synthetic: Synthetic, task: Task) -> Synthetic:
+    """The set of ``task`` with one-hot labels (n, C): the classes of the images, which are class-major."""
+    classes = torch.tensor(task.classes, device=synthetic.images.device)
+    classes = classes.repeat_interleave(len(synthetic.images) // len(classes))
+    labels = F.one_hot(classes, task.num_classes).to(synthetic.labels.dtype)
+    return dataclasses.replace(synthetic, labels=labels, label_space="probability")
 
 
 def train_new(

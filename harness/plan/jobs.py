@@ -24,6 +24,8 @@ ACCURACY = "accuracy"
 name of its first quantity."""
 NAME_LENGTH = 200
 """Letters of the readable part of a folder's name; file systems take 255 with all that is added."""
+HARD_LABELS = "hard_labels"
+"""The evaluation that is asked beside ``ACCURACY``, with the same configuration, where a method says so."""
 ROUNDING = ("networks_at_once",)
 """Fields of an evaluation that move its values by rounding alone, so they are no part of its identity."""
 

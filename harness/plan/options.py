@@ -81,7 +81,7 @@ def _changed(method: str, config: Any, values: Mapping[str, Sequence[str]]) -> A
     except (ValueError, TypeError, AssertionError) as error:
         # It speaks of fields, as a reader of the method knows them; who typed a flag knows that.
         names = "|".join(sorted(known, key=len, reverse=True))
-        message = str(error).removeprefix(f"{method}: ")
+        message = str(error).removeprefix(f"{method.replace('_', '')}: ")
         raise UserError(
             re.sub(rf"(?<![\w.-])({names})(?![\w-])", lambda field: flag_of(method, field[0]), message)
         ) from error

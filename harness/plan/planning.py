@@ -6,6 +6,7 @@ command line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,7 +24,7 @@ from benchmarks.errors import UserError, printable
 from harness import evaluations
 from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
-from harness.plan.jobs import WHOLE_DATA, Distillation, Job, Question, as_json, from_json
+from harness.plan.jobs import ACCURACY, HARD_LABELS, WHOLE_DATA, Distillation, Job, Question, as_json, from_json
 from harness.plan.options import flag_of, parse, typed
 from harness.plan.request import Evaluating, Request
 
@@ -238,18 +239,24 @@ def asked_configs(request: Evaluating, names: Iterable[str], budget: str) -> dic
 
 
 def questions(asked: Iterable[Inquiry], distillation: Distillation, native: str) -> tuple[Question, ...]:
-    """What is ``asked``, as it is asked of a set of ``distillation``.
+    """What is ``asked``, as it is asked of a set of ``distillation``; of some methods also with hard labels.
 
     ``native``: the protocol of the method's paper. Raises UserError for a protocol or network that does not exist.
     """
+    import methods
     from harness.evaluations.training import Training, resolved
 
-    made = []
+    beside = False
+    with contextlib.suppress(UserError):  # a set that was made elsewhere, or whose method is not installed here
+        beside = methods.get(distillation.method).hard_labels_beside
+    made = list[Question]()
     for inquiry in asked:
         config = inquiry.config
         if isinstance(config, Training):
             config = resolved(config, distillation.to_dict(), native)
-        made.append(Question(inquiry.evaluation, as_json(config), evaluations.get(inquiry.evaluation).grows))
+        names = [inquiry.evaluation, *[HARD_LABELS] * (beside and inquiry.evaluation == ACCURACY)]
+        questions = [Question(name, as_json(config), evaluations.get(name).grows) for name in names]
+        made += [question for question in questions if question not in made]
     return tuple(made)
 
 

@@ -134,7 +134,7 @@ class Evaluating:
     cell_timeout: float | None = flag(
         "such as 30min: a cell without progress for so long is killed (never)",
         "TIME",
-        _limit(parse_seconds, threading.TIMEOUT_MAX),
+        limit(parse_seconds, threading.TIMEOUT_MAX),
     )
     force: bool = flag("run again what has a result")
     jobs: int | None = flag("cells at a time (one for each GPU, unless --device names one; 1 on a CPU)", "N", whole)

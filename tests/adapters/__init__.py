@@ -40,7 +40,7 @@ class Case:
                 value = array.item() if array.ndim == 0 else array.tolist()
                 if isinstance(value, str) and value[:1] in "{[":
                     value = json.loads(value)
-                self.cfg.update(value if name == "cfg" else {name[4:]: value})
+                self.cfg.update(value if name in ("cfg", "cfg.json") else {name[4:]: value})
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
