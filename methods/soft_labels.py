@@ -116,6 +116,8 @@ class SoftLabels(Selection):
     }
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"train_steps": 5, "train_epochs": 2, "steps_per_epoch": 5, "student_steps": 5},
+        # Short epochs, so that the choice is fine where experts learn fast. Looked at on digits alone, at width 16 and
+        # ipc 1: epochs 1, 2 and 4 give 42, 62 and 72 % and stand in this order for the student too; hard labels 67 %.
         "quick": {
             "train_steps": 200,
             "train_epochs": 32,
