@@ -96,7 +96,7 @@ def _stepping(job: Job) -> float:
     update = forecast_flops(dataclasses.replace(job, config={**job.config, "outer_loop": 1}))
     spec = _spec(job)
     training = epochs * job.distillation.ipc * spec.num_classes * _training(spec)[0]
-    return update + training * (updates - 1) / updates
+    return update + float(training * (updates - 1) / updates)
 
 
 def _rate(job: Job, rates: Rates) -> float:
