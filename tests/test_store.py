@@ -45,7 +45,7 @@ def test_a_damaged_entry_is_missing_and_made_again(tmp_path: Path) -> None:
     DiskStore(tmp_path, clock)["a"] = {"t": torch.zeros(1)}
     (path,) = tmp_path.iterdir()
     path.write_bytes(b"not a tensor")
-    store, counts = DiskStore(tmp_path, clock), []
+    store, counts = DiskStore(tmp_path, clock), list[int]()
     store.on_made = counts.append
     clock.now = 5.0
     assert "a" not in store  # from here on it is being made
