@@ -196,9 +196,14 @@ def test_a_run_makes_again_what_is_damaged(
     damage(path)
     damaged = path.read_bytes() if path.is_file() else None
     capsys.readouterr()
-    assert main(*command(place)) == 0
+    status = main(*command(place))
     shown = capsys.readouterr().err
-    assert "Traceback" not in shown and "error" not in shown
+    if kind == "table" and damage is folder:  # in the way of the table alone
+        assert status == 1 and "error: the tables cannot be written into" in shown and (path / "something").is_dir()
+        path.rename(path.with_name("moved"))
+        assert main(*command(place)) == 0 and path.is_file()
+        return
+    assert status == 0 and "Traceback" not in shown and "error" not in shown
     after = contents(place)
     own = path.relative_to(place)
     for other in before.keys() - {own}:
@@ -327,7 +332,7 @@ def test_an_image_is_read_or_a_line(
     if status == 2:
         assert "1.png" in shown and not list((place / "out").glob("*/*"))
     else:
-        assert (damage in (folder, pipe) and "1.png" in shown) or damage not in (folder, pipe)
+        assert "1.png" in shown or damage is not pipe
 
 
 @some_damages

@@ -352,7 +352,7 @@ def folders(root: Path) -> Iterator[Path]:
     """
     for folder, inside, files in os.walk(root):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
-        if RECORD in files:
+        if RECORD in (*files, *inside):  # a folder of this name is damage, of which a line tells
             inside.clear()
             yield Path(folder)
 
