@@ -267,12 +267,24 @@ class Average:
 
 
 def _targets(labels: Tensor, label_space: str, loss: str, num_classes: int) -> Tensor:
-    """Labels as ``loss`` takes them: centred ones lose their margins under cross entropy, which wants probabilities."""
+    """Labels as ``loss`` takes them: probabilities (or class indices) for cross entropy, centred ones else."""
     if loss == "cross_entropy":
-        return labels.argmax(1) if labels.ndim == 2 and label_space == "centred" else labels
+        return probabilities(labels) if labels.ndim == 2 and label_space == "centred" else labels
     if labels.ndim == 1:
         labels, label_space = F.one_hot(labels, num_classes), "probability"
     return labels - 1 / num_classes if label_space == "probability" else labels
+
+
+def probabilities(labels: Tensor) -> Tensor:
+    """Centred labels (n, C) as probabilities: 1/C is added, what is below 0 then is cut off, and rows sum to 1.
+
+    Labels of a single class, or soft ones that were only centred, come back as they were. Learned regression targets
+    keep their ratios as far as probabilities can. A row with nothing above 0 becomes one-hot at its largest entry.
+    """
+    kept = (labels + 1 / labels.shape[1]).clamp(min=0)
+    one_hot = F.one_hot(labels.argmax(1), labels.shape[1]).to(labels.dtype)
+    kept = torch.where(kept.sum(1, keepdim=True) > 0, kept, one_hot)
+    return kept / kept.sum(1, keepdim=True)
 
 
 def _batches(

@@ -542,10 +542,11 @@ def _answer(answer: EvaluationRecord) -> str:
     quantities, parts = known.quantities, list[str]()
     for name, values in answer["values"].items():
         quantity = quantities[name]
-        title, scale, unit = quantity.title.removesuffix(" (%)"), *((100, " %") if quantity.percent else (1, ""))
+        title = quantity.title.removesuffix(" (%)")
+        scale, form, unit = (100, ".2f", " %") if quantity.percent else (1, ".3g", "")
         mean, std = record.summarise(values if quantity.against is None else values[-1:])
         if mean is not None:
-            parts.append(f"{title} {scale * mean:.2f}{'' if std is None else f' ± {scale * std:.2f}'}{unit}")
+            parts.append(f"{title} {scale * mean:{form}}{'' if std is None else f' ± {scale * std:{form}}'}{unit}")
     return f"{about}{': ' if about else ''}{', '.join(parts)}, n = {count(answer)}"
 
 

@@ -29,6 +29,7 @@ from methods.base import Synthetic
 from tests.builders import all_in, in_process, probe, quick
 from tests.test_artifact import digits, some_set
 from tests.test_importers import CENTRED, CLASSES, IPC, NAMES, SHAPE, dc, mtt
+from tests.test_run import waiting
 
 __all__ = ["probe", "quick"]  # fixtures
 pytestmark = pytest.mark.usefixtures("quick")
@@ -163,7 +164,7 @@ def test_a_set_in_a_folder_below_that_another_run_works_on_is_awaited(
     results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = take(path_of(min((results / "common").glob("*/"))), "a run")
-    monkeypatch.setattr(run.time, "sleep", lambda seconds: other.release())
+    waiting(monkeypatch, other.release)
     assert main(results, "--evaluate-steps", 3) == 0
     assert f"left for now to process {os.getpid()} on" in capsys.readouterr().err
 
@@ -335,7 +336,7 @@ def test_another_recipe_is_another_question_of_the_same_set(
     assert main(*ask, "--protocol", "vico") == main(*ask, "--protocol", "frepo") == main(*ask) == 0
     (each,) = all_in(published / "out")
     networks = {answer["config"]["protocol"]: answer["config"]["network"] for answer in each.evaluations}
-    assert networks == {"vico": "convnet", "frepo": "convnet_doubling", "common": "convnet"}
+    assert networks == {"vico": "convnet", "frepo": "convnet_doubling", "common": "convnet_doubling"}
     capsys.readouterr()
     assert main(published / "out", "--evaluate-steps", 2, "--networks-evaluated", 2) == 0
     assert "asked for accuracy" in capsys.readouterr().err, "by the protocol that was named for its files"

@@ -183,7 +183,7 @@ def test_a_line_says_which_item_of_a_list_it_is_about() -> None:
     (failed,) = evaluated(made(()), {}, "cross_architecture", config=known, status="oom", message="full").evaluations
     assert _answer(failed) == "cross_architecture resnet18: oom: full"
     (attack,) = evaluated(made(()), {"lr_auc": [0.5]}, "membership_inference", config={"chunk": 2}).evaluations
-    assert _answer(attack) == "chunk 2: LR AUC 0.50, n = 1"
+    assert _answer(attack) == "chunk 2: LR AUC 0.5, n = 1"
 
 
 # A part of it, and flags

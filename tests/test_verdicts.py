@@ -57,7 +57,7 @@ def test_the_accuracy_is_compared_with_the_best_other_method(
     found = verdict("Higher test accuracy", records)
     assert found.word == word and "against mtt" in found.measured
     assert found.on == "A CPU; budget quick; width 32" and found.n == str(2 * len(ours))
-    assert ("too few values" in found.measured) == (word == "not tested here")
+    assert ("undecided" in found.measured) == (word == "not tested here")
 
 
 def test_methods_with_recipes_of_their_own_are_compared_without_pairs() -> None:
@@ -116,6 +116,24 @@ def test_the_time_to_equal_accuracy(seconds: float, word: str, ratios: tuple[str
     slow = curve("frepo", [(1.0, 0.2), (2.0, 0.3), (3.0, 0.4)], network="convnet")
     found = verdict("Two orders of magnitude", [slow, theirs])
     assert found.word == "not confirmed" and "does not come" in found.measured
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "word", "told"),
+    [  # the seconds of a first point that has the accuracy already are an upper bound
+        ([(2.0, 0.5), (3.0, 0.6)], [(1.0, 0.3), (50.0, 0.5)], "not tested here", "at least 25.0×"),
+        ([(2.0, 0.5), (3.0, 0.6)], [(1.0, 0.3), (400.0, 0.5)], "confirmed", "at least 200×"),
+        ([(1.0, 0.2), (2.0, 0.5)], [(50.0, 0.5), (60.0, 0.5)], "not confirmed", "at most 25.0×"),
+        ([(1.0, 0.2), (2.0, 0.5)], [(400.0, 0.5), (500.0, 0.5)], "not tested here", "at most 200×"),
+        ([(2.0, 0.5), (3.0, 0.6)], [(50.0, 0.5), (60.0, 0.5)], "not tested here", "perhaps 25.0×"),
+    ],
+)
+def test_a_time_that_is_only_a_bound_decides_one_way(
+    ours: list[tuple[float, float]], theirs: list[tuple[float, float]], word: str, told: str
+) -> None:
+    records = [curve("frepo", ours, network="convnet"), curve("mtt", theirs, network="convnet")]
+    found = verdict("Two orders of magnitude", records)
+    assert found.word == word and told in found.measured
 
 
 @pytest.mark.parametrize(

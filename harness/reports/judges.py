@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     """What the records say of a claim in one setting."""
 
     holds: bool | None
-    """None: measured, with too few values to decide."""
+    """None: measured, but with too few values, or only a bound, so that nothing is decided."""
     words: str
     groups: tuple[Group, ...]
     n: int
@@ -188,14 +188,19 @@ def time_to_equal_accuracy(groups: Sequence[Group]) -> Iterator[Finding]:
             if own is None:
                 yield Finding(False, f"{words}does not come in the time measured", (base, rival), count)
                 continue
-            ratio, bound = other[0] / own[0], "at least " * own[1]
+            # Seconds are an upper bound where the first point measured has the accuracy already.
+            ratio, early, rival_early = other[0] / own[0], own[1], other[1]
+            bound = ("", "at most ", "at least ", "perhaps ")[2 * early + rival_early]
+            holds: bool | None = ratio >= 100
+            if (rival_early and holds) or (early and not holds):
+                holds = None
             start, rival_start = (statistics.fmean(group.costs("prepare_seconds") or [0.0]) for group in (base, rival))
             prepared = times((other[0] + rival_start) / (own[0] + start))
             operations = size_ratio(rival, base, "flops_per_step")
             counted = f"; an iteration of mtt has {times(operations)} the operations" if operations else ""
             words += f"takes {short(own[0])} s and mtt {short(other[0])} s: {bound}{times(ratio)}"
             words += f", with preparation {bound}{prepared}{counted}"
-            yield Finding(ratio >= 100, words, (base, rival), count)
+            yield Finding(holds, words, (base, rival), count)
 
 
 def memory(groups: Sequence[Group]) -> Iterator[Finding]:

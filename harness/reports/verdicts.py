@@ -68,7 +68,7 @@ def _verdict(claim: Claim, findings: Sequence[Finding]) -> Verdict:
         enough = sum(held) > len(held) / 2 if claim.most else all(held)
         word = "confirmed" if enough else "not confirmed"
     findings = sorted(findings, key=lambda finding: finding.holds is None)
-    told = [finding.words + ("" if finding.holds is not None else " (too few values)") for finding in findings]
+    told = [finding.words + ("" if finding.holds is not None else " (undecided)") for finding in findings]
     counted = f"in {sum(held)} of {len(held)} settings: " if len(held) > 1 else ""
     more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     return Verdict(
