@@ -164,14 +164,22 @@ def test_a_full_disk_is_a_line_and_with_room_the_run_ends_well(
     arguments += ["--cache", str(tmp_path / "cache")]
     for name in full:
         (tmp_path / name).mkdir()
-        mounted("-t", "tmpfs", "-o", "size=24k", "none", str(tmp_path / name))
-    status = main(arguments, launcher=in_process)
+        mounted("-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path / name))
+
+    def filled(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for name in full:
+            with contextlib.suppress(OSError), open(tmp_path / name / "filler", "wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+        yield from in_process(jobs)
+
+    status = main(arguments, launcher=filled)
     said = capsys.readouterr().err
     assert status in (1, 2) and "No space left on device" in said and "Traceback" not in said
     if full == ("cache",):  # only experts need it
         assert statuses(tmp_path / "output") == {"mtt": "error", "dm": "ok"}
     for name in full:
-        mounted("-o", "remount,size=64m", str(tmp_path / name))
+        (tmp_path / name / "filler").unlink()
     assert main(arguments, launcher=in_process) == 0
     assert main([*arguments[:-4], "--output", str(tmp_path / "straight")], launcher=in_process) == 0
     assert results(tmp_path / "output") == results(tmp_path / "straight")
