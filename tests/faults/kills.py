@@ -1,7 +1,7 @@
 """Runs of a grid that are killed at random moments, and compared with a run that nobody disturbed.
 
-``python -m tests.faults.kills FOLDER KILLS SEED RUNNERS`` prints what it saw as JSON. It is a process of its own, which
-imports everything once: a fork of it is a fresh run after milliseconds instead of seconds.
+``python -m tests.faults.kills FOLDER METHODS KILLS SEED RUNNERS`` prints what it saw as JSON. It is a process of its
+own, which imports everything once: a fork of it is a fresh run after milliseconds instead of seconds.
 
 A moment is a number of events: signs of life (`harness.alive`: steps of the warm-up, of the distillation and of
 evaluations, experts) and operations on files below the folder. So the moments depend on the seed, and neither on the
@@ -19,7 +19,7 @@ import shutil
 import signal
 import struct
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from harness.records import lease, record
 from harness.records.lease import FOLDER
 from tests.builders import all_in
 
-METHODS = ("frepo", "mtt", "dc", "dsa", "dm", "bptt", "kip", "herding", "random_real")
 SMALL = "--dataset digits --budget smoke --steps 4 --width 4 --device cpu --no-random --evaluate-steps 3"
 FLAGS = f"{SMALL} --networks-evaluated 2 --curve-points 2"
 FILES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
@@ -53,13 +52,8 @@ class Moments:
         return events, taken, saved
 
 
-def forked(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
-    """Run the grid in a fork, killed at event ``at``. Returns the exit status, or minus the number of a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(folder, cache, at, moments), 0)[1])
-
-
-def start(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
-    """The process of a fork that runs the grid; it is killed at event ``at``."""
+def start(arguments: Sequence[str], folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
+    """The process of a fork that runs the grid of ``arguments`` in ``folder``; it is killed at event ``at``."""
     moments.tell(0, 0, 0)
     if (child := os.fork()) == 0:
         status = 70
@@ -68,10 +62,17 @@ def start(folder: Path, cache: Path, at: int | None, moments: Moments) -> int:
             os.dup2(log, 1)
             os.dup2(log, 2)
             _count(folder.parent, at, moments)
-            arguments = ["--methods", ",".join(METHODS), *FLAGS.split(), "--checkpoint-every", "0.000001"]
             status = run.main([*arguments, "--output", str(folder), "--cache", str(cache)], launcher=leased)
         os._exit(status)
     return child
+
+
+def undisturbed(arguments: Sequence[str], folder: Path, cache: Path) -> tuple[int, dict[str, Any]]:
+    """Let the grid run to its end. Returns how many events there were, and the results."""
+    moments = Moments()
+    status = os.waitstatus_to_exitcode(os.waitpid(start(arguments, folder, cache, None, moments), 0)[1])
+    assert status == 0, (folder.parent / "log.txt").read_text()[-3000:]
+    return moments.read()[0], results(folder)
 
 
 def leased(jobs: Iterable[Job]) -> Generator[Job, None, None]:
@@ -149,16 +150,15 @@ def left_over(folder: Path) -> Iterator[str]:
             yield str(path.relative_to(folder))
 
 
-def main(folder: Path, kills: int, seed: int, runners: int) -> dict[str, Any]:
+def main(folder: Path, methods: str, kills: int, seed: int, runners: int) -> dict[str, Any]:
     """Kill ``runners``, which share a folder, until there were ``kills``, and then let them end."""
     distil.WARMUP_CYCLES = 1
-    moments, chance = Moments(), random.Random(seed)
-    straight, output, cache = folder / "straight", folder / "killed", folder / "cache"
+    chance, straight, output, cache = random.Random(seed), folder / "straight", folder / "killed", folder / "cache"
     with open(folder / "log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         warm = [*SMALL.split(), "--methods", "dm", "--output", str(folder / "first"), "--cache", str(folder / "first")]
         assert run.main(warm, launcher=leased) == 0, "what is imported late is imported here"
-    assert forked(straight, folder / "other cache", None, moments) == 0, (folder / "log.txt").read_text()
-    (total, _, _), expected = moments.read(), results(straight)
+    arguments = ["--methods", methods, *FLAGS.split(), "--checkpoint-every", "0.000001"]
+    total, expected = undisturbed(arguments, straight, folder / "other cache")
     seen: dict[str, Any] = {"events": total, "kills": 0, "runs": 0, "whole": 0, "lost": 0, "left": [], "differ": []}
     seen["records"] = len(expected)
     running: dict[int, Moments] = {}
@@ -166,7 +166,7 @@ def main(folder: Path, kills: int, seed: int, runners: int) -> dict[str, Any]:
     while seen["kills"] < kills or running:
         while len(running) < runners and seen["kills"] < kills and not ending:
             own = Moments()
-            running[start(output, cache, chance.randint(1, max(2, total // 5)), own)] = own
+            running[start(arguments, output, cache, chance.randint(1, 2 + total // 5), own)] = own
             seen["runs"] += 1
         pid, status = os.wait()
         _, taken, saved = running.pop(pid).read()
@@ -179,21 +179,22 @@ def main(folder: Path, kills: int, seed: int, runners: int) -> dict[str, Any]:
             ending = True  # everything is done
         if ending and not running:
             ending = False
-            _compare(output, cache, expected, seen)
+            _compare(arguments, output, cache, expected, seen)
             shutil.rmtree(output)
             shutil.rmtree(cache)
-    _compare(output, cache, expected, seen)
+    _compare(arguments, output, cache, expected, seen)
     return seen
 
 
-def _compare(output: Path, cache: Path, expected: dict[str, Any], seen: dict[str, Any]) -> None:
+def _compare(
+    arguments: Sequence[str], output: Path, cache: Path, expected: dict[str, Any], seen: dict[str, Any]
+) -> None:
     """Run once more, and note in ``seen`` in what the results differ from those ``expected``, and what is left over."""
-    assert forked(output, cache, None, Moments()) == 0, (output.parent / "log.txt").read_text()[-3000:]
-    found = results(output)
+    _, found = undisturbed(arguments, output, cache)
     seen["whole"] += 1
     seen["differ"] += [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
     seen["left"] += [*left_over(output), *(str(path) for path in cache.rglob("*.tmp"))]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:]))))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))))

@@ -34,6 +34,9 @@ from tests.test_documents import ROOT
 __all__ = ["quick"]  # a fixture
 LONG = os.environ.get("FAULTS") == "long"
 FEW = "--no-random --dataset digits --budget smoke --width 4 --device cpu --evaluate-steps 3"
+KILLS = (sys.executable, "-m", "tests.faults.kills")
+ALL = ("frepo", "mtt", "dc", "dsa", "dm", "bptt", "kip", "herding", "random_real")
+FAST = ("mtt", "dm", "random_real")
 RUN = (sys.executable, "-m", "harness.run")
 
 
@@ -49,13 +52,14 @@ def test_killed_at_random_events_runs_end_as_one_that_was_not_disturbed(
     tmp_path: Path, runners: int, kills: int
 ) -> None:
     """Preparing, distilling, evaluating, writing, and in the run around it; also of four that share a folder."""
-    arguments = [sys.executable, "-m", "tests.faults.kills", str(tmp_path), str(kills), "0", str(runners)]
+    grid = ALL if LONG else FAST
+    arguments = [*KILLS, str(tmp_path), ",".join(grid), str(kills), "0", str(runners)]
     # A fork of a process with threads for a GPU could not compute.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     seen = json.loads(ran.stdout)
-    assert seen["kills"] >= kills and seen["records"] == 9 and seen["whole"] >= 1
+    assert seen["kills"] >= kills and seen["records"] == len(grid) and seen["whole"] >= 1
     assert seen["differ"] == seen["left"] == []
     assert seen["lost"] <= 1, "a checkpoint is written after every step"
 
@@ -160,14 +164,22 @@ def test_a_full_disk_is_a_line_and_with_room_the_run_ends_well(
     arguments += ["--cache", str(tmp_path / "cache")]
     for name in full:
         (tmp_path / name).mkdir()
-        mounted("-t", "tmpfs", "-o", "size=24k", "none", str(tmp_path / name))
-    status = main(arguments, launcher=in_process)
+        mounted("-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path / name))
+
+    def filled(jobs: Iterable[Job]) -> Generator[Job, None, None]:
+        for name in full:
+            with contextlib.suppress(OSError), open(tmp_path / name / "filler", "wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+        yield from in_process(jobs)
+
+    status = main(arguments, launcher=filled)
     said = capsys.readouterr().err
     assert status in (1, 2) and "No space left on device" in said and "Traceback" not in said
     if full == ("cache",):  # only experts need it
         assert statuses(tmp_path / "output") == {"mtt": "error", "dm": "ok"}
     for name in full:
-        mounted("-o", "remount,size=64m", str(tmp_path / name))
+        (tmp_path / name / "filler").unlink()
     assert main(arguments, launcher=in_process) == 0
     assert main([*arguments[:-4], "--output", str(tmp_path / "straight")], launcher=in_process) == 0
     assert results(tmp_path / "output") == results(tmp_path / "straight")
