@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from harness.records.files import steps_in
 from harness.records.record import CHECKPOINT, SET
 from tests.builders import all_in
+from tests.slurm import slow
 
 if os.environ.get("FREPO_BENCH_RAY") != "1":
     pytest.skip("a Ray cluster is started by make test-ray alone", allow_module_level=True)
@@ -24,7 +26,8 @@ if os.environ.get("FREPO_BENCH_RAY") != "1":
 SECONDS = 900.0
 """The longest that anything is waited for: a busy machine decides nothing."""
 SMALL = ["--dataset", "digits", "--budget", "smoke", "--device", "cpu"]
-LONG = [*SMALL, "--methods", "dm", "--no-random", "--steps", "300", "--checkpoint-every", "0.2s"]
+LONG = [*SMALL, "--methods", "slow", "--no-random", "--checkpoint-every", "0.1s"]
+"""Cells that dawdle until the gate is open, so that no test races with them."""
 T = TypeVar("T")
 
 
@@ -49,7 +52,22 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file that the slow method waits for, which is installed like another package."""
+    package = tmp_path_factory.mktemp("package")
+    shutil.copy(slow.__file__, package / "slow_method.py")
+    info = package / "slow_method-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow_method\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[frepo_bench.methods]\nslow = slow_method:Slow\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", f"{package}{os.pathsep}{Path(__file__).parents[2]}")
+        patched.setenv(slow.GATE, str(package / "gate"))
+        yield package / "gate"
+
+
+@pytest.fixture(scope="module")
+def cluster(gate: Path) -> Iterator[Any]:
     """Two nodes with a processor each."""
     utilities = pytest.importorskip("ray.cluster_utils")
     made = utilities.Cluster()
@@ -76,11 +94,8 @@ class Command:
         if cluster is not None:
             command += ["--launcher", "ray", "--ray.address", cluster.address, "--ray.memory", "1GiB"]
         self.log = output.with_suffix(".log")
-        root = str(Path(__file__).parents[2])
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": root}
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def text(self) -> str:
         return self.log.read_text()
@@ -113,10 +128,12 @@ def cells() -> list[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The sets of the long cells, as one machine makes them."""
+def local(gate: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The sets of the slow cells, as one machine makes them."""
     output = tmp_path_factory.mktemp("local") / "out"
+    gate.touch()
     assert Command(output, *LONG, "--seeds", "0,1").status() == 0
+    gate.unlink()
     return sets_in(output)
 
 
@@ -141,7 +158,7 @@ def test_threads_are_those_of_the_task(cluster: Any, tmp_path: Path, monkeypatch
 
 
 def test_stopped_and_killed_on_the_way(
-    cluster: Any, tmp_path: Path, local: dict[str, bytes], default_signals: None
+    cluster: Any, gate: Path, local: dict[str, bytes], tmp_path: Path, default_signals: None
 ) -> None:
     """Ctrl-C leaves a checkpoint, from which the same command goes on; the loss of a worker is survived."""
     output = tmp_path / "out"
@@ -156,19 +173,24 @@ def test_stopped_and_killed_on_the_way(
     waited_for(lambda: (last_step(output) or 0) > stopped)
     ((_, worker),) = cells()
     os.kill(worker, signal.SIGKILL)
+    waited_for(lambda: "its worker or node was lost: it is run again" in run.text())
+    gate.touch()
     assert run.status() == 0, run.text()
-    assert "its worker or node was lost: it is run again" in run.text()
+    gate.unlink()
     assert sets_in(output).items() <= local.items() and len(sets_in(output)) == 1
 
 
-def test_the_loss_of_a_node(cluster: Any, tmp_path: Path, local: dict[str, bytes]) -> None:
+def test_the_loss_of_a_node(cluster: Any, gate: Path, local: dict[str, bytes], tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = Command(output, *LONG, "--seeds", "0,1", cluster=cluster)
-    waited_for(lambda: len(cells()) == 2 and len(list(output.glob(f"*/{CHECKPOINT}/*"))) >= 2)
+    waited_for(lambda: len([folder for folder in output.glob(f"*/{CHECKPOINT}") if steps_in(folder)]) == 2)
+    assert len(cells()) == 2
     (node,) = cluster.worker_nodes
     cluster.remove_node(node, allow_graceful=False)
+    waited_for(lambda: "its worker or node was lost: it is run again" in run.text())
+    gate.touch()
     assert run.status() == 0, run.text()
-    assert "it is run again" in run.text()
+    gate.unlink()
     assert sets_in(output) == local
     add_node(cluster)
 
