@@ -29,8 +29,8 @@ class SlowConfig:
 
 class Slow(Method):
     Config = SlowConfig
-    BUDGETS = {"smoke": {"steps": 20000}}  # noqa: RUF012
-    steps_per_cycle = 100  # without dawdling, a window between two looks at the clock is short
+    BUDGETS = {"smoke": {"steps": 2400}}  # noqa: RUF012
+    steps_per_cycle = 40  # so that there are few windows, each of which costs time
 
     def prepare(self, store: Store) -> None:
         images, classes = self.task.draw_per_class()
@@ -38,7 +38,7 @@ class Slow(Method):
 
     def step(self) -> dict[str, Tensor]:
         if not Path(os.environ[GATE]).exists():
-            time.sleep(0.05)
+            time.sleep(0.5)
         self.images += self.config.lr * torch.randn(self.images.shape, generator=self.task.generator)
         return {"loss": self.images.mean()}
 
