@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import platform
+import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from harness.plan.request import Evaluating
 
 LOOK_SECONDS = 0.5
-"""The longest wait for Ray, after which signals are looked at."""
+"""The longest wait, after which signals are looked at."""
 LEASED = "somebody else does it"
 """What a task answers where another run has the lease of its cell."""
 STORE_BYTES = 100 << 20
@@ -118,11 +119,16 @@ def run_cell(text: str, folder: str, threads: str) -> str | None:
     except OSError as error:
         raise UserError(f"{folder} is not on {platform.node()}: all nodes need the folders of the run") from error
     os.environ["OMP_NUM_THREADS"] = threads
+    # Ray cancels a task by Python's own flag for Ctrl-C, without a signal: nothing wakes a main thread that waits.
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
     try:
         for _ in local.launch([Job.from_json(text)]):
             return None
     except Stopped as error:
         return f"{error} on {platform.node()}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return LEASED
 
 
