@@ -103,9 +103,8 @@ def _count(below: Path, at: int | None, moments: Moments) -> None:
 
     def written(self: checkpoint.Checkpoints, position: checkpoint.Position, *others: Any) -> None:
         nonlocal taken, saved
-        taken, before = position, saved
-        if position.done < before:  # another cell
-            saved = position.done
+        if position is not taken:  # of another cell, which goes on from there
+            taken, saved = position, position.done
         write(self, position, *others)
         saved = position.done
 
@@ -141,8 +140,8 @@ def left_over(folder: Path) -> Iterator[str]:
     """Paths that no run should leave behind."""
     known = {record.RECORD, record.SET, record.PICTURE, record.EVENTS, *REPORTS}
     for path in folder.rglob("*"):
-        if path.is_dir() and path.name == FOLDER:  # of leases; none of them is left in it
-            continue
+        if path.name == FOLDER or (path.parent.name == FOLDER and path.name.startswith(".")):
+            continue  # no lease is left; a kill amid a takeover leaves a few bytes that no run looks at
         inside = path.parent.name in (record.EVALUATIONS, record.SNAPSHOTS) and path.suffix in (".json", ".safetensors")
         if not (path.is_dir() and not path.name.startswith(".")) and not inside and path.name not in known:
             yield str(path.relative_to(folder))
