@@ -111,10 +111,10 @@ def _set(value: bool | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def handling(first: Callable[[int], None], again: Callable[[], None], after: float = AGAIN_SECONDS) -> Iterator[None]:
+def handling(first: Callable[[int], None], again: Callable[[], None], after: float | None = None) -> Iterator[None]:
     """Call ``first`` with the number of the first of `SIGNALS`, and ``again`` at a request ``after`` so many seconds.
 
-    Signals that are ignored, as after ``nohup``, stay ignored. To be called from the main thread.
+    ``after``: None for `AGAIN_SECONDS`. Signals that are ignored, as after ``nohup``, stay ignored. To be called from the main thread.
     """
     at: list[float] = []
 
@@ -123,7 +123,7 @@ def handling(first: Callable[[int], None], again: Callable[[], None], after: flo
         if not at:
             at.append(now)
             first(number)
-        elif now - at[0] > after:
+        elif now - at[0] > (AGAIN_SECONDS if after is None else after):
             again()
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
