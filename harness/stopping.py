@@ -114,7 +114,8 @@ def _set(value: bool | None) -> Iterator[None]:
 def handling(first: Callable[[int], None], again: Callable[[], None], after: float | None = None) -> Iterator[None]:
     """Call ``first`` with the number of the first of `SIGNALS`, and ``again`` at a request ``after`` so many seconds.
 
-    ``after``: None for `AGAIN_SECONDS`. Signals that are ignored, as after ``nohup``, stay ignored. To be called from the main thread.
+    ``after``: None for `AGAIN_SECONDS`. Signals that are ignored, as after ``nohup``, stay ignored. To be called from
+    the main thread.
     """
     at: list[float] = []
 
