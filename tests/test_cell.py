@@ -922,17 +922,16 @@ def test_the_kernel_killing_for_memory_is_out_of_memory(
 
 def test_an_interrupt_ends_the_process(tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, "import time; time.sleep(600)")
-    started = []
-    popen = subprocess.Popen
+    started = list[subprocess.Popen[bytes]]()
+    waits = subprocess.Popen.wait
 
-    class Interrupted(popen):  # type: ignore[type-arg, valid-type, misc]
-        def wait(self, timeout: float | None = None) -> int:
-            if not started:
-                started.append(self)
-                raise KeyboardInterrupt
-            return int(super().wait(timeout))
+    def wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if not started:
+            started.append(process)
+            raise KeyboardInterrupt
+        return waits(process, timeout)
 
-    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         launched(made := job(tmp_path))
     assert started[0].returncode == -signal.SIGKILL and not made.path.exists()
