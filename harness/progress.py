@@ -12,8 +12,6 @@ import threading
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks.errors import printable
 
 PERIOD = 60.0
@@ -22,6 +20,7 @@ STATUS, STATUS_PERIOD = "FREPO_BENCH_STATUS", 1.0
 """The variable by which a cell is told that its parent shows how far it is; seconds between two such lines."""
 MARK = "\r"
 """Begins a line that tells how far a cell is, to be shown in place of the one before."""
+# tqdm is imported where it is used: --help must not wait for it.
 
 
 class Progress:
@@ -31,6 +30,8 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None, begin: int = 0) -> None:
+        from tqdm import tqdm
+
         self._what, self.total = what, total
         self._shown, self._shown_done = time.monotonic(), begin
         self._told = -STATUS_PERIOD
@@ -63,6 +64,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print ``line`` above the bar."""
+        from tqdm import tqdm
+
         tqdm.write(f"  {line}", file=sys.stderr)
 
     def close(self) -> None:
@@ -79,6 +82,8 @@ class Lines:
         """Let the line of ``cell`` say ``text``."""
         if not sys.stderr.isatty():
             return
+        from tqdm import tqdm
+
         with _printing:
             bar = self._bars.get(cell)
             if bar is None:
@@ -104,6 +109,8 @@ def say(line: str, mark: str = "") -> None:
     """Print ``line`` on standard error, whole, whatever other threads print; above the lines of cells."""
     with _printing:
         if _shown:
+            from tqdm import tqdm
+
             tqdm.write(printable(line), file=sys.stderr)
         else:
             sys.stderr.write(f"{mark}{printable(line)}\n")

@@ -29,6 +29,7 @@ from methods.base import Synthetic
 from tests.builders import all_in, in_process, probe, quick
 from tests.test_artifact import digits, some_set
 from tests.test_importers import CENTRED, CLASSES, IPC, NAMES, SHAPE, dc, mtt
+from tests.test_run import waiting
 
 __all__ = ["probe", "quick"]  # fixtures
 pytestmark = pytest.mark.usefixtures("quick")
@@ -163,7 +164,7 @@ def test_a_set_in_a_folder_below_that_another_run_works_on_is_awaited(
     results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = take(path_of(min((results / "common").glob("*/"))), "a run")
-    monkeypatch.setattr(run.time, "sleep", lambda seconds: other.release())
+    waiting(monkeypatch, other.release)
     assert main(results, "--evaluate-steps", 3) == 0
     assert f"left for now to process {os.getpid()} on" in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import pytest
 from benchmarks import preprocess
 from benchmarks.data import image_files, source
 from benchmarks.errors import UserError
-from harness import cell, evaluations, report, run
+from harness import cell, evaluations, report
 from harness.evaluations.base import Quantity
 from harness.plan.budgets import BUDGETS
 from harness.plan.experiments import requests
@@ -38,7 +39,7 @@ from harness.records.files import only_runner
 from harness.records.lease import AGAIN, FOLDER, Held, exchange_of, path_of, take
 from harness.records.provenance import provenance
 from harness.records.record import EVALUATIONS, LOG, RECORD, SET, Distilled
-from harness.run import main
+from harness.run import POLL_SECONDS, main
 from methods.mtt import MTT
 from tests.builders import Probe, TurnedConfig, all_in, in_process, probe, quick
 from tests.dummies import Dummy, DummyConfig, dummy
@@ -109,6 +110,12 @@ class Pretending:
             ask.path.parent.mkdir(exist_ok=True)
             record.write(answer, ask.path)
             self.answered.append(ask.question.evaluation)
+
+
+def waiting(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Lets ``then`` happen whenever a run waits for another, in place of the seconds."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: then() if seconds == POLL_SECONDS else sleep(seconds))
 
 
 def interrupt() -> None:
@@ -474,22 +481,22 @@ def test_what_another_run_does_is_left_to_it_and_awaited(
     """It takes the other cells first; the result of the other run is in its table."""
     jobs = plan(request(output=tmp_path, **ONE_SEED))
     other = take(path_of(jobs[0].path), "the other run")
-    waits = list[float]()
+    waits = list[int]()
 
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
+    def wait() -> None:
+        waits.append(0)
         if len(waits) == 3:
             list(Pretending(accuracy=0.75)([jobs[0]]))
             other.release()
 
-    monkeypatch.setattr(run.time, "sleep", sleep)
+    waiting(monkeypatch, wait)
     arguments = command(tmp_path, "--seeds 0,1", ALONE)
     assert main(arguments, launcher=(ours := Pretending())) == 0
     assert [job.distillation.seed for job in ours.jobs] == [1] and len(waits) == 3
     shown = capsys.readouterr()
     assert f"[1/2] dummy on digits, ipc 1, width 4, seed 0: left for now to process {os.getpid()} on" in shown.err
     assert "[1/2] dummy on digits, ipc 1, width 4, seed 0: ok, done meanwhile on" in shown.err
-    assert shown.err.index("left for now") < shown.err.index("[2/2]") and "2 × 1" in shown.out
+    assert shown.err.index("left for now") < shown.err.index("[2/2]") and "1 × 2" in shown.out
 
 
 def test_what_another_run_has_not_done_is_taken_up(
@@ -498,7 +505,7 @@ def test_what_another_run_has_not_done_is_taken_up(
     """The other is gone, or its cell was stopped."""
     jobs = plan(request(output=tmp_path, **ONE_SEED))
     other = take(path_of(jobs[0].path), "the other run")
-    monkeypatch.setattr(run.time, "sleep", lambda seconds: other.release())
+    waiting(monkeypatch, other.release)
     assert main(command(tmp_path, "", ALONE), launcher=(ours := Pretending())) == 0 and len(ours.jobs) == 1
 
 
@@ -508,14 +515,13 @@ def test_an_error_in_another_run_is_not_tried_again(
     jobs = plan(request(output=tmp_path, **ONE_SEED))
     other = take(path_of(jobs[0].path), "the other run")
 
-    def fail(seconds: float) -> None:
+    def fail() -> None:
         list(Pretending("error")(jobs[:1]))
         other.release()
 
-    monkeypatch.setattr(run.time, "sleep", fail)
+    waiting(monkeypatch, fail)
     assert main(command(tmp_path, "", ALONE), launcher=(ours := Pretending())) == 1 and ours.jobs == []
     assert "seed 0: error in another run: a reason" in capsys.readouterr().err
-    monkeypatch.undo()
 
 
 def test_what_the_launcher_leaves_to_another_run_is_looked_at_again(
@@ -531,7 +537,7 @@ def test_what_the_launcher_leaves_to_another_run_is_looked_at_again(
                 yield from ours([job])
 
     calls = list[int]()
-    monkeypatch.setattr(run.time, "sleep", lambda seconds: None)
+    waiting(monkeypatch, lambda: None)
     assert main(command(tmp_path, "--seeds 0,1", ALONE), launcher=launcher) == 0
     assert calls == [0, 1, 0] and len(all_in(tmp_path)) == 2
 
@@ -547,12 +553,12 @@ def test_a_result_that_another_run_makes_anew_is_awaited(
     (folder / SET).unlink()
     other = take(exchange_of(tmp_path / AGAIN / folder.name), "the other run")
 
-    def exchange(seconds: float) -> None:
+    def exchange() -> None:
         for path, content in before.items():
             path.write_bytes(content)
         other.release()
 
-    monkeypatch.setattr(run.time, "sleep", exchange)
+    waiting(monkeypatch, exchange)
     assert main(command(tmp_path, "", ALONE), launcher=(ours := Pretending())) == 0 and ours.jobs == []
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from harness.records import lease, store
+from harness.records import lease
 from harness.records.store import DiskStore, folder_for
 from methods.base import missing
 
@@ -24,15 +25,15 @@ class Times:
 
 
 def test_an_entry_survives_with_its_tensors_and_its_cost(tmp_path: Path) -> None:
-    time = Times()
-    store = DiskStore(tmp_path, time)
+    clock = Times()
+    store = DiskStore(tmp_path, clock)
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7), "c": torch.tensor([True, False])}
-    time.now = 5.0
+    clock.now = 5.0
     assert "x/1" not in store  # from here on it is being made
-    time.now = 8.0
+    clock.now = 8.0
     store["x/1"] = tensors
     assert store.made == {"x/1": 3.0} and store.cached == {}
-    again = DiskStore(tmp_path, time)
+    again = DiskStore(tmp_path, clock)
     assert list(again) == ["x/1"] and len(again) == 1 and "x/1" in again
     for name, tensor in again["x/1"].items():
         assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype
@@ -40,15 +41,15 @@ def test_an_entry_survives_with_its_tensors_and_its_cost(tmp_path: Path) -> None
 
 
 def test_a_damaged_entry_is_missing_and_made_again(tmp_path: Path) -> None:
-    time = Times()
-    DiskStore(tmp_path, time)["a"] = {"t": torch.zeros(1)}
+    clock = Times()
+    DiskStore(tmp_path, clock)["a"] = {"t": torch.zeros(1)}
     (path,) = tmp_path.iterdir()
     path.write_bytes(b"not a tensor")
-    store, counts = DiskStore(tmp_path, time), []
+    store, counts = DiskStore(tmp_path, clock), list[int]()
     store.on_made = counts.append
-    time.now = 5.0
+    clock.now = 5.0
     assert "a" not in store  # from here on it is being made
-    time.now = 8.0
+    clock.now = 8.0
     store["a"] = {"t": torch.ones(1)}
     assert torch.equal(store["a"]["t"], torch.ones(1)) and store.made == {"a": 3.0} and store.cached == {}
     assert counts == [1]
@@ -100,34 +101,34 @@ def test_entries_that_several_want_are_made_once_and_at_the_same_time(tmp_path: 
 def test_who_finds_all_that_is_missing_in_the_making_waits_and_counts_no_second_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    time = Times()
-    ours, theirs = DiskStore(tmp_path, time), DiskStore(tmp_path, time)
+    clock = Times()
+    ours, theirs = DiskStore(tmp_path, clock), DiskStore(tmp_path, clock)
     assert theirs.claim(["a", "b"], 2) == ["a", "b"]
 
     def sleep(seconds: float) -> None:
-        time.now += 4.0
-        if time.now == 8.0:
+        clock.now += 4.0
+        if clock.now == 8.0:
             theirs["a"] = {"t": torch.zeros(1)}
             theirs["b"] = {"t": torch.zeros(1)}
 
-    monkeypatch.setattr(store.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert ours.claim(["a", "b"], 1) == [] and ours.waited == 8.0
     assert ours.cached == theirs.made == {"a": 8.0, "b": 0.0} and ours.made == {}
 
 
 def test_what_another_left_unmade_is_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was killed, or failed, with an entry in hand: the others do not wait for ever."""
-    time = Times()
-    ours, theirs = DiskStore(tmp_path, time), DiskStore(tmp_path, time)
+    clock = Times()
+    ours, theirs = DiskStore(tmp_path, clock), DiskStore(tmp_path, clock)
     theirs.claim(["a"], 1)
 
     def sleep(seconds: float) -> None:
-        time.now += 4.0
+        clock.now += 4.0
         lease.release_all()
 
-    monkeypatch.setattr(store.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert ours.claim(["a"], 1) == ["a"]
-    time.now += 2.0
+    clock.now += 2.0
     ours["a"] = {"t": torch.zeros(1)}
     assert ours.made == {"a": 2.0} and ours.waited == 4.0
 

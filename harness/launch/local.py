@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -168,13 +169,14 @@ class _Launch:
 
     def _relay(self, cell: _Cell) -> None:
         """Print the lines of ``cell``, each whole and behind its place in the run."""
-        assert cell.process.stdout is not None
-        for raw in cell.process.stdout:
-            line = raw.decode(errors="replace").rstrip("\n")
-            if line.startswith(MARK):
-                self._lines.show(cell.job.place, line.removeprefix(MARK))
-            else:
-                say(f"{cell.job.place} {line.strip()}")
+        assert isinstance(cell.process.stdout, RawIOBase)
+        with BufferedReader(cell.process.stdout) as lines:
+            for raw in lines:
+                line = raw.decode(errors="replace").rstrip("\n")
+                if line.startswith(MARK):
+                    self._lines.show(cell.job.place, line.removeprefix(MARK))
+                else:
+                    say(f"{cell.job.place} {line.strip()}")
 
     def _pass_on(self, number: int) -> None:
         self._asked = Stopped(number)

@@ -55,12 +55,12 @@ class DiskStore(MutableMapping[str, Mapping[str, Tensor]]):
                 if len(claimed) == at_most:
                     break
                 with contextlib.suppress(Held):
-                    lease = None if name in self else take(self._lease_of(name), wait=False, watch=self._watch)
-                    if lease is not None and name not in self:  # nobody has made it meanwhile
-                        self._claimed[name] = lease
+                    if name not in self and name not in self._claimed:
+                        self._claimed[name] = take(self._lease_of(name), wait=False, watch=self._watch)
+                    if name not in self:
                         claimed.append(name)
-                    elif lease is not None:
-                        lease.release()
+                    elif name in self._claimed:  # somebody has made it meanwhile
+                        self._claimed.pop(name).release()
                     left.remove(name)
             if claimed or not left:
                 self._since = self._now()
