@@ -833,7 +833,7 @@ def test_work_beside_a_cell_is_in_its_records(
     assert preparing.startswith("while preparing ") and preparing != "while preparing 0 steps"
 
 
-def test_a_long_name_of_a_data_set_fits_into_that_of_the_folder(tmp_path: Path) -> None:
+def test_a_long_name_of_a_data_set_fits_into_that_of_the_folder(tmp_path: Path, dummy: type[Dummy]) -> None:
     made = job(tmp_path).distillation
     names = {dataclasses.replace(made, dataset="folder:" + letter * 250).name({}) for letter in "ab"}
     assert len(names) == 2 and all(len(name) < 255 - len(".earlier.tmp") for name in names)

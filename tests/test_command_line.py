@@ -124,7 +124,6 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         ("evaluate", ["x", "--output", ""], "--output: the path is empty"),
         ("report", ["x", "--page", "."], "--page: . is a folder: name a file in it"),
         ("regress", ["x", "y", "--output", "./"], "--output: ./ is a folder: name a file in it"),
-        ("run", [*RUN.split()[:3], "folder:~nobody_/x"], "folder:~nobody_/x: there is no such user"),
         ("report", ["a\nb\x1b[31m"], r"no such folder: a\nb\x1b[31m"),
         ("report", [__file__], f"{__file__} is a file, not a folder"),
         ("regress", ["a\nb", "c"], r"no such folder or record: a\nb"),

@@ -73,10 +73,12 @@ class Transform:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         if isinstance(image, Image.Image):
             pixels = self._pixels(image)
-        elif isinstance(image, Tensor) and image.layout == torch.strided:
+        elif isinstance(image, Tensor) and image.layout == torch.strided and not image.is_meta:
             pixels = image
         else:
-            kind = f"{image.layout} tensor" if isinstance(image, Tensor) else type(image).__name__
+            kind = type(image).__name__
+            if isinstance(image, Tensor):
+                kind = f"{'empty' if image.is_meta else image.layout} tensor"
             raise UserError(f"this takes a PIL image (Image.fromarray) or a plain tensor (C, H, W), and not: {kind}")
         expected = (self.channels, *self.image_size)
         if pixels.ndim not in (3, 4) or pixels.shape[-3:] != expected:

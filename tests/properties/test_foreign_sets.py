@@ -80,7 +80,7 @@ def test_damaged_files(good: Path, folder: Path, data: st.DataObject) -> None:
 
 
 DTYPES = [dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)]
-IMPOSSIBLE = (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError)
+IMPOSSIBLE = (RuntimeError, NotImplementedError, TypeError, LookupError, ValueError)
 EXTREMES = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 3e38, 1e-45, 1e300, 65504.0, -1.0, 0.1)
 
 
@@ -179,7 +179,7 @@ CALLS = [
     Calls(exec, f"open({MARK!r}, 'w')"),
     Calls(open, MARK, "w"),
     Calls(print, MARK),
-    Calls(getattr, torch, "load"),
+    Calls(getattr, MARK, "upper"),
     Calls(torch.load, MARK),
     Calls(np.load, MARK),
     Calls(np.empty, 10**12),
@@ -264,7 +264,8 @@ def test_archives_of_any_arrays(folder: Path, data: st.DataObject) -> None:
             [("image", "label"), ("images", "labels"), ("image", "image"), ("", "../label"), ("data", "label")]
         )
     )
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # of two members with one name
         for name, usual in zip(names, ((20, 8, 8, 1), (20, 10)), strict=True):
             header = {
                 "descr": data.draw(
