@@ -158,7 +158,15 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         # Squared error on learned labels, as KIP trains networks; the recipe is FRePo's.
         Protocol("kip", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
-        # The same for all methods, so that only the distillation differs
-        Protocol("common", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
+        # The same for all methods, so that only the distillation differs: chosen by how well networks learn from few
+        # real images (``harness.choose_recipe``).
+        Protocol(
+            "common",
+            recipe=vico_recipe(),
+            preprocess=lambda dataset, ipc: "standardise",
+            network="convnet_doubling",
+            distill_norm="batch",
+            test_norm="batch",
+        ),
     )
 }

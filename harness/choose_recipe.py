@@ -49,7 +49,8 @@ PROGRAM = "python -m harness.choose_recipe"
 NETWORKS = ("convnet", "convnet_doubling")
 NORMS = ("none", "instance", "batch")
 PREPROCESSINGS = ("standardise", "zca_frepo", "zca_kornia")
-"""The other two differ from ``standardise`` in the published constants of some data sets alone."""
+"""The simplest first, which serves images of any size. The other two that there are differ from it in the published
+constants of some data sets alone."""
 IPCS = (10, 50)
 
 
@@ -211,7 +212,7 @@ class Bench:
 
 
 def mean_ranks(made: Iterable[Trial], scores: Scores) -> dict[Candidate, float]:
-    """Candidate → its mean rank over tasks, best first; of equals that with the higher mean accuracy.
+    """Candidate → its mean rank over tasks, best first; of equals the simpler preprocessing, then the higher mean.
 
     Rank 1 is the highest mean accuracy over draws; equal ones share the mean of their ranks.
     """
@@ -225,8 +226,11 @@ def mean_ranks(made: Iterable[Trial], scores: Scores) -> dict[Candidate, float]:
         for candidate, mean, rank in zip(own, averages, rankdata([-mean for mean in averages]), strict=True):
             ranks.setdefault(candidate, []).append(float(rank))
             means.setdefault(candidate, []).append(mean)
-    order = sorted(ranks, key=lambda c: (statistics.fmean(ranks[c]), -statistics.fmean(means[c]), c))
-    return {candidate: statistics.fmean(ranks[candidate]) for candidate in order}
+
+    def order(way: Candidate) -> tuple[Any, ...]:
+        return statistics.fmean(ranks[way]), PREPROCESSINGS.index(way.preprocess), -statistics.fmean(means[way]), way
+
+    return {candidate: statistics.fmean(ranks[candidate]) for candidate in sorted(ranks, key=order)}
 
 
 def rung_table(rung: Rung, made: Sequence[Trial], scores: Scores, about: str) -> Table:

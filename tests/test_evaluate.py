@@ -89,9 +89,9 @@ def test_what_was_not_asked_for_follows_from_the_protocol_and_the_set() -> None:
 
     assert named() == ("frepo", "convnet_doubling", 16, 3)
     assert named("mtt") == ("mtt", "convnet_doubling", 16, 3), "the network that distilled"
-    assert named(protocol="common") == ("common", "convnet", 16, None), "the depth follows from the image size"
-    assert named(protocol="common", network="convnet_doubling", width=8)[1:] == ("convnet_doubling", 8, 3)
-    assert named(protocol="common", depth=2)[1:] == ("convnet", 16, 2)
+    assert named(protocol="common") == ("common", "convnet_doubling", 16, 3)
+    assert named(protocol="common", network="convnet", width=8)[1:] == ("convnet", 8, None), "by the image size"
+    assert named(protocol="common", network="convnet", depth=2)[1:] == ("convnet", 16, 2)
     for wrong in ({"protocol": "comon"}, {"network": "convent"}):
         with pytest.raises(UserError, match="did you mean"):
             named(**wrong)

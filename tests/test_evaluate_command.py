@@ -331,7 +331,7 @@ def test_another_recipe_is_another_question_of_the_same_set(
     assert main(*ask, "--protocol", "vico") == main(*ask, "--protocol", "frepo") == main(*ask) == 0
     (each,) = all_in(published / "out")
     networks = {answer["config"]["protocol"]: answer["config"]["network"] for answer in each.evaluations}
-    assert networks == {"vico": "convnet", "frepo": "convnet_doubling", "common": "convnet"}
+    assert networks == {"vico": "convnet", "frepo": "convnet_doubling", "common": "convnet_doubling"}
     capsys.readouterr()
     assert main(published / "out", "--evaluate-steps", 2, "--networks-evaluated", 2) == 0
     assert "asked for accuracy" in capsys.readouterr().err, "by the protocol that was named for its files"

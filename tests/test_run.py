@@ -662,7 +662,7 @@ def test_there_is_a_ceiling_for_every_recipe_network_and_preprocessing(tmp_path:
     assert ceilings(methods=("frepo", "dm"), network="convnet") == [("convnet", ["frepo"]), ("convnet", ["vico"])]
     assert ceilings(methods=("frepo", "kip"), network="convnet") == [("convnet", ["frepo", "kip"])]
     assert ceilings(methods=("frepo", "dm"), network="resnet18") == [("resnet18", ["frepo"]), ("resnet18", ["vico"])]
-    assert ceilings(methods=("frepo", "dm"), protocol="common") == [("convnet", ["common"])]
+    assert ceilings(methods=("frepo", "dm"), protocol="common") == [("convnet_doubling", ["common"])]
 
 
 def test_images_are_decoded_whitened_and_hashed_once_for_a_plan_and_all_its_cells(
@@ -821,7 +821,7 @@ def test_protocols_and_networks(tmp_path: Path) -> None:
 
     assert shape() == ("frepo", "convnet_doubling", "batch", "standardise")
     assert shape(network="convnet") == ("frepo", "convnet", "batch", "standardise")
-    assert shape(protocol="common") == ("common", "convnet", "instance", "standardise")
+    assert shape(protocol="common") == ("common", "convnet_doubling", "batch", "standardise")
     assert shape(network="resnet18") == ("frepo", "resnet18", "batch", "standardise")
     assert shape(network="mlp") == ("frepo", "mlp", "none", "standardise"), "its usual norm"
     assert shape(network="alexnet", protocol="common") == ("common", "alexnet", "none", "standardise")

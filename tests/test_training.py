@@ -73,7 +73,7 @@ def parameters(trained: Network) -> Tensor:
     ],
 )
 def test_frepo_steps_by_number_of_images(images: int, steps: int) -> None:
-    assert PROTOCOLS["frepo"].recipe.steps(images) == PROTOCOLS["common"].recipe.steps(images) == steps
+    assert PROTOCOLS["frepo"].recipe.steps(images) == PROTOCOLS["kip"].recipe.steps(images) == steps
 
 
 def test_vico_runs_one_epoch_more_than_it_counts() -> None:
