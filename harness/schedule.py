@@ -75,12 +75,17 @@ def table(cells: Sequence[Cells], devices: Sequence[int], **settings: Any) -> st
     rows = []
     for number in devices:
         run = simulate(cells, number, **settings)
-        rows.append([f"{number}", f"{run.seconds / 3600:,.3g}", f"{run.busy:.0%}", run.bound])
+        rows.append([f"{number}", _hours(run.seconds), f"{run.busy:.0%}", run.bound])
     headers = ["devices", "hours", "busy", "what bounds it"]
     shown = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("right",) * 3 + ("left",))
-    count, work = sum(each.count for each in cells), sum(each.count * each.seconds for each in cells) / 3600
+    count, work = sum(each.count for each in cells), sum(each.count * each.seconds for each in cells)
     disk = sum(each.count * each.disk_bytes for each in cells)
-    return f"{shown}\n\n{count} parts, {work:,.3g} hours of work, {show_bytes(disk)} on the disk."
+    return f"{shown}\n\n{count} parts, {_hours(work)} hours of work, {show_bytes(disk)} on the disk."
+
+
+def _hours(seconds: float) -> str:
+    """Three digits: ``0.0123``, ``641,000``."""
+    return f"{float(f'{seconds / 3600:.3g}'):,.6g}"
 
 
 def read(path: Path) -> list[Cells]:
