@@ -40,23 +40,34 @@ class Experts:
         ``held_out``: share of the real images that no expert sees, at least one of them; 0: they see all.
         """
         self.task, self.epochs = task, epochs
-        count = max(1, round(held_out * len(task.images))) if held_out else 0
-        order = torch.randperm(len(task.images), generator=generator_for("held out of experts"))
-        self.held_out, self.seen = order[:count].sort().values, order[count:].sort().values
-        """Rows of the real images, ascending, on the CPU: the same for every seed."""
-        self.steps_per_epoch = steps_per_epoch or math.ceil(len(self.seen) / batch_size)
+        self._count = max(1, round(held_out * len(task.images))) if held_out else 0
+        seen = len(task.images) - self._count
+        self.steps_per_epoch = steps_per_epoch or math.ceil(seen / batch_size)
         self.recipe = Recipe(
             loss="cross_entropy",
             optimiser="sgd",
             lr=lr,
             batch_size=batch_size,
             shuffle=True,
-            steps_by_images=((len(self.seen), epochs * self.steps_per_epoch),),
+            steps_by_images=((seen, epochs * self.steps_per_epoch),),
             augment="dsa",
         )
         length = "" if steps_per_epoch is None else f"x{steps_per_epoch}"
         apart = f"-heldout{held_out}" if held_out else ""
         self._settings = f"epochs{epochs}{length}-lr{lr}-batch{batch_size}{apart}"
+
+    @property
+    def held_out(self) -> Tensor:
+        """Rows of the real images that no expert sees, ascending, on the CPU: the same for every seed."""
+        return self._order()[: self._count].sort().values
+
+    @property
+    def seen(self) -> Tensor:
+        """Rows of all others, likewise."""
+        return self._order()[self._count :].sort().values
+
+    def _order(self) -> Tensor:
+        return torch.randperm(len(self.task.images), generator=generator_for("held out of experts"))
 
     def name(self, index: int) -> str:
         """Everything that determines an expert, except for the data and the network."""
@@ -89,7 +100,7 @@ class Experts:
 
         keep(0, 0)
         images, labels = task.images, task.labels
-        if len(self.held_out):
+        if self._count:
             rows = self.seen.to(task.device)
             images, labels = images[rows], labels[rows]
         train_together(

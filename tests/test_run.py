@@ -882,7 +882,7 @@ def test_a_series_without_values_is_left_out_and_values_that_grow_are_as_many_as
     monkeypatch.setattr(Probe, "run", lambda *_: {"rate": [1.0], "kept": [], "more": [2.0, 3.0]})
     asked = command(tmp_path, "--evaluations probe", ALONE)
     assert main(asked, launcher=in_process) == 0
-    assert "rate 1.00, kept 3.00, n = 2" in capsys.readouterr().err
+    assert "rate 1, kept 3, n = 2" in capsys.readouterr().err
     monkeypatch.setattr(Probe, "grows", "networks")
     monkeypatch.setattr(Probe, "Config", TurnedConfig)
     assert main(asked, launcher=in_process) == 1
@@ -965,7 +965,7 @@ def test_protocols_and_networks(tmp_path: Path) -> None:
     assert shape(protocol="common") == ("common", "convnet_doubling", "batch", "standardise")
     assert shape(network="resnet18") == ("frepo", "resnet18", "batch", "standardise")
     assert shape(network="mlp") == ("frepo", "mlp", "none", "standardise"), "its usual norm"
-    assert shape(network="alexnet", protocol="common") == ("common", "alexnet", "none", "standardise")
+    assert shape(network="alexnet", protocol="common") == ("common", "alexnet", "batch", "standardise")
 
 
 def other_than(value: Any) -> Any:

@@ -183,7 +183,7 @@ def test_the_state_holds_images_and_labels() -> None:
 @pytest.mark.usefixtures("quick")
 def test_hard_labels_are_asked_with_soft_ones_and_are_those_of_the_selection(tmp_path: Path) -> None:
     """By one recipe random images of a seed are as good with their classes as random_real: they are the same images."""
-    words = "--methods soft_labels --dataset digits --budget smoke --protocol common --accuracy.width 4 --width 4"
+    words = "--methods soft_labels --dataset digits --budget smoke --protocol common --norm instance --width 4"
     arguments = [*words.split(), "--output", str(tmp_path), "--networks-evaluated", "2"]
     assert run.main(arguments, launcher=in_process) == 0
     values = {
