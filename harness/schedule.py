@@ -70,14 +70,17 @@ def _main(arguments: Sequence[str], program: str) -> int:
 
 def table(cells: Sequence[Cells], devices: Sequence[int], **settings: Any) -> str:
     """A row for each number of devices, as Markdown, and a sentence on what all cells need."""
-    from tabulate import tabulate
+    import tabulate
 
+    tabulate.MIN_PADDING = 0
     rows = []
     for number in devices:
         run = simulate(cells, number, **settings)
         rows.append([f"{number}", _hours(run.seconds), f"{run.busy:.0%}", run.bound])
     headers = ["devices", "hours", "busy", "what bounds it"]
-    shown = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("right",) * 3 + ("left",))
+    shown = tabulate.tabulate(
+        rows, headers, tablefmt="pipe", disable_numparse=True, colalign=("right",) * 3 + ("left",)
+    )
     count, work = sum(each.count for each in cells), sum(each.count * each.seconds for each in cells)
     disk = sum(each.count * each.disk_bytes for each in cells)
     return f"{shown}\n\n{count} parts, {_hours(work)} hours of work, {show_bytes(disk)} on the disk."

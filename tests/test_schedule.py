@@ -74,10 +74,10 @@ def test_a_file_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     schedule.write([Cells("a cell, ipc 1", 3, 3600.0, disk_bytes=2**20)], path)
     assert schedule.main([str(path), "--devices", "1,2"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "|   devices |   hours |   busy | what bounds it    |",
-        "|----------:|--------:|-------:|:------------------|",
-        "|         1 |       3 |   100% | all work together |",
-        "|         2 |       2 |    75% | all work together |",
+        "| devices | hours | busy | what bounds it    |",
+        "|--------:|------:|-----:|:------------------|",
+        "|       1 |     3 | 100% | all work together |",
+        "|       2 |     2 |  75% | all work together |",
         "",
         "3 parts, 3 hours of work, 3 MiB on the disk.",
     ]
