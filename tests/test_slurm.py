@@ -38,6 +38,8 @@ STAND_INS = {
     "srun": "",
 }
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 class Cluster:
     """Stand-ins in a folder on PATH. Whenever the command sleeps, ``then`` happens: by default all jobs run."""
