@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+from harness import stopping
 from harness.launch.environment import ENVIRONMENT
 
 # Before torch is imported: the tests as well must end on a busy machine.
@@ -25,6 +26,13 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("FREPO_BENCH_DATA", str(folder / "data"))
     monkeypatch.setenv("FREPO_BENCH_CACHE", str(folder / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that fails while work is held keeps its frames alive: the next begins afresh."""
+    monkeypatch.setattr(stopping, "_held", None)
+    monkeypatch.setattr(stopping, "_waiting", None)
 
 
 @pytest.fixture
