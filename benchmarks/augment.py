@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+FLIP_ROTATE = "flip_rotate"
+"""The strategy of RaT-BPTT (Feng, Vedantam, Kempe, ICLR 2024): images are mirrored, or rotated by up to 15°."""
 
 
 def draw_dsa(

@@ -20,6 +20,8 @@ class Recipe:
     batch_size: int
     shuffle: bool
     """False: batches are cut in the order of the set, the same in every epoch."""
+    balanced: bool = False
+    """Every batch is drawn anew, with equally many images of each class; the whole set where that is no larger."""
     epochs: int = 0
     """Passes over the set; 0 where ``steps_by_images`` says the length."""
     steps_by_images: tuple[tuple[int, int], ...] = ()
@@ -35,7 +37,7 @@ class Recipe:
     """``warmup_cosine``: steps of linear rise from 0."""
     final_lr: float = 0.0
     """``warmup_cosine``: the end of the cosine, as a fraction of ``lr``."""
-    augment: Literal["none", "dsa", "frepo"] = "none"
+    augment: Literal["none", "dsa", "frepo", "flip_rotate"] = "none"
     learned_lr: bool = False
     """Take the step size that was learned with the set, if any, instead of ``lr``."""
     ema: float | None = None
@@ -142,6 +144,23 @@ because it is no recipe for accuracy.
 """
 
 
+RAT_BPTT_RECIPE = Recipe(
+    loss="cross_entropy",
+    optimiser="adam",
+    lr=1e-3,
+    batch_size=100,
+    shuffle=True,
+    balanced=True,
+    steps_by_images=((1, 1000),),
+    augment="flip_rotate",
+)
+"""The inner training of RaT-BPTT (Feng et al., 2024), with 100 images a step.
+
+That is the published number of images, except for sets of more than 100 classes, of which 50 are trained on a step.
+The authors test after 300, 600, 1000 and 3000 steps and report the best of the four; here the length is 1000.
+"""
+
+
 def _frepo_preprocess(dataset: str, ipc: int) -> str:
     return "standardise" if base_name(dataset) in ("digits", "mnist", "fashion_mnist") else "zca_frepo"
 
@@ -171,6 +190,7 @@ PROTOCOLS: dict[str, Protocol] = {
             test_norm="none",
             krr=True,
         ),
+        Protocol("rat_bptt", recipe=RAT_BPTT_RECIPE, preprocess=_frepo_preprocess),
         # Squared error on learned labels, as KIP trains networks; the recipe is FRePo's.
         Protocol("kip", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
         # The same for all methods, so that only the distillation differs: chosen by how well networks learn from few

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.augment import apply_dsa, apply_frepo, draw_dsa, draw_frepo
+from benchmarks.augment import DSA_STRATEGY, FLIP_ROTATE, apply_dsa, apply_frepo, draw_dsa, draw_frepo
 from benchmarks.networks import Network, batch_norms
 from benchmarks.networks.layers import AveragePool, BatchNorm, Residual
 from benchmarks.protocols import Recipe
@@ -31,7 +31,7 @@ def train(
     network: Network,
     images: Tensor,
     labels: Tensor,
-    label_space: Literal["probability", "centred"],
+    label_space: Literal["probability", "weighted", "centred"],
     recipe: Recipe,
     *,
     flip: bool,
@@ -65,7 +65,7 @@ def train_together(
     networks: Sequence[Network],
     images: Tensor,
     labels: Tensor,
-    label_space: Literal["probability", "centred"],
+    label_space: Literal["probability", "weighted", "centred"],
     recipe: Recipe,
     *,
     flip: bool,
@@ -95,7 +95,7 @@ def train_together(
     parameters = list(model.parameters())
     optimiser = _optimiser(recipe, parameters, rate)
     average = None if recipe.ema is None else Average(parameters, recipe.ema)
-    for step, (index, draws) in enumerate(_batches(images, recipe, steps, generators, flip=flip)):
+    for step, (index, draws) in enumerate(_batches(images, labels, recipe, steps, generators, flip=flip)):
         if recipe.schedule == "drop_once" and step == drop:
             optimiser = _optimiser(recipe, parameters, rate / 10)
         elif recipe.schedule == "drops":
@@ -274,12 +274,28 @@ class Average:
 
 
 def _targets(labels: Tensor, label_space: str, loss: str, num_classes: int) -> Tensor:
-    """Labels as ``loss`` takes them: probabilities (or class indices) for cross entropy, centred ones else."""
+    """Labels as ``loss`` takes them: probabilities, weighted or not, or class indices for cross entropy; else centred.
+
+    The cross entropy of weighted labels is that of the probabilities times the weight of the image.
+    """
     if loss == "cross_entropy":
         return probabilities(labels) if labels.ndim == 2 and label_space == "centred" else labels
     if labels.ndim == 1:
         labels, label_space = F.one_hot(labels, num_classes), "probability"
-    return labels - 1 / num_classes if label_space == "probability" else labels
+    return centred(labels, label_space)
+
+
+def centred(labels: Tensor, label_space: str) -> Tensor:
+    """Labels (n, C) of any space as regression targets: 1/C is taken off probabilities, and weights are dropped.
+
+    A row without weight becomes 0.
+    """
+    if label_space == "centred":
+        return labels
+    if label_space == "weighted":
+        sums = labels.sum(1, keepdim=True)
+        labels = torch.where(sums > 0, labels / sums, 1 / labels.shape[1])
+    return labels - 1 / labels.shape[1]
 
 
 def probabilities(labels: Tensor) -> Tensor:
@@ -295,10 +311,11 @@ def probabilities(labels: Tensor) -> Tensor:
 
 
 def _batches(
-    images: Tensor, recipe: Recipe, steps: int, generators: Sequence[torch.Generator], *, flip: bool
+    images: Tensor, labels: Tensor, recipe: Recipe, steps: int, generators: Sequence[torch.Generator], *, flip: bool
 ) -> Iterator[tuple[Tensor, list[tuple[str, Tensor]]]]:
     """For every step the indices (N·B,) of the batches of all networks, and what augments each, on the device."""
-    drawn = zip(*(_draws(images, recipe, generator, flip=flip) for generator in generators), strict=True)
+    classes = (labels.argmax(1) if labels.ndim == 2 else labels).cpu() if recipe.balanced else labels
+    drawn = zip(*(_draws(images, classes, recipe, generator, flip=flip) for generator in generators), strict=True)
     size = BLOCK
     for begin in range(0, steps, size):
         block = list(itertools.islice(drawn, min(size, steps - begin)))
@@ -309,20 +326,43 @@ def _batches(
             yield index, [(op, next(parameters)) for _, op, _ in step]
 
 
+def draw_balanced(classes: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """At most ``size`` random indices (CPU) into ``classes`` (n,), without repetition, equally many of each class.
+
+    All indices, in order, where there are no more than ``size``. One of each of ``size`` random classes where there are
+    more classes.
+    """
+    if len(classes) <= size:
+        return torch.arange(len(classes))
+    order = torch.randperm(len(classes), generator=generator)
+    order = order[classes[order].argsort(stable=True)]  # class by class, in random order within each
+    names, sizes = classes.unique(return_counts=True)
+    place = torch.arange(len(classes)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # within the class
+    drawn = order[place < max(size // len(names), 1)]
+    if len(names) > size:
+        some = names[torch.randperm(len(names), generator=generator)[:size]]
+        drawn = drawn[torch.isin(classes[drawn], some)]
+    return drawn
+
+
 def _draws(
-    images: Tensor, recipe: Recipe, generator: torch.Generator, *, flip: bool
+    images: Tensor, classes: Tensor, recipe: Recipe, generator: torch.Generator, *, flip: bool
 ) -> Iterator[tuple[Tensor, str, Tensor]]:
     """Batch after batch, without end: indices (B,), an operation of the augmentation, its parameters (k, B) or none.
 
-    The last batch of an epoch may be short.
+    The last batch of an epoch may be short. ``classes`` (n,), on the CPU, are for recipes with balanced batches.
     """
     while True:
-        order = torch.randperm(len(images), generator=generator) if recipe.shuffle else torch.arange(len(images))
+        if recipe.balanced:
+            order = draw_balanced(classes, recipe.batch_size, generator)
+        else:
+            order = torch.randperm(len(images), generator=generator) if recipe.shuffle else torch.arange(len(images))
         for index in torch.split(order, recipe.batch_size):
             match recipe.augment:
-                case "dsa":
+                case "dsa" | "flip_rotate":
                     size = (images.shape[-2], images.shape[-1])
-                    yield index, *draw_dsa(size, len(index), generator, flip=flip)
+                    strategy = DSA_STRATEGY if recipe.augment == "dsa" else FLIP_ROTATE
+                    yield index, *draw_dsa(size, len(index), generator, flip=flip, strategy=strategy)
                 case "frepo":
                     yield index, *draw_frepo(len(index), generator, flip=flip)
                 case "none":
@@ -342,7 +382,7 @@ def _augmented(recipe: Recipe, images: Tensor, draws: Sequence[tuple[str, Tensor
     """Images (N·B, C, H, W), those of each network by an operation of its own."""
     if recipe.augment == "none":
         return images
-    apply = apply_dsa if recipe.augment == "dsa" else apply_frepo
+    apply = apply_frepo if recipe.augment == "frepo" else apply_dsa
     parts = [apply(op, part, own) for part, (op, own) in zip(images.chunk(len(draws)), draws, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -36,8 +36,9 @@ def missing(store: Store, names: Sequence[str], at_most: int) -> list[str]:
     return [name for name in names if name not in store][:at_most]
 
 
-LabelSpace = Literal["probability", "centred"]
-"""Kinds of labels: one-hot or soft; or regression targets one-hot − 1/C, as FRePo and KIP learn."""
+LabelSpace = Literal["probability", "weighted", "centred"]
+"""Kinds of labels: one-hot or soft, with a sum of 1; soft with another sum, the weight of the image in a cross entropy;
+or regression targets one-hot − 1/C, as FRePo and KIP learn."""
 
 
 def check_ranges(config: Any, *, from_zero: Container[str] = (), above_zero: Container[str] = ()) -> None:

@@ -31,9 +31,8 @@ from torch.nn import functional as F
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from benchmarks.training import loss_gradient
 from methods._optim import Optimised, initial_images
-from methods._unroll import flatten, unflatten, unroll
+from methods._unroll import flatten, outer_gradient, unroll
 from methods.base import Synthetic, check_ranges
 
 BETAS = (0.5, 0.999)
@@ -113,18 +112,6 @@ def inner_training(
             descent.step(loss, override={"lr": [lr[step] if lr.ndim else lr]})
             losses.append(loss.detach())
         return flatten(student.parameters()), torch.stack(losses)
-
-
-def outer_gradient(network: Network, parameters: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy on real data, 0-d, and its gradient (P,) at the final ``parameters`` (P,); both are constants.
-
-    ``network`` takes on the parameters: with views of a vector in their place it is slower.
-    """
-    with torch.no_grad():
-        for own, trained in zip(network.parameters(), unflatten(network, parameters).values(), strict=True):
-            own.copy_(trained)
-    loss, gradients = loss_gradient(network, images, labels)
-    return loss, flatten(gradients)
 
 
 class BPTT(Optimised):

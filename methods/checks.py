@@ -151,6 +151,8 @@ def _check_labels(synthetic: Synthetic, where: str, present: Sequence[int], ipc:
         bool((labels >= -TOLERANCE).all()) and bool(((sums - 1).abs() <= TOLERANCE).all())
     ):
         raise UserError(f"{where}: {came}; expected values from 0 to 1 with sums of 1")
+    if space == "weighted" and not (bool((labels >= -TOLERANCE).all()) and bool((sums > 0).any())):
+        raise UserError(f"{where}: {came}; expected values from 0 on, some above")
     if space == "centred" and initial and not bool((sums.abs() <= TOLERANCE).all()):
         raise UserError(f"{where}: {came}; expected sums of 0")
     if not initial and bool((labels == labels[:, :1]).all()):
@@ -323,7 +325,7 @@ def check_set(name: str, method: type[Method]) -> None:
             initial=steps == 0 and running.iterative,
         )
         if synthetic.label_space == "probability" or steps == 0:
-            error = (synthetic.labels.sum(1) - float(synthetic.label_space == "probability")).abs().max()
+            error = (synthetic.labels.sum(1) - float(synthetic.label_space != "centred")).abs().max()
             _expect(bool(error <= 1e-5), where, f"sums of labels are wrong by {float(error):.1g}; expected rounding")
 
 

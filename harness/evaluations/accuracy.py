@@ -20,7 +20,7 @@ from benchmarks.datasets import Benchmark
 from benchmarks.krr import krr_weights
 from benchmarks.networks import Network
 from benchmarks.protocols import PROTOCOLS
-from benchmarks.training import accuracy, features
+from benchmarks.training import accuracy, centred, features
 from harness.evaluations.base import Quantity
 from harness.evaluations.training import NetworkEvaluation, Training
 from methods.base import Synthetic
@@ -75,9 +75,7 @@ def krr_head(network: Network, synthetic: Synthetic, *, flip: bool) -> Callable[
 
 def regression_targets(synthetic: Synthetic) -> Tensor:
     """The labels, (n, C), with probabilities centred: the mean label 1/C taken off."""
-    if synthetic.label_space == "centred":
-        return synthetic.labels
-    return synthetic.labels - 1 / synthetic.labels.shape[1]
+    return centred(synthetic.labels, synthetic.label_space)
 
 
 def _krr_flip(benchmark: Benchmark) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.networks import Network
-from methods import bptt
+from methods import _unroll, bptt
 from tests.adapters import KINK32, Adapter, Case, Mistake
 from tests.adapters.networks import build, load_vico
 
@@ -62,7 +62,7 @@ ADAPTERS: dict[str, Adapter] = {"bptt_unrolled": bptt_unrolled}
 
 # --- mistakes, planted
 
-_right, _outer, _loss, _unroll = bptt.inner_training, bptt.outer_gradient, bptt.loss_gradient, bptt.unroll
+_right, _outer, _loss, _unrolled = bptt.inner_training, bptt.outer_gradient, _unroll.loss_gradient, bptt.unroll
 Found = tuple[Tensor, Tensor]
 
 
@@ -104,11 +104,11 @@ def sgd_with(**changes: Any) -> Callable[..., torch.optim.Optimizer]:
 
 
 def window_too_wide(*arguments: Any, window: int | None, **settings: Any) -> Found:
-    return _unroll(*arguments, window=window and window + 1, **settings)
+    return _unrolled(*arguments, window=window and window + 1, **settings)
 
 
 def momentum_lost_in_recomputation(*arguments: Any, momentum: float, **settings: Any) -> Found:
-    return _unroll(*arguments, **settings)
+    return _unrolled(*arguments, **settings)
 
 
 def summed_outer_loss(network: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -145,6 +145,6 @@ MISTAKES = [
     mistake(torch.optim, "SGD", sgd_with(dampening=0.1), "momentum_dampened"),
     mistake(bptt, "unroll", window_too_wide),
     mistake(bptt, "unroll", momentum_lost_in_recomputation),
-    mistake(bptt, "loss_gradient", summed_outer_loss),
+    mistake(_unroll, "loss_gradient", summed_outer_loss),
     mistake(bptt, "outer_gradient", outer_loss_before_training),
 ]
