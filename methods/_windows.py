@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from benchmarks.networks import Network
 Window = tuple[int, int]
 
 STAGES = {1: (0.015, 0.15), 2: (0.01, 0.125)}
-"""Stage of AT-BPTT → the rise of the accuracy that is too small, and for how many epochs on end, as a share of T."""
+"""Stage of AT-BPTT → the rise of the accuracy that is too small, and for how many passes on end, as a share of T."""
 
 
 def gradient_norms(network: Network, batch: Callable[[int], Sequence[Tensor]], steps: int, lr: float) -> Tensor:
@@ -69,7 +70,43 @@ def _drawn(norms: Tensor, uniform: float) -> int:
 
 
 @dataclass
-class Stages:
+class Rule:
+    """A rule for windows of W = ``window`` steps, or up to ``change`` fewer or more, in an unroll of T = ``unroll``."""
+
+    unroll: int
+    window: int
+    change: int
+    held: ClassVar[bool] = True
+    """Whether a window stays for a whole pass over the real images."""
+
+    def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
+        """A window. ``norms()``: gradient norms (T,) of the inner training of the network that comes next."""
+        raise NotImplementedError
+
+
+class Random(Rule):
+    """It begins after 0 to T − W steps."""
+
+    def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
+        return int(torch.randint(self.unroll - self.window + 1, (), generator=generator)), self.window
+
+
+class End(Rule):
+    """The last W steps."""
+
+    def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
+        return self.unroll - self.window, self.window
+
+
+class Middle(Rule):
+    """It begins where random ones begin on average."""
+
+    def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
+        return (self.unroll - self.window) // 2, self.window
+
+
+@dataclass
+class Stages(Rule):
     """AT-BPTT's windows ("Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025).
 
     Early, random and late ones in three stages. The accuracy in training says when the next stage begins. The official
@@ -77,17 +114,13 @@ class Stages:
     there; here the count must reach it.
     """
 
-    unroll: int
-    window: int
-    change: int
     stage: int = 1
     waited: int = 0
-    """Epochs on end in which the accuracy rose too little."""
+    """Passes on end in which the accuracy rose too little."""
     accuracy: float | None = None
-    """Of the last epoch."""
+    """Of the last pass."""
 
     def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
-        """A window; ``norms()``: those (T,) of a new network."""
         if self.stage == 2:
             width = self.window + self.change
             return int(torch.randint(self.unroll - width + 1, (), generator=generator)), width
@@ -96,8 +129,8 @@ class Stages:
         start, width = rule(norms(), uniform, self.window, self.change)
         return max(start, 0), width
 
-    def end_epoch(self, accuracy: float) -> None:
-        """Take note of the mean accuracy of an epoch, a fraction."""
+    def end_pass(self, accuracy: float) -> None:
+        """Take note of the mean accuracy on the real batches of a pass, a fraction."""
         if self.accuracy is not None and self.stage in STAGES:
             least, patience = STAGES[self.stage]
             self.waited = self.waited + 1 if accuracy - self.accuracy < least else 0
@@ -107,21 +140,22 @@ class Stages:
 
 
 @dataclass
-class Policy:
+class Policy(Rule):
     """AT-BPTT++'s windows (github.com/aether-hang/at-bptt-plus, commit aa48f30).
 
     A window ends at a step with a large gradient norm, or a small one where the norms of all steps are small. The
     draws stay near those of the steps before.
     """
 
-    unroll: int
-    window: int
-    change: int
-    reference: Tensor
+    held: ClassVar[bool] = False
+    reference: Tensor = field(init=False)
     """(T,): the moving average of the probabilities."""
     low: float = math.inf
     high: float = -math.inf
     """Least and largest mean norm so far."""
+
+    def __post_init__(self) -> None:
+        self.reference = torch.full((self.unroll,), 1 / self.unroll, dtype=torch.float64)
 
     def update(self, norms: Tensor, *, weight: float = 1.0, rate: float = 0.05) -> Tensor:
         """Probabilities (T,) of the last step of a window, given the ``norms`` (T,) of its network."""
@@ -143,7 +177,6 @@ class Policy:
         return last + 1 - width, width
 
     def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
-        """A window; ``norms()``: those (T,) of the network that is trained."""
         found = norms()
         last = int(torch.multinomial(self.update(found), 1, generator=generator))
         return self.ending(found, last)
@@ -151,3 +184,12 @@ class Policy:
 
 def _standardised(values: Tensor) -> Tensor:
     return (values - values.mean()) / (values.std(correction=0) + 1e-8)
+
+
+RULES: dict[str, type[Rule]] = {
+    "random": Random,
+    "end": End,
+    "middle": Middle,
+    "stages": Stages,
+    "policy": Policy,
+}

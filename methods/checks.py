@@ -134,7 +134,7 @@ def check_synthetic(
         said = f"detached {_name(dtype)} on {device}, 0-d or one number per step"
         raise UserError(f"{where}: lr is {_shown(rate)}; expected {said}")
     if synthetic.label_space not in get_args(LabelSpace):
-        known = " or ".join(get_args(LabelSpace))
+        known = " or ".join(", ".join(get_args(LabelSpace)).rsplit(", ", 1))
         raise UserError(f"{where}: label_space is {printable(repr(synthetic.label_space))}; expected {known}")
     for name, values in (("images", synthetic.images), ("labels", synthetic.labels), ("step size", rate)):
         if values is not None and not bool(values.isfinite().all()):

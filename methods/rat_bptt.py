@@ -37,7 +37,7 @@ from benchmarks.task import Task
 from benchmarks.training import draw_balanced, features
 from methods._optim import Optimised, initial_images
 from methods._unroll import AdamForm, flatten, outer_gradient, unroll
-from methods._windows import Policy, Stages, Window, gradient_norms
+from methods._windows import RULES, Stages, Window, gradient_norms
 from methods.base import LabelSpace, Synthetic, check_ranges
 
 
@@ -162,16 +162,10 @@ class RaTBPTT(Optimised):
         self.lr_inner = torch.tensor(config.lr_inner, dtype=task.dtype, device=task.device)
         self.by_class = torch.arange(len(task.classes)).repeat_interleave(task.ipc)  # on the host, for the draws
         self.norm: Tensor | None = None  # moving average of the norm of the images' gradient
-        self.epoch = -(-len(task.labels) // config.batch_size)  # steps of a pass over the real images
-        self.left = 0  # steps of this pass that are to come
+        self.rule = RULES[config.place](config.unroll, config.window, config.change)
         self.window: Window = (0, 0)
-        self.correct = torch.zeros((), dtype=task.dtype, device=task.device)  # of the real batches of this pass, a sum
-        sizes = (config.unroll, config.window, config.change)
-        self.selector: Stages | Policy | None = None
-        if config.place == "stages":
-            self.selector = Stages(*sizes)
-        elif config.place == "policy":
-            self.selector = Policy(*sizes, torch.full((config.unroll,), 1 / config.unroll, dtype=torch.float64))
+        self.left = 0  # steps that this window is still for
+        self.correct = torch.zeros((), dtype=task.dtype, device=task.device)  # accuracies since it began, their sum
 
     def step(self) -> dict[str, Tensor]:
         """One outer step."""
@@ -193,27 +187,20 @@ class RaTBPTT(Optimised):
         gradient, self.norm = clipped(gradient, self.norm)
         self.update([gradient, *others])
         self.labels.clamp_(min=0)
-        if config.place == "stages":
+        if isinstance(self.rule, Stages):
             predicted = features(network, real_images, network.head).argmax(1)
             self.correct += (predicted == real_labels).to(task.dtype).mean()
         return {"loss": loss, "inner_loss": inner_loss}
 
     def place(self, network: Network) -> Window:
         """The window of this step, in which ``network`` is trained."""
-        config, generator, last = self.config, self.task.generator, self.config.unroll - self.config.window
-        if isinstance(self.selector, Policy):
-            return self.selector.choose(lambda: self.norms(copy.deepcopy(network)), generator)
         if self.left == 0:
-            if isinstance(self.selector, Stages):
-                if self.window[1]:
-                    self.selector.end_epoch(float(self.correct) / self.epoch)
+            passed = -(-len(self.task.labels) // self.config.batch_size)  # steps of a pass over the real images
+            if isinstance(self.rule, Stages) and self.window != (0, 0):
+                self.rule.end_pass(float(self.correct) / passed)
                 self.correct.zero_()
-                self.window = self.selector.choose(lambda: self.norms(self.task.network(generator)), generator)
-            elif config.place == "random":
-                self.window = int(torch.randint(last + 1, (), generator=generator)), config.window
-            else:
-                self.window = last if config.place == "end" else last // 2, config.window
-            self.left = self.epoch
+            self.window = self.rule.choose(lambda: self.norms(copy.deepcopy(network)), self.task.generator)
+            self.left = passed if self.rule.held else 1
         self.left -= 1
         return self.window
 
@@ -245,13 +232,11 @@ class RaTBPTT(Optimised):
         return Synthetic(self.images.clone(), self.labels.clone(), space)
 
     def state_dict(self) -> dict[str, Any]:
-        selector = {} if self.selector is None else vars(self.selector)
-        own = {name: getattr(self, name) for name in ("norm", "left", "window", "correct")}
-        return {**super().state_dict(), **copy.deepcopy({**own, "selector": selector})}
+        own = {name: getattr(self, name) for name in ("norm", "window", "left", "correct")}
+        return {**super().state_dict(), **copy.deepcopy({**own, "rule": vars(self.rule)})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        for name in ("norm", "left", "window", "correct"):
-            setattr(self, name, copy.deepcopy(state[name]))
-        if self.selector is not None:
-            vars(self.selector).update(copy.deepcopy(state["selector"]))
+        state = copy.deepcopy(dict(state))
+        self.norm, self.window, self.left, self.correct = (state[n] for n in ("norm", "window", "left", "correct"))
+        vars(self.rule).update(state["rule"])

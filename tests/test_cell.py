@@ -306,7 +306,10 @@ WRONG_SETS = {
         "(10, 1, 8, 8) on cpu, part of a graph; expected detached",
     ),
     "labels": (replaced(labels=lambda t: t.argmax(1)), "labels are int64 (10,) on cpu; expected detached float32 (10,"),
-    "space": (replaced(label_space=lambda s: "logits"), "label_space is 'logits'; expected probability or centred"),
+    "space": (
+        replaced(label_space=lambda s: "logits"),
+        "label_space is 'logits'; expected probability, weighted or centred",
+    ),
     "logits": (
         replaced(labels=lambda t: 3 * t - 1),
         "probability labels from -1 to 2 with sums from -7 to -7; expected values from 0 to 1 with sums of 1",

@@ -42,7 +42,9 @@ def test_method(name: str, check: Check) -> None:
     [
         ("bptt", "rematerialize"),
         ("mtt", "rematerialize"),
+        ("rat_bptt", "rematerialize"),
         ("bptt", "learn_label"),
+        ("rat_bptt", "learn_label"),
         ("kip", "learn_label"),
         ("kip", "solve_label"),
     ],

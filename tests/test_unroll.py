@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import higher
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.networks import Network, NetworkSpec
-from methods._unroll import flatten, minibatches, unflatten, unroll
+from methods._unroll import AdamForm, flatten, minibatches, unflatten, unroll
 
 
 def network(name: str = "convnet", norm: str = "instance") -> Network:
@@ -85,6 +87,71 @@ def test_gradients_agree_with_finite_differences(norm: str, momentum: float) -> 
         torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("form", ["exact", "faithful"])
+def test_steps_before_the_window_are_those_of_torchs_adam(form: AdamForm) -> None:
+    """In both forms. Without a norm: a bias before one has no gradient but rounding, of which Adam makes full steps."""
+    net, (images, labels) = network(norm="none"), data()
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    start = flatten(net.parameters())
+    final, losses = unroll(net, start, lambda step: (images, labels), 4, [], lr, adam=form, window=0)
+    inside, _ = unroll(net, start, lambda step: (images, labels), 4, [], lr, adam=form)
+    optimiser, expected = torch.optim.Adam(net.parameters(), lr=0.01), []
+    for _ in range(4):
+        expected.append(F.cross_entropy(net(images), labels))
+        optimiser.zero_grad()
+        expected[-1].backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    trained = flatten(net.parameters()).detach()
+    torch.testing.assert_close(final, trained, rtol=0, atol=1e-10)
+    torch.testing.assert_close(losses, torch.stack(expected).detach(), rtol=0, atol=1e-10)
+    apart = (inside - trained).abs().max()
+    assert apart < 1e-10 if form == "exact" else apart > 1e-9, "epsilon in another place"
+
+
+@pytest.mark.parametrize("norm", ["none", "instance"])
+def test_the_faithful_adam_is_that_of_higher(norm: str) -> None:
+    net, (images, labels) = network(norm=norm), data()
+    images.requires_grad_()
+    net.head.bias.data -= torch.tensor([0.0, 0.0, 1e3], dtype=torch.float64)  # a gradient that is exactly 0
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    ours, _ = unroll(net, flatten(net.parameters()), lambda step, x: (x, labels), 4, [images], lr, adam="faithful")
+    with higher.innerloop_ctx(net, torch.optim.Adam(net.parameters(), lr=0.01)) as (student, descent):
+        for _ in range(4):
+            descent.step(F.cross_entropy(student(images), labels))
+        theirs = flatten(student.parameters())
+    (found,), (expected,) = (torch.autograd.grad(student_loss(net, flat), images) for flat in (ours, theirs))
+    assert expected.abs().max() > 1e-6
+    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def student_loss(net: Network, flat: Tensor) -> Tensor:
+    """On other images, so that directions of the parameters without meaning count for nothing."""
+    images, labels = data(seed=5)
+    return F.cross_entropy(functional_call(net, unflatten(net, flat), (images,)), labels)
+
+
+@pytest.mark.parametrize("form", ["exact", "faithful"])
+def test_gradients_through_adam_agree_with_finite_differences(form: AdamForm) -> None:
+    net = network(norm="none")
+    images, labels = data()
+    soft, start = F.one_hot(labels, 3).double() * 0.8 + 0.1, flatten(net.parameters()).detach()
+    rates = torch.tensor([0.01, 0.02, 0.005], dtype=torch.float64)
+
+    def outer(x: Tensor, y: Tensor, lr: Tensor) -> Tensor:
+        return student_loss(net, unroll(net, start, lambda step: (x, y), 3, [], lr, adam=form)[0])
+
+    at = [tensor.clone().requires_grad_() for tensor in (images, soft, rates)]
+    gradients = torch.autograd.grad(outer(*at), at)
+    generator = torch.Generator().manual_seed(3)
+    h = 1e-7  # as above
+    for i, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+        ahead, behind = ([t.detach() for t in at] for _ in range(2))
+        ahead[i], behind[i] = ahead[i] + h * direction, behind[i] - h * direction
+        slope = (outer(*ahead) - outer(*behind)).detach() / (2 * h)
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-8)
+
+
 def test_a_step_size_for_each_step() -> None:
     net, batch = network(), data()
     rates = torch.tensor([0.1, 0.3], dtype=torch.float64)
@@ -134,13 +201,21 @@ def outer(final: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [("convnet", "instance"), ("convnet", "batch"), ("convnet_doubling", "batch")]
+    ("name", "norm", "optimiser"),
+    [
+        *(
+            (name, norm, {"momentum": momentum})
+            for name, norm in (("convnet", "instance"), ("convnet", "batch"), ("convnet_doubling", "batch"))
+            for momentum in (0.0, 0.9)
+        ),
+        ("convnet", "none", {"adam": "exact"}),
+        ("convnet", "none", {"adam": "faithful"}),
+    ],
 )
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("per_step", [False, True])
 def test_rematerialised_is_the_plain_unroll(
-    name: str, norm: str, momentum: float, window: int | None, per_step: bool
+    name: str, norm: str, optimiser: dict[str, Any], window: int | None, per_step: bool
 ) -> None:
     """Same values and same gradients: images, soft labels and step sizes, through augmented minibatches."""
     net = network(name, norm)
@@ -148,6 +223,8 @@ def test_rematerialised_is_the_plain_unroll(
     images, labels = data()
     soft = F.one_hot(labels, 3).double() * 0.8 + 0.1
     rates = torch.tensor([0.1, 0.2, 0.05, 0.1, 0.3] if per_step else 0.1, dtype=torch.float64)
+    if "adam" in optimiser:
+        rates /= 30  # so that no unit dies
     generator = torch.Generator().manual_seed(4)
     indices = minibatches(6, 4, 5, generator)
     draws = [draw_dsa((8, 8), len(index), generator, flip=True) for index in indices]
@@ -160,7 +237,7 @@ def test_rematerialised_is_the_plain_unroll(
     x, y, lr = leaves
 
     def descend(rematerialize: bool) -> tuple[Tensor, Tensor]:
-        settings: Any = {"momentum": momentum, "window": window, "rematerialize": rematerialize}
+        settings: Any = {**optimiser, "window": window, "rematerialize": rematerialize}
         return unroll(net, flatten(net.parameters()), batch, 5, (x, y), lr, **settings)
 
     (final, losses), (again, same) = descend(False), descend(True)
@@ -216,16 +293,16 @@ class Kept:
         self.counter.now -= self.tensor.nbytes
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_saved_bytes_do_not_grow_with_the_steps(momentum: float) -> None:
+@pytest.mark.parametrize("optimiser", [{}, {"momentum": 0.9}, {"adam": "exact"}, {"adam": "faithful"}])
+def test_saved_bytes_do_not_grow_with_the_steps(optimiser: dict[str, Any]) -> None:
     def peak(steps: int, rematerialize: bool) -> int:
         net, (images, labels) = network(), data()
         lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
         images.requires_grad_()
         counter = Saved()
         with torch.autograd.graph.saved_tensors_hooks(counter.pack, counter.unpack):
-            start, settings = flatten(net.parameters()), {"momentum": momentum, "rematerialize": rematerialize}
-            final, _ = unroll(net, start, lambda step, x: (x, labels), steps, [images], lr, **settings)  # type: ignore[arg-type]
+            start, settings = flatten(net.parameters()), {**optimiser, "rematerialize": rematerialize}
+            final, _ = unroll(net, start, lambda step, x: (x, labels), steps, [images], lr, **settings)
             torch.autograd.grad(outer(final), [images, lr])
         return counter.peak
 

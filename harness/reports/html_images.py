@@ -195,7 +195,7 @@ def _label(artifact: Artifact, place: int) -> str:
     values = [float(value) for value in top.values]
     if len(label) > 1 and float(label.sort().values[:-1].max() - label.min()) < 1e-6:
         return f"label {_name(artifact, int(top.indices[0]))}"
-    kind = "learned label (centred)" if artifact.label_space == "centred" else "soft label"
+    kind = "soft label" if artifact.label_space == "probability" else f"learned label ({artifact.label_space})"
     shown = [f"{_name(artifact, int(i))}: {value:.2f}" for i, value in zip(top.indices, values, strict=True)]
     return f"{kind} {', '.join(shown)}{', …' if len(label) > len(shown) else ''}"
 

@@ -170,7 +170,8 @@ def _label_figure(loaded: Artifact, about: str) -> Figure:
 
     chosen = examples(loaded.labels)
     starts = started_as(loaded)
-    unit = "regression targets, centred at 0" if loaded.label_space == "centred" else "probabilities"
+    units = {"centred": "regression targets, centred at 0", "weighted": "probabilities times the weight of the image"}
+    unit = units.get(loaded.label_space, "probabilities")
     groups = grouped_labels(loaded.labels)
     counted = ", ".join(f"{groups.count(name)} {name}" for name in chosen)
     words = [f"Learned labels ({unit}) of {about}", RULE, f"Images: {counted}", f"Bars: the {BARS} largest labels"]

@@ -127,7 +127,7 @@ def stage_rules(case: Case) -> None:
 
 def selector(case: Case) -> None:
     cfg, norms = case.cfg, case["in.grad_norms"].double()
-    policy = _windows.Policy(cfg["T"], cfg["window"], cfg["radius"], torch.full((cfg["T"],), 1 / cfg["T"]).double())
+    policy = _windows.Policy(cfg["T"], cfg["window"], cfg["radius"])
     found: dict[str, list[Any]] = {"policy": [], "ref_policy": [], "window": [], "beta": []}
     recorded = case["out.index_window_relchange_beta"].double()
     for own, (index, *_) in zip(norms, recorded.tolist(), strict=True):
