@@ -150,9 +150,9 @@ def test_hard_labels_are_probabilities_and_stay() -> None:
 
 
 def test_a_network_trained_on_the_images_becomes_better() -> None:
-    made = method(dtype=torch.float32, unroll=10, window=5, lr=0.03, lr_inner=0.01, place="middle", batch_size=60)
-    losses = [float(made.step()["loss"]) for _ in range(25)]
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    made = method(dtype=torch.float32, lr=0.1, lr_inner=0.02, place="end", batch_size=60, batch_syn=6)
+    losses = [float(made.step()["loss"]) for _ in range(20)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), losses
 
 
 def test_live_bytes_grow_by_the_states_of_the_window_alone() -> None:
@@ -194,7 +194,7 @@ def test_a_window_at_a_given_place(place: str, expected: tuple[int, int]) -> Non
 def test_the_first_stage_keeps_windows_inside_and_the_third_begins_early() -> None:
     norms = torch.tensor([1.0, 1.5, 1.0, 9.0, 1.0, 60.0], dtype=torch.float64)
     assert changes(norms).tolist() == [0, 0.5, 0.5, 8, 8, 59]
-    assert early_window(norms, 0.5, 3, 1) == (2, 4) and late_window(norms, 0.5, 3, 1) == (-1, 2)  # step 5, rank 5
+    assert early_window(norms, 0.5, 3, 1) == (3, 3) and late_window(norms, 0.5, 3, 1) == (-1, 2)  # step 5, rank 5
     assert early_window(norms.flip(0), 0.5, 3, 1) == (0, 2) and late_window(norms.flip(0), 0.5, 3, 1) == (4, 2)
     flat = torch.ones(10, dtype=torch.float64)
     assert {late_window(flat, u, 4, 1)[0] for u in (0.0, 0.55, 0.9999999999999999)} == {7, 2, -2}
@@ -268,7 +268,8 @@ def test_a_saved_run_goes_on_as_if_it_had_not_been(place: str) -> None:
     resumed.load_state_dict(state)
     resumed.step()
     for _ in range(3):
-        assert all(torch.equal(straight.step()[name], value) for name, value in resumed.step().items())
+        losses, again = straight.step(), resumed.step()
+        assert all(torch.equal(losses[name], again[name]) for name in losses)
     assert all(torch.equal(a, b) for a, b in zip(straight.learned, resumed.learned, strict=True))
     assert repr(straight.state_dict()) == repr(resumed.state_dict())
 
