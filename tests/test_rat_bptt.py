@@ -150,7 +150,7 @@ def test_hard_labels_are_probabilities_and_stay() -> None:
 
 
 def test_a_network_trained_on_the_images_becomes_better() -> None:
-    made = method(dtype=torch.float32, lr=0.1, lr_inner=0.02, place="end", batch_size=60, batch_syn=6)
+    made = method(dtype=torch.float32, unroll=8, window=4, lr=0.03, lr_inner=0.01, place="end", batch_size=60)
     losses = [float(made.step()["loss"]) for _ in range(20)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), losses
 
