@@ -56,22 +56,23 @@ class GSAM:
     def __call__(self, networks: Sequence[Network], backward: Callable[[], None]) -> None:
         backward()
         starts = [flatten(network.parameters()).detach() for network in networks]
-        firsts = [flatten(_gradients(network)) for network in networks]
+        firsts = [flatten(gradients(network)) for network in networks]
         for network, start, first in zip(networks, starts, firsts, strict=True):
-            _write(start + ascent(start, first, self.rho, self.adaptive), network.parameters())
+            write(start + ascent(start, first, self.rho, self.adaptive), network.parameters())
         backward()
         for network, start, first in zip(networks, starts, firsts, strict=True):
-            gradients = _gradients(network)
-            _write(direction(first, flatten(gradients), self.alpha), gradients)
-            _write(start, network.parameters())
+            own = gradients(network)
+            write(direction(first, flatten(own), self.alpha), own)
+            write(start, network.parameters())
 
 
-def _gradients(network: Network) -> list[Tensor]:
+def gradients(network: Network) -> list[Tensor]:
+    """Gradients of the parameters, in their order."""
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
 @torch.no_grad()
-def _write(flat: Tensor, tensors: Iterable[Tensor]) -> None:
+def write(flat: Tensor, tensors: Iterable[Tensor]) -> None:
     """The vector ``flat`` into ``tensors``, in place."""
     tensors = list(tensors)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])

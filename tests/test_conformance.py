@@ -42,6 +42,7 @@ def test_method(name: str, check: Check) -> None:
     [
         ("bptt", "rematerialize"),
         ("mtt", "rematerialize"),
+        ("datm", "rematerialize"),
         ("bptt", "learn_label"),
         ("kip", "learn_label"),
         ("kip", "solve_label"),
