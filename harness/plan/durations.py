@@ -75,8 +75,9 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
     rows = []
     if "num_experts" in job.config:
         config, spec = job.config, _spec(job)
-        after = f"experts of {of.dataset}, {of.preprocess}, {of.network} {of.width}"
-        seen = config["train_epochs"] * stand_in(of.dataset, of.image_size).train_images.shape[0]
+        flat = "rho" in config  # a second pass on every batch
+        after = f"{'flat ' * flat}experts of {of.dataset}, {of.preprocess}, {of.network} {of.width}"
+        seen = (1 + flat) * config["train_epochs"] * stand_in(of.dataset, of.image_size).train_images.shape[0]
         disk = 4 * spec.parameters() * (config["train_epochs"] + 1)
         seconds = seen * _training(spec)[0] / rate
         rows = [Cells(after, config["num_experts"], seconds, disk_bytes=disk)]
