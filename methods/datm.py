@@ -8,7 +8,7 @@ Differences from the authors' code (github.com/NUS-HPC-AI-Lab/DATM), and why:
 - Experts take turns in the order of their indices, not of shuffled files.
 - Images that no expert classifies rightly fill up a class that has too few others, and have labels all the same: the
   mean logits of the experts, that of the image's class raised to the largest. Theirs divide by zero there.
-- Likewise with ``pix_init`` "real", where theirs are the logits of the first expert whatever it errs: before the first
+- Likewise with ``pix_init`` "real", where theirs are the logits of the first expert, right or wrong: before the first
   step the largest label of an image is that of its class.
 - Snapshots have no statistics of batch norm; the images that pass through the network together have them.
 - The accuracy is that of the last step, not the best of every 500th on the test images.
