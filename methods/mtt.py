@@ -72,8 +72,8 @@ class MTT(Trajectories):
             "steps_per_epoch": 5,
         },
         # Few, short experts; their step size and α start above the published ones, so that the little training there is
-        # moves the parameters. Chosen on digits at width 32: 93 % at ipc 1, where random images give 72 %, with an lr_lr
-        # of 1e-4 and of 1e-5 alike (three networks of one seed for the latter); 98.6 % at ipc 10 with 1e-4, where they
+        # moves the parameters. Chosen on digits at width 32: 93 % at ipc 1, where random images give 72 %, with lr_lr
+        # 1e-4 and 1e-5 alike (three networks of one seed for the latter); 98.6 % at ipc 10 with 1e-4, where they
         # give 97 %; tried on MNIST. On CIFAR-10 (JPEG) at ipc 10, 1e-4 threw α from 0.027 to −0.04 in a step, and soon
         # all was nan. With 1e-5 20 steps there and 25 at ipc 1 stayed finite, and their loss fell.
         "quick": {
