@@ -27,7 +27,8 @@ def ascent(parameters: Tensor, gradient: Tensor, rho: float, adaptive: bool) -> 
     """
     scale = parameters.abs() if adaptive else torch.ones_like(parameters)
     scaled = scale * gradient
-    return rho * scale * scaled / (torch.linalg.vector_norm(scaled) + EPS)
+    length: Tensor = torch.linalg.vector_norm(scaled)
+    return rho * scale * scaled / (length + EPS)
 
 
 def direction(first: Tensor, second: Tensor, alpha: float) -> Tensor:
@@ -35,7 +36,7 @@ def direction(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
     ``first``, ``second`` (P,): gradients at the parameters and at the perturbed ones.
     """
-    norms = torch.linalg.vector_norm(first), torch.linalg.vector_norm(second)
+    norms: list[Tensor] = [torch.linalg.vector_norm(gradient) for gradient in (first, second)]
     cosine = (first * second).sum() / (norms[0] * norms[1] + EPS)
     return second - alpha * (first - cosine * norms[0] * second / (norms[1] + EPS))
 
