@@ -171,6 +171,10 @@ def _mtt_preprocess(dataset: str, ipc: int) -> str:
     return "zca_kornia" if (base_name(dataset), ipc) in whitened else "standardise_mtt"
 
 
+def _datm_preprocess(dataset: str, ipc: int) -> str:
+    return "zca_kornia" if base_name(dataset) in ("cifar10", "cifar100", "tiny_imagenet") else "standardise_mtt"
+
+
 def _soft_labels_preprocess(dataset: str, ipc: int) -> str:
     return "zca_kornia" if base_name(dataset) == "cifar10" else "standardise_mtt"
 
@@ -181,6 +185,8 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("vico", recipe=vico_recipe(), preprocess=lambda dataset, ipc: "standardise_vico"),
         # Cazenavette et al., 2022
         Protocol("mtt", recipe=replace(vico_recipe(), learned_lr=True), preprocess=_mtt_preprocess),
+        # Guo et al., 2024: MTT's recipe on soft labels, with ZCA everywhere
+        Protocol("datm", recipe=replace(vico_recipe(), learned_lr=True), preprocess=_datm_preprocess),
         Protocol("soft_labels", recipe=soft_labels_recipe(), preprocess=_soft_labels_preprocess),
         Protocol(
             "frepo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,11 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 2**22, 2**28
 
 On a CPU they should stay in its cache: of 1 to 32 MiB, 4 to 16 took within a tenth of the least time for both networks,
 with a graph and without (one core, widths 16 to 64), and memory grows with them. For a GPU it is not measured.
+"""
+
+Descent = Callable[[Sequence[Network], Callable[[], None]], None]
+"""(networks, backward) → nothing. ``backward`` replaces the gradients of their parameters by those of the losses on the
+batch, at the parameters as they are. Leaves in the gradients what is to be followed, and the parameters as they were.
 """
 
 
@@ -73,11 +79,14 @@ def train_together(
     lr: Tensor | None = None,
     max_steps: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    descent: Descent | None = None,
 ) -> None:
     """``train`` for several networks of one structure, with a generator each: what each becomes alone, to rounding.
 
     All take a step at a time; after it, when ``progress`` is called, their parameters are those of that step. Faster
     than one after the other where a step of one network does not fill the device and networks can be stacked.
+
+    ``descent``: replaces the gradients that the optimiser follows; it may ask for those of a step's batch repeatedly.
     """
     for network in networks:
         network.train()
@@ -95,6 +104,15 @@ def train_together(
     parameters = list(model.parameters())
     optimiser = _optimiser(recipe, parameters, rate)
     average = None if recipe.ema is None else Average(parameters, recipe.ema)
+
+    def differentiate(batch: Tensor, batch_targets: Tensor) -> None:
+        """Gradients into the parameters, which follow their own network's loss alone: the loss is a mean over them."""
+        loss = LOSSES[recipe.loss](model(batch), batch_targets)
+        model.zero_grad(set_to_none=True)
+        loss.backward(torch.full_like(loss, len(networks)))  # type: ignore[no-untyped-call]
+        if descent is not None and isinstance(model, Stack):
+            model.share_gradients(networks)
+
     for step, (index, draws) in enumerate(_batches(images, labels, recipe, steps, generators, flip=flip)):
         if recipe.schedule == "drop_once" and step == drop:
             optimiser = _optimiser(recipe, parameters, rate / 10)
@@ -102,10 +120,11 @@ def train_together(
             optimiser.param_groups[0]["lr"] = dropped(step, rate, max(drop, 1), recipe.drop_factor)
         elif recipe.schedule == "warmup_cosine":
             optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, rate, warmup, recipe.final_lr)
-        loss = LOSSES[recipe.loss](model(_augmented(recipe, images[index], draws)), targets[index])
-        optimiser.zero_grad(set_to_none=True)
-        # The loss is the mean over the networks, of which each follows its own.
-        loss.backward(torch.full_like(loss, len(networks)))  # type: ignore[no-untyped-call]
+        backward = functools.partial(differentiate, _augmented(recipe, images[index], draws), targets[index])
+        if descent is None:
+            backward()
+        else:
+            descent(networks, backward)
         optimiser.step()
         if average is not None:
             average.update(parameters)
@@ -172,6 +191,13 @@ class Stack(nn.Module):
             elif isinstance(layer, nn.GroupNorm):
                 layer.num_groups *= self.count
                 layer.num_channels *= self.count
+
+    def share_gradients(self, networks: Sequence[Network]) -> None:
+        """Make the gradients of the parameters of ``networks`` views of those of the stack."""
+        for name, value in self.named_parameters():
+            assert value.grad is not None
+            for network, part in zip(networks, value.grad.chunk(self.count), strict=True):
+                network.get_parameter(name).grad = part
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body(torch.cat(images.chunk(self.count), 1))

@@ -7,15 +7,27 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 
+from benchmarks.networks import Network
 from benchmarks.protocols import Recipe
 from benchmarks.task import Task, generator_for
-from benchmarks.training import train_together
+from benchmarks.training import features, train_together
+from methods._gsam import GSAM
 from methods._unroll import flatten
 from methods.base import Store, missing
 
 CPU_TOGETHER, GPU_TOGETHER = 1, 5
 """Experts trained at a time: one fills a CPU, but not a GPU. Moves experts by rounding alone."""
+
+
+def logits_of(network: Network, parameters: Tensor, images: Tensor) -> Tensor:
+    """Logits (n, C) of ``network`` with ``parameters`` (P,), which it keeps.
+
+    Snapshots have no statistics of batch norm: where ``network`` has it, they are those of ``images``.
+    """
+    vector_to_parameters(parameters.to(images.device), network.parameters())
+    return features(network.train(), images, network.head)
 
 
 class Experts:
@@ -34,12 +46,16 @@ class Experts:
         batch_size: int,
         steps_per_epoch: int | None,
         held_out: float = 0.0,
+        flat: GSAM | None = None,
+        kept: range | None = None,
     ) -> None:
         """``steps_per_epoch``: steps that count as an epoch; None: one pass over the images that an expert sees.
 
-        ``held_out``: share of the real images that no expert sees, at least one of them; 0: they see all.
+        ``held_out``: share of the real images that no expert sees, at least one of them; 0: they see all. ``flat``:
+        what leads experts to flat minima. ``kept``: epochs whose snapshots are stored, beside the last; None: all.
         """
-        self.task, self.epochs = task, epochs
+        self.task, self.flat = task, flat
+        self.kept = sorted({*(range(epochs + 1) if kept is None else kept), epochs})
         self._count = max(1, round(held_out * len(task.images))) if held_out else 0
         seen = len(task.images) - self._count
         self.steps_per_epoch = steps_per_epoch or math.ceil(seen / batch_size)
@@ -54,7 +70,9 @@ class Experts:
         )
         length = "" if steps_per_epoch is None else f"x{steps_per_epoch}"
         apart = f"-heldout{held_out}" if held_out else ""
-        self._settings = f"epochs{epochs}{length}-lr{lr}-batch{batch_size}{apart}"
+        flatly = "" if flat is None else f"-{flat.name}"
+        some = "" if kept is None else f"-kept{kept.start}to{kept.stop - 1}"
+        self._settings = f"epochs{epochs}{length}-lr{lr}-batch{batch_size}{apart}{flatly}{some}"
 
     @property
     def held_out(self) -> Tensor:
@@ -77,8 +95,8 @@ class Experts:
     def prepare(self, store: Store, count: int) -> None:
         """Train those of the first ``count`` experts that ``store`` does not hold.
 
-        An expert is one entry, ``parameters`` (epochs + 1, P), on the CPU: at the start and after every epoch. A user
-        reads a few rows of it, so a store that maps files into memory keeps the host's memory free.
+        An expert is one entry on the CPU, ``parameters`` (K, P): after each of the K epochs that are ``kept``, where
+        epoch 0 is the start. `snapshot` reads one row, so a store that maps files into memory keeps the host's free.
         """
         together = CPU_TOGETHER if self.task.device.type == "cpu" else GPU_TOGETHER
         indices = {self.name(index): index for index in range(count)}
@@ -86,17 +104,22 @@ class Experts:
             for name, trajectory in zip(names, self._train([indices[name] for name in names]), strict=True):
                 store[name] = {"parameters": trajectory}
 
+    def snapshot(self, store: Store, index: int, epoch: int) -> Tensor:
+        """Parameters (P,) of an expert in ``store`` after ``epoch``, which is one of those ``kept``."""
+        return store[self.name(index)]["parameters"][self.kept.index(epoch)]
+
     def _train(self, indices: Sequence[int]) -> list[Tensor]:
         task = self.task
         generators = [generator_for("mtt expert", index) for index in indices]
         networks = [task.network(generator) for generator in generators]
         size = sum(parameter.numel() for parameter in networks[0].parameters())
-        trajectories = [torch.empty(self.epochs + 1, size, dtype=task.dtype) for _ in networks]
+        trajectories = [torch.empty(len(self.kept), size, dtype=task.dtype) for _ in networks]
 
         def keep(done: int, steps: int) -> None:
-            if done % self.steps_per_epoch == 0:
+            epoch, more = divmod(done, self.steps_per_epoch)
+            if not more and epoch in self.kept:
                 for network, trajectory in zip(networks, trajectories, strict=True):
-                    trajectory[done // self.steps_per_epoch] = flatten(network.parameters()).detach()
+                    trajectory[self.kept.index(epoch)] = flatten(network.parameters()).detach()
 
         keep(0, 0)
         images, labels = task.images, task.labels
@@ -111,6 +134,7 @@ class Experts:
             self.recipe,
             flip=task.flip,
             generators=generators,
+            descent=self.flat,
             progress=keep,
         )
         return trajectories

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils import vector_to_parameters
 
 from benchmarks.errors import UserError
 from benchmarks.networks import Network
@@ -31,7 +30,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import Task, generator_for
 from benchmarks.training import accuracy, predict, train
 from methods._coresets import RULES, choose
-from methods._experts import Experts
+from methods._experts import Experts, logits_of
 from methods._selection import Selection
 from methods.base import Store, Synthetic, check_ranges
 
@@ -77,12 +76,6 @@ class SoftLabelsConfig:
 def labels_of(logits: Sequence[Tensor], temp: float) -> Tensor:
     """Labels (n, C) of the logits (n, C) of each expert: the softmax of their mean times ``temp``."""
     return (temp * torch.stack(list(logits)).mean(0)).softmax(1)
-
-
-def logits_of(network: Network, parameters: Tensor, images: Tensor) -> Tensor:
-    """Logits (n, C) of ``network`` with ``parameters`` (P,), which it keeps."""
-    vector_to_parameters(parameters.to(images.device), network.parameters())
-    return predict(network, images)
 
 
 def stopped(accuracy_after: Callable[[int], float], epochs: int, target: float) -> int:

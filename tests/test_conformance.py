@@ -43,6 +43,7 @@ def test_method(name: str, check: Check) -> None:
         ("bptt", "rematerialize"),
         ("mtt", "rematerialize"),
         ("rat_bptt", "rematerialize"),
+        ("datm", "rematerialize"),
         ("bptt", "learn_label"),
         ("rat_bptt", "learn_label"),
         ("kip", "learn_label"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.errors import UserError
 from benchmarks.training import train_together
-from methods import _experts, mtt
+from methods import _experts, _trajectories, mtt
 from methods._unroll import flatten, minibatches, unroll
 from methods.base import Store
 from methods.checks import tiny_task
@@ -167,8 +167,8 @@ def test_preparing_draws_nothing_from_the_task() -> None:
 
 
 def test_a_step_is_sgd_with_momentum_on_images_and_step_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtt, "draw_dsa", lambda *args, **kwargs: ("none", None))
-    monkeypatch.setattr(mtt, "apply_dsa", lambda op, images, draws: images)
+    monkeypatch.setattr(_trajectories, "draw_dsa", lambda *args, **kwargs: ("none", None))
+    monkeypatch.setattr(_trajectories, "apply_dsa", lambda op, images, draws: images)
     store: Store = {}
     made = method(store, dtype=torch.float64, num_experts=1, max_start_epoch=1, batch_syn=4)
     (trajectory,) = trajectories(store)
@@ -265,8 +265,8 @@ def test_every_minibatch_is_augmented_image_by_image(
 
     made = method(rematerialize=rematerialize)
     made.task = dataclasses.replace(made.task, flip=flip)
-    monkeypatch.setattr(mtt, "draw_dsa", draw_dsa)
-    monkeypatch.setattr(mtt, "apply_dsa", apply_dsa)
+    monkeypatch.setattr(_trajectories, "draw_dsa", draw_dsa)
+    monkeypatch.setattr(_trajectories, "apply_dsa", apply_dsa)
     before = made.synthetic().images
     made.step()
     assert drawn == [{"image_size": (8, 8), "count": 6, "flip": flip}] * 3, "siamese would draw for one image"

@@ -131,6 +131,21 @@ def test_durations_are_operations_over_rates(tmp_path: Path, monkeypatch: pytest
     assert experts.disk_bytes == 4 * 51 * parameters
 
 
+def test_flat_experts_take_two_passes_and_leave_the_snapshots_that_can_be_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At ipc 1 DATM starts from epochs 0 to 3 of 100, and looks two epochs ahead; MTT has 50, and keeps all."""
+    monkeypatch.setattr(durations, "forecast_flops", lambda job: 7e9)
+    request = Request(
+        methods=("mtt", "datm"), datasets=("cifar10",), budget="paper", forecast=True, device="cuda", widths=(4,)
+    )  # fmt: skip
+    rates = {("mtt", "convnet"): 1e6, ("datm", "convnet"): 1e6}
+    plain, _, flat, student = durations.cells_of(plan(request), rates)
+    assert flat.name == f"flat {plain.name}" == student.after
+    assert flat.seconds == pytest.approx(2 * 100 / 50 * plain.seconds)
+    assert flat.disk_bytes / plain.disk_bytes == pytest.approx(7 / 51)
+
+
 @pytest.mark.parametrize("method", ["dsa", "dm"])
 def test_the_operations_of_a_step_are_those_of_the_whole_forecast(method: str, tmp_path: Path) -> None:
     options = {"dsa": ["--dsa.outer-loop", "2", "--dsa.inner-loop", "3"]} if method == "dsa" else {}

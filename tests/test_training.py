@@ -90,7 +90,7 @@ def test_flip_rule() -> None:
 
 
 def test_protocols_name_what_exists() -> None:
-    assert list(PROTOCOLS) == ["vico", "mtt", "soft_labels", "frepo", "rat_bptt", "kip", "common"]
+    assert list(PROTOCOLS) == ["vico", "mtt", "datm", "soft_labels", "frepo", "rat_bptt", "kip", "common"]
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.network in NETWORKS and protocol.distill_norm in (*NORMS, None) and protocol.test_norm in NORMS
@@ -108,6 +108,9 @@ def test_protocols_name_what_exists() -> None:
         ("mtt", "cifar100", 10, "standardise_mtt"),
         ("mtt", "cifar100", 50, "zca_kornia"),
         ("mtt", "tiny_imagenet", 1, "standardise_mtt"),
+        ("datm", "cifar10", 50, "zca_kornia"),
+        ("datm", "tiny_imagenet", 1, "zca_kornia"),
+        ("datm", "digits", 1, "standardise_mtt"),
         ("frepo", "cifar10", 1, "zca_frepo"),
         ("frepo", "mnist", 1, "standardise"),
         ("frepo", "fashion_mnist", 50, "standardise"),

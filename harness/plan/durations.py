@@ -75,9 +75,14 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
     rows = []
     if "num_experts" in job.config:
         config, spec = job.config, _spec(job)
-        after = f"experts of {of.dataset}, {of.preprocess}, {of.network} {of.width}"
-        seen = config["train_epochs"] * stand_in(of.dataset, of.image_size).train_images.shape[0]
-        disk = 4 * spec.parameters() * (config["train_epochs"] + 1)
+        flat = "rho" in config  # a second pass on every batch
+        after = f"{'flat ' * flat}experts of {of.dataset}, {of.preprocess}, {of.network} {of.width}"
+        seen = (1 + flat) * config["train_epochs"] * stand_in(of.dataset, of.image_size).train_images.shape[0]
+        snapshots = config["train_epochs"] + 1
+        if "min_start_epoch" in config:  # those that can be touched, and the last
+            touched = config["max_start_epoch"] - config["min_start_epoch"] + config["expert_epochs"]
+            snapshots = min(touched + 1, snapshots)
+        disk = 4 * spec.parameters() * snapshots
         seconds = seen * _training(spec)[0] / rate
         rows = [Cells(after, config["num_experts"], seconds, disk_bytes=disk)]
     size = RECORD_BYTES + (1 + job.curve_points) * job.set_bytes
