@@ -1,4 +1,4 @@
-"""Synthetic sets that an optimiser moves, and LAMB, which torch does not have."""
+"""Synthetic sets that an optimiser moves, and what torch lacks: LAMB, and a plateau that waits for no device."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ class Optimised(Method):
             tensor.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self.task.generator.set_state(state["generator"])
+
+
+def after_plateau(loss: Tensor, lr: Tensor, best: Tensor, idle: Tensor, patience: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step size, smallest loss and iterations without a smaller one after an iteration with ``loss``; all 0-d.
+
+    The step size is halved when ``idle`` exceeds ``patience``. A loss is smaller by 1e-4 of the best at least.
+    """
+    smaller = loss < best * (1 - 1e-4)
+    idle = torch.where(smaller, 0, idle + 1)
+    worn = idle > patience
+    return torch.where(worn, lr / 2, lr), torch.where(smaller, loss, best), torch.where(worn, 0, idle)
 
 
 class LAMB(torch.optim.Optimizer):
