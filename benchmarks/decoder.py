@@ -39,7 +39,7 @@ def encode(images: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return images
     heights, widths = (_parts(side, factor) for side in images.shape[2:])
-    tiles = images.unflatten(0, (-1, factor, factor))
+    tiles = images.view(-1, factor, factor, *images.shape[1:])
     rows = [
         torch.cat([F.interpolate(tiles[:, i, j], size=(height, width)) for j, width in enumerate(widths)], 3)
         for i, height in enumerate(heights)

@@ -27,8 +27,10 @@ for _module in pkgutil.iter_modules(tests.adapters.__path__, "tests.adapters."):
 
 
 def adapter_for(path: Path) -> Adapter:
-    """The adapter with the longest prefix that fits. A file that none fits is a failure; skipped is only one of a method
-    that is known not to be here."""
+    """The adapter with the longest prefix that fits; a file that none fits is a failure.
+
+    Skipped is only a file of a method that is known not to be here.
+    """
     for prefix, method in NOT_COVERED.items():
         if path.name.startswith(prefix):
             pytest.skip(f"{path.name}: {method} is no method of this suite")

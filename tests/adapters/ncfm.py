@@ -36,11 +36,11 @@ def loss(case: Case) -> None:
 
 def tile_major(images: Tensor, count: int) -> Tensor:
     """The first tiles of ``count`` stored images, then the second ones, and so on, from image by image."""
-    return images.unflatten(0, (count, -1)).transpose(0, 1).flatten(0, 1)
+    return images.view(count, -1, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 def image_major(images: Tensor, count: int) -> Tensor:
-    return images.unflatten(0, (-1, count)).transpose(0, 1).flatten(0, 1)
+    return images.view(-1, count, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 def decoded(case: Case) -> None:
@@ -55,9 +55,9 @@ def decoded(case: Case) -> None:
     gradient = torch.autograd.grad(images, data, case["in.cotangent"])[0]
     case.check("out.all.grad_data", gradient, f64=1e-12, f32=FORWARD32)
     # Sets are class-major, decoded ones as well.
-    own = everything.images.unflatten(0, (classes, -1))[1].detach()
+    own = everything.images.chunk(classes)[1].detach()
     case.check("out.class1.images", tile_major(own, ipc), f64=1e-12, f32=FORWARD32)
-    case.check("out.class1.labels", everything.labels.unflatten(0, (classes, -1))[1].argmax(1), f64=0, f32=0)
+    case.check("out.class1.labels", everything.labels.chunk(classes)[1].argmax(1), f64=0, f32=0)
     started = decoder.encode(image_major(case["in.init_images_class0"], ipc), factor)
     case.check("out.mix_init_class0", started, f64=1e-6, f32=1e-6)  # kept in float32
 
@@ -77,7 +77,8 @@ def _wrong(phases: float = 2.0, sign: float = 1.0, root: bool = True, mean: bool
         phase = phases * (first * second - a * c - sign * b * d)
         terms = alpha * (first - second).square() + beta * phase.clamp(min=1e-12)
         terms = terms.sqrt() if root else terms
-        return terms.mean() if mean else terms.sum()
+        whole: Tensor = terms.mean() if mean else terms.sum()
+        return whole
 
     return distance
 
@@ -91,12 +92,11 @@ def unit_columns(features: Tensor) -> Tensor:
 
 
 def unit_whole(features: Tensor) -> Tensor:
-    return features / features.norm()
+    return F.normalize(features.flatten(), dim=0).view_as(features)
 
 
 def columns_first(images: Tensor, factor: int) -> Tensor:
-    tiles = _decode(images, factor).unflatten(0, (-1, factor, factor))
-    return tiles.transpose(1, 2).flatten(0, 2)
+    return _decode(images, factor).view(-1, factor, factor, *images.shape[1:]).transpose(1, 2).flatten(0, 2)
 
 
 def tiles_of_all_first(images: Tensor, factor: int) -> Tensor:
@@ -118,7 +118,7 @@ def averaged(images: Tensor, factor: int) -> Tensor:
     """Starts from images that are shrunk by averaging."""
     height, width = images.shape[2:]
     sides = [[side // factor + (part < side % factor) for part in range(factor)] for side in (height, width)]
-    tiles = images.unflatten(0, (-1, factor, factor))
+    tiles = images.view(-1, factor, factor, *images.shape[1:])
     rows = [
         torch.cat([F.interpolate(tiles[:, i, j], size=(h, w), mode="area") for j, w in enumerate(sides[1])], 3)
         for i, h in enumerate(sides[0])
