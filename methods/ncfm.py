@@ -29,6 +29,7 @@ from torch.nn.utils import vector_to_parameters
 
 from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.decoder import decode, encode
+from benchmarks.errors import UserError
 from benchmarks.task import Task, generator_for
 from benchmarks.training import features
 from methods._optim import Optimised, after_plateau
@@ -124,6 +125,8 @@ class NCFM(Optimised):
 
     def __init__(self, task: Task, config: NCFMConfig, total_steps: int) -> None:
         super().__init__(task, config, total_steps)
+        if config.factor > (least := min(task.images.shape[2:])):
+            raise UserError(f"ncfm: factor is {config.factor}; it must be at most {least}, the pixels along an image")
         self.rows = task.rows_of_classes()
         self.low = task.images.amin((0, 2, 3), keepdim=True)
         spread = task.images.amax((0, 2, 3), keepdim=True) - self.low
