@@ -30,9 +30,9 @@ from torch.nn.utils import vector_to_parameters
 from benchmarks.augment import apply_dsa, draw_dsa
 from benchmarks.decoder import decode, encode
 from benchmarks.errors import UserError
-from benchmarks.task import Task, generator_for
+from benchmarks.task import Task, device_generator, generator_for
 from benchmarks.training import features
-from methods._optim import Optimised, after_plateau
+from methods._optim import AdamW, Optimised, after_plateau
 from methods._pairs import Pairs
 from methods.base import Store, Synthetic, check_ranges
 
@@ -140,9 +140,7 @@ class NCFM(Optimised):
         # The step size is a tensor, so that it can change without waiting for the device.
         self.lr = torch.tensor(config.lr_img, dtype=task.dtype, device=task.device)
         self.best, self.idle = torch.full_like(self.lr, torch.inf), torch.zeros_like(self.lr)
-        self.optimiser = torch.optim.AdamW(
-            self.learned, lr=self.lr, weight_decay=config.weight_decay, capturable=task.device.type == "cuda"
-        )
+        self.optimiser = AdamW(self.learned, lr=self.lr, weight_decay=config.weight_decay)
         self.network = task.network(generator_for("ncfm")).requires_grad_(False)  # its structure
         self.pairs = Pairs(task, count=config.num_premodel, epochs=config.pretrain_epochs, steps=config.pretrain_steps)
 
@@ -182,9 +180,8 @@ class NCFM(Optimised):
         config = self.config
         real, synthetic = self._augmented(self.task.draw(self.rows[place], config.batch_real), synthetic)
         target, own = unit_rows(features(self.network, real)), unit_rows(self.network.features(synthetic))
-        # On the device: they are many more numbers than all images.
-        seed = int(torch.randint(2**62, (), generator=self.task.generator))
-        generator = torch.Generator(own.device).manual_seed(seed)
+        # Frequencies are many more numbers than the images have
+        generator = device_generator(own.device, self.task.generator)
         t = torch.randn(config.num_freqs, own.shape[1], generator=generator, dtype=own.dtype, device=own.device)
         return config.scale * characteristic_distance(target, own, t, config.alpha, config.beta)
 
