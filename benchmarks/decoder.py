@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PADDING = 0.5
-"""Value below and right of an image that does not divide into equal tiles, as published."""
+"""Value below and right of an image that does not divide into equal tiles, as published; in whatever space it is."""
 
 
 def decode(images: Tensor, factor: int) -> Tensor:

@@ -78,7 +78,8 @@ class Plain:
     def calibration(self, place: int, synthetic: Tensor, flat: Tensor) -> Tensor:
         (synthetic,) = self.augmented(synthetic)
         logits = functional_call(self.network, unflatten(self.network, flat), (synthetic,))
-        return -logits.log_softmax(1)[:, place].mean()
+        mean: Tensor = -logits.log_softmax(1)[:, place].mean()
+        return mean
 
     def step(self) -> None:
         pair = self.store[self.names[int(torch.randint(2, (), generator=self.task.generator))]]
