@@ -115,7 +115,17 @@ class NCFM(Optimised):
     }
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 3, "num_freqs": 64, "batch_real": 16, "num_premodel": 1, "pretrain_steps": 5},
-        "quick": {"steps": 100, "num_freqs": 512, "batch_real": 64, "num_premodel": 5, "pretrain_steps": 200},
+        # Few real images and frequencies, short training, longer steps. Chosen on digits at width 32 and ipc 1, by networks
+        # trained for 300 steps: 92.5 % at factor 1 and 90.8 % at factor 2, where random images give 67 %. A step size of
+        # 1e-3 gives 93.9 % and 81.6 %, one of 1e-2 92.2 % and 87.7 %.
+        "quick": {
+            "steps": 200,
+            "num_freqs": 512,
+            "batch_real": 64,
+            "lr_img": 3e-3,
+            "num_premodel": 5,
+            "pretrain_steps": 200,
+        },
         # A step reads one pair, whichever it is.
         "cost": {"num_premodel": 1, "pretrain_epochs": 1},
         "forecast": {"num_premodel": 1, "pretrain_steps": 1},
