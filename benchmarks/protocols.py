@@ -15,7 +15,7 @@ class Recipe:
 
     loss: Literal["cross_entropy", "mse"]
     """Loss; ``mse`` is the mean over the batch of ½ Σ_c (logit − label)², on centred labels."""
-    optimiser: Literal["sgd", "adam"]
+    optimiser: Literal["sgd", "adam", "adamw"]
     lr: float
     batch_size: int
     shuffle: bool
@@ -33,6 +33,8 @@ class Recipe:
     """``drop_once``: epochs after which the rate is divided by 10 and the optimiser made anew, its momentum lost.
     ``drops``: whenever so many have passed, the rate is multiplied by ``drop_factor``."""
     drop_factor: float = 1.0
+    drop_wait: int = 0
+    """``drops``: epochs before those that count for ``drop_after``."""
     warmup_steps: int = 0
     """``warmup_cosine``: steps of linear rise from 0."""
     final_lr: float = 0.0
@@ -103,6 +105,22 @@ def soft_labels_recipe(epochs: int = 3000) -> Recipe:
     Epochs 0 to E are run, and the rate drops after every quarter of E.
     """
     return replace(vico_recipe(epochs), schedule="drops", drop_after=epochs // 4, drop_factor=0.3, learned_lr=True)
+
+
+NCFM_RECIPE = Recipe(
+    loss="cross_entropy",
+    optimiser="adamw",
+    lr=1e-3,
+    weight_decay=0.01,
+    batch_size=128,
+    shuffle=True,
+    epochs=2000,
+    schedule="drops",
+    drop_after=400,
+    drop_factor=0.5,
+    augment="dsa",
+)
+"""The evaluation of NCFM (Wang et al., 2025) on CIFAR, without its CutMix, and by DSA as it is here."""
 
 
 FREPO_RECIPE = Recipe(
@@ -188,6 +206,7 @@ PROTOCOLS: dict[str, Protocol] = {
         # Guo et al., 2024: MTT's recipe on soft labels, with ZCA everywhere
         Protocol("datm", recipe=replace(vico_recipe(), learned_lr=True), preprocess=_datm_preprocess),
         Protocol("soft_labels", recipe=soft_labels_recipe(), preprocess=_soft_labels_preprocess),
+        Protocol("ncfm", recipe=NCFM_RECIPE, preprocess=lambda dataset, ipc: "standardise_vico"),
         Protocol(
             "frepo",
             recipe=FREPO_RECIPE,

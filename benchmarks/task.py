@@ -84,3 +84,9 @@ def generator_for(*key: object) -> torch.Generator:
     """A CPU generator that depends on ``key`` alone: the same on every machine, different for every key."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def device_generator(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on ``device``, where many numbers are drawn faster, that depends on the next one of ``generator``."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)  # meta: only shapes count

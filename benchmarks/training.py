@@ -98,7 +98,7 @@ def train_together(
     steps = full if max_steps is None else min(max_steps, full)
     per_epoch = recipe.steps_per_epoch(len(images))
     warmup = recipe.warmup_steps * steps // full
-    drop = round(recipe.drop_after * per_epoch * steps / full)
+    drop, wait = (round(epochs * per_epoch * steps / full) for epochs in (recipe.drop_after, recipe.drop_wait))
 
     rate = float(lr.detach().mean()) if recipe.learned_lr and lr is not None else recipe.lr
     parameters = list(model.parameters())
@@ -117,7 +117,7 @@ def train_together(
         if recipe.schedule == "drop_once" and step == drop:
             optimiser = _optimiser(recipe, parameters, rate / 10)
         elif recipe.schedule == "drops":
-            optimiser.param_groups[0]["lr"] = dropped(step, rate, max(drop, 1), recipe.drop_factor)
+            optimiser.param_groups[0]["lr"] = dropped(max(step - wait, 0), rate, max(drop, 1), recipe.drop_factor)
         elif recipe.schedule == "warmup_cosine":
             optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, rate, warmup, recipe.final_lr)
         backward = functools.partial(differentiate, _augmented(recipe, images[index], draws), targets[index])
@@ -414,6 +414,7 @@ def _augmented(recipe: Recipe, images: Tensor, draws: Sequence[tuple[str, Tensor
 
 
 def _optimiser(recipe: Recipe, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    if recipe.optimiser == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=recipe.weight_decay)
+    if recipe.optimiser != "sgd":
+        kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

@@ -230,7 +230,7 @@ class _Cell:
         return Parts(ask.parts, json.loads(json.dumps(key)))
 
     def _set(self, job: Job, step: int | None, benchmarks: Sequence[Benchmark], place: int) -> Synthetic:
-        """The set of ``job`` after ``step`` (None: the last), on the device; its data is at ``place``.
+        """The set of ``job`` after ``step`` (None: the last), decoded, on the device; its data is at ``place``.
 
         Raises Untrainable for a set that is not finite.
         """
@@ -238,8 +238,7 @@ class _Cell:
         if job.distillation.method == WHOLE_DATA:
             return _whole(task, job.distillation.seed)
         if step is None:
-            saved = artifact.load(job.path / SET)
-            synthetic = Synthetic(saved.images, saved.labels, saved.label_space, saved.lr)
+            synthetic = artifact.load(job.path / SET).synthetic
         else:
             synthetic = artifact.load_snapshot(job.path / SNAPSHOTS / f"step-{step}.safetensors")
         synthetic = dataclasses.replace(
@@ -252,7 +251,7 @@ class _Cell:
             check_set(synthetic, f"{job.distillation.method}: the set", job, task)
         except NotFinite as error:
             raise Untrainable(str(error)) from error
-        return synthetic
+        return synthetic.decoded()
 
     def _provenance(self) -> dict[str, Any]:
         known = provenance(self.job.command, self.job.device, self.job.distillation.data_fingerprint)

@@ -35,7 +35,7 @@ from harness.measure.memory import MemoryMeter, merged, release
 from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact
-from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, new_segment, now
+from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, decoder_of, new_segment, now
 from harness.records.store import DiskStore, folder_for
 from harness.steps import SAMPLES, Estimate, curve_steps, duration, log_steps, windows
 from methods.base import Method, Synthetic
@@ -385,6 +385,8 @@ class _Distilling:
     def _check(self, synthetic: Synthetic, when: str, *, initial: bool = False) -> None:
         where = f"{self.job.distillation.method}.synthetic() {when}"
         check_set(synthetic, where, self.job, self.benchmark.task, initial=initial)
+        if decoder := decoder_of(synthetic):
+            self.record["decoder"] = decoder
 
     def _checked_set(self, synthetic: Synthetic, when: str) -> Synthetic:
         """``synthetic``. Raises Diverged where it is not finite and more than its cost is asked for."""

@@ -1,4 +1,4 @@
-"""Synthetic sets that an optimiser moves, and LAMB, which torch does not have."""
+"""Synthetic sets that an optimiser moves, and optimisers that torch lacks."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ class Optimised(Method):
         self.task.generator.set_state(state["generator"])
 
 
+def after_plateau(loss: Tensor, lr: Tensor, best: Tensor, idle: Tensor, patience: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step size, smallest loss and iterations without a smaller one after an iteration with ``loss``; all 0-d.
+
+    The step size is halved when ``idle`` exceeds ``patience``. A loss is smaller by 1e-4 of the best at least.
+    """
+    smaller = loss < best * (1 - 1e-4)
+    idle = torch.where(smaller, 0, idle + 1)
+    worn = idle > patience
+    return torch.where(worn, lr / 2, lr), torch.where(smaller, loss, best), torch.where(worn, 0, idle)
+
+
 class LAMB(torch.optim.Optimizer):
     """You et al., "Large Batch Optimization for Deep Learning", ICLR 2020; without weight decay.
 
@@ -83,3 +94,38 @@ class LAMB(torch.optim.Optimizer):
                 ratio = torch.linalg.vector_norm(parameter) / torch.linalg.vector_norm(direction)
                 ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
                 parameter.sub_(group["lr"] * ratio * direction)
+
+
+class AdamW(torch.optim.Optimizer):
+    """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, as in torch.
+
+    There a step size that is a tensor is read back from the device. Here ``lr``, 0-d, may change on the device between
+    two steps.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[Tensor],
+        lr: Tensor,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(tensors, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every tensor that has a gradient, in place."""
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+                state["step"] += 1
+                first = state["first"].lerp_(parameter.grad, 1 - beta1)
+                second = state["second"].lerp_(parameter.grad.square(), 1 - beta2)
+                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
+                parameter.mul_(1 - lr * group["weight_decay"]).sub_(lr * mean / (square.sqrt() + group["eps"]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from benchmarks.decoder import decode
 from benchmarks.errors import UserError
 from benchmarks.task import Task
 
@@ -71,6 +72,20 @@ class Synthetic:
     """The kind of ``labels``."""
     lr: Tensor | None = None
     """The learned step size, 0-d (or one per step), where the method learns it."""
+    factor: int = 1
+    """Each of ``images`` holds factor × factor smaller ones of its label: networks are trained on the set `decoded`."""
+    sharing: int = 1
+    """Images that share the pixels of a stored one: 1, or factor² once they are decoded."""
+
+    def decoded(self) -> Synthetic:
+        """The set that networks are trained on, class-major, by `benchmarks.decoder`; its own factor is 1."""
+        images, count = decode(self.images, self.factor), self.factor**2
+        return replace(self, images=images, labels=self.labels.repeat_interleave(count, 0), factor=1, sharing=count)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of images and labels as they are stored."""
+        return sum(part.numel() * part.element_size() for part in (self.images, self.labels)) // self.sharing
 
 
 class Method(ABC):

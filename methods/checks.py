@@ -129,6 +129,10 @@ def check_synthetic(
         if not _is(tensor, dtype, device) or tensor.shape != shape:
             said = f"detached {_name(dtype)} {shape} on {device}, for {len(present)} classes at ipc {ipc}"
             raise UserError(f"{where}: {name} are {_shown(tensor)}; expected {said}")
+    factor = synthetic.factor
+    if type(factor) is not int or not 1 <= factor <= min(image[1:]):
+        said = f"a whole number from 1 to {min(image[1:])}, for images of {image[1]}×{image[2]} pixels"
+        raise UserError(f"{where}: factor is {printable(repr(factor))}; expected {said}")
     rate = synthetic.lr
     if rate is not None and not (_is(rate, dtype, device) and rate.ndim <= 1 and rate.numel()):
         said = f"detached {_name(dtype)} on {device}, 0-d or one number per step"

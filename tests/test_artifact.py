@@ -360,7 +360,7 @@ def test_a_set_of_a_newer_version_is_not_damaged(tmp_path: Path, monkeypatch: py
     benchmark = digits(tmp_path, "standardise")
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "SCHEMA", artifact.SCHEMA + 4)
-        saved(tmp_path / "set.safetensors", benchmark, some_set(benchmark))
+        artifact.save(tmp_path / "set.safetensors", some_set(benchmark), benchmark, distillation={}, config={})
     with pytest.raises(UserError, match=rf"written by a newer version of this suite \(schema {artifact.SCHEMA + 4}\)"):
         artifact.load(tmp_path / "set.safetensors")
 

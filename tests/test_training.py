@@ -90,7 +90,7 @@ def test_flip_rule() -> None:
 
 
 def test_protocols_name_what_exists() -> None:
-    assert list(PROTOCOLS) == ["vico", "mtt", "datm", "soft_labels", "frepo", "rat_bptt", "kip", "common"]
+    assert list(PROTOCOLS) == ["vico", "mtt", "datm", "soft_labels", "ncfm", "frepo", "rat_bptt", "kip", "common"]
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.network in NETWORKS and protocol.distill_norm in (*NORMS, None) and protocol.test_norm in NORMS
@@ -227,6 +227,23 @@ def test_the_rate_drops_after_every_quarter(monkeypatch: pytest.MonkeyPatch) -> 
     assert short == pytest.approx([rate for rate in steps[:4] for _ in range(2)])
     shortest, _ = learning_rates(monkeypatch, recipe, max_steps=1)
     assert shortest == [0.01]
+
+
+def test_the_rate_drops_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(PLAIN, epochs=12, batch_size=9, lr=1.0)
+    late = replace(recipe, schedule="drops", drop_after=2, drop_wait=6, drop_factor=0.5)
+    rates, _ = learning_rates(monkeypatch, late)
+    assert rates == 8 * [1.0] + 2 * [0.5] + 2 * [0.25]
+    rates, _ = learning_rates(monkeypatch, late, max_steps=6)
+    assert rates == 4 * [1.0] + [0.5] + [0.25]
+
+
+def test_adamw_decays_weights_apart_from_their_gradients() -> None:
+    recipe = replace(PLAIN, optimiser="adamw", lr=1e-3, epochs=1, batch_size=9)
+    start, decayed, plain = (
+        parameters(each) for each in (network(), *(fit(replace(recipe, weight_decay=w)) for w in (0.5, 0.0)))
+    )
+    torch.testing.assert_close(plain - decayed, 0.5e-3 * start, rtol=1e-4, atol=1e-7)
 
 
 def test_a_shortened_recipe_keeps_the_shape_of_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

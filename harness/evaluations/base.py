@@ -106,8 +106,8 @@ class Evaluation(ABC):
     ) -> Mapping[str, list[float]]:
         """Raw values by name, one per network, attacker or step.
 
-        ``sets``: each on the device and in the space of the images of its own benchmark, the one at the same place in
-        ``benchmarks``, which loads them when they are asked for.
+        ``sets``: each decoded, on the device and in the space of the images of its own benchmark, the one at the same
+        place in ``benchmarks``, which loads them when they are asked for.
         ``seed``: of the distillation; what is drawn depends on it and on an index, never on the method, so that
         comparisons are paired. ``begin``: how many values are there already, where the evaluation grows; they are
         computed from that index on.

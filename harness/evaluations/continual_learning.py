@@ -107,9 +107,7 @@ class ContinualLearning(NetworkEvaluation):
             benchmark, own = benchmarks[step], sets[step]
             buffer = union(earlier, own, benchmark.preprocess)
             earlier.append(dataclasses.replace(own, images=benchmark.preprocess.inverse(own.images)))
-            self.cost["buffer_bytes"] = sum(
-                part.numel() * part.element_size() for part in (buffer.images, buffer.labels)
-            )
+            self.cost["buffer_bytes"] = buffer.stored_bytes
 
             def shown(done: int, total: int) -> None:
                 progress(sum(lengths[:step]) + done, sum(lengths))
@@ -130,9 +128,9 @@ def union(earlier: Sequence[Synthetic], own: Synthetic, preprocess: Preprocess) 
     """
     sets = [*earlier, own]
     rates = [each.lr.mean() for each in sets if each.lr is not None]
-    return Synthetic(
-        torch.cat([*(preprocess.forward(each.images) for each in earlier), own.images]),
-        torch.cat([each.labels for each in sets]),
-        own.label_space,
-        torch.stack(rates) if rates else None,
+    return dataclasses.replace(
+        own,
+        images=torch.cat([*(preprocess.forward(each.images) for each in earlier), own.images]),
+        labels=torch.cat([each.labels for each in sets]),
+        lr=torch.stack(rates) if rates else None,
     )

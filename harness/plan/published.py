@@ -211,15 +211,19 @@ def _write(job: Job, synthetic: Synthetic, benchmark: Benchmark, about: dict[str
         job.path / SET, synthetic, benchmark, distillation=written["distillation"], config=job.config
     )
     written |= {"status": "ok", "resolved": job.config, "artifact": {"name": SET, "sha256": digest}}
+    if decoder := record.decoder_of(synthetic):
+        written["decoder"] = decoder
     record.write(written, job.path / RECORD)
 
 
 def _notes(job: Job, imported: Imported, synthetic: Synthetic, order: ClassOrder, doubts: Sequence[str]) -> list[str]:
     """Lines that say how the set was understood, and what may surprise."""
-    asked, count = job.distillation, len(synthetic.images)
+    asked, count = job.distillation, len(synthetic.images) * synthetic.factor**2
+    decoded = f", decoded into {count}" if synthetic.factor > 1 else ""
     which = f", experiment {imported.experiment} of {imported.experiments}, counted from 0"
     lines = [
-        f"{asked.method}: {count} images, {asked.ipc} per class, {synthetic.label_space} labels"
+        f"{asked.method}: {len(synthetic.images)} images{decoded}, {asked.ipc} per class, "
+        f"{synthetic.label_space} labels"
         f"{which if imported.experiments else ''}"
     ]
     lines += [f"Class order: {order.described}."] if imported.own is None else []

@@ -37,11 +37,14 @@ from benchmarks.pictures import upright
 from benchmarks.preprocess import Preprocess
 from methods.base import LabelSpace, Synthetic
 
-SCHEMA = 2
+SCHEMA, DECODED_SCHEMA = 2, 3
+"""Of sets whose images are used as they are, and of sets with a decoder, which a reader that knows none refuses."""
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """Types of the images and labels of a set."""
 _HEADER = "frepo_bench"
 """The one entry of the header: with several, safetensors writes them in an order that changes from run to run."""
+_FACTOR = " factor "
+"""Between label space and factor in the entry of a snapshot with a decoder."""
 _PREPROCESS = "preprocess."
 """Prefix of the tensors of the preprocessing."""
 ROUNDING = 1e-3
@@ -108,7 +111,8 @@ class Artifact:
     """A distilled set as ``load`` gives it, on the CPU."""
 
     images: Tensor
-    """(n, C, H, W): ipc images of each of ``classes``, class-major, preprocessed: train on them as they are."""
+    """(n, C, H, W): ipc images of each of ``classes``, class-major, preprocessed: train on them as they are, where
+    ``factor`` is 1, and else on ``dataset``."""
     labels: Tensor
     """(n, num_classes), one-hot, soft or regression targets: see ``label_space``."""
     label_space: LabelSpace
@@ -125,15 +129,23 @@ class Artifact:
     """Method, data set and its fingerprint, ipc, seed, steps and whatever else determined the set."""
     config: Mapping[str, Any]
     """The method's hyper-parameters, resolved."""
+    factor: int = 1
+    """The decoder: each of ``images`` holds factor × factor smaller ones (`benchmarks.decoder`)."""
+
+    @property
+    def synthetic(self) -> Synthetic:
+        """The set as a method gives it."""
+        return Synthetic(self.images, self.labels, self.label_space, self.lr, self.factor)
 
     @property
     def dataset(self) -> TensorDataset:
-        """(image, label) pairs for anyone's own DataLoader."""
-        return TensorDataset(self.images, self.labels)
+        """(image, label) pairs for anyone's own DataLoader, decoded."""
+        decoded = self.synthetic.decoded()
+        return TensorDataset(decoded.images, decoded.labels)
 
     @property
     def hard_labels(self) -> Tensor:
-        """(n,) int64: the class with the largest label."""
+        """(n,) int64: the class with the largest label, of each of ``images``."""
         return self.labels.argmax(dim=1)
 
     @property
@@ -143,7 +155,7 @@ class Artifact:
         return Transform(self.preprocess, channels, (height, width))
 
     def natural_images(self) -> Tensor:
-        """The images with the preprocessing undone, clamped to [0, 1]: for eyes, not for training."""
+        """``images`` with the preprocessing undone, clamped to [0, 1]: for eyes, not for training."""
         return self.preprocess.inverse(self.images).clamp(0, 1)
 
 
@@ -163,7 +175,7 @@ def save(
     preprocess = benchmark.preprocess.to("cpu", synthetic.images.dtype)
     tensors = _tensors(synthetic) | {_PREPROCESS + name: t for name, t in preprocess.tensors().items()}
     header: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": SCHEMA if synthetic.factor == 1 else DECODED_SCHEMA,
         "label_space": synthetic.label_space,
         "class_names": list(benchmark.class_names),
         "preprocess": preprocess.settings(),
@@ -174,6 +186,8 @@ def save(
     classes = benchmark.task.classes
     if len(classes) < len(benchmark.class_names):
         header["classes"] = list(classes)
+    if synthetic.factor != 1:
+        header["decoder"] = {"name": "idc", "factor": synthetic.factor}
     digest = _write(path, tensors, json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False))
     natural = preprocess.inverse(synthetic.images.detach().cpu()).clamp(0, 1)
     with replacing(path.with_suffix(".png")) as temporary:
@@ -189,7 +203,7 @@ def load(path: str | Path) -> Artifact:
     header, tensors = _read(Path(path))
     try:
         settings = json.loads(header)
-        if settings["schema"] > SCHEMA:
+        if settings["schema"] > DECODED_SCHEMA:
             raise NewerSet(f"{path} was written by a newer version of this suite (schema {settings['schema']})")
         return _decode(settings, tensors)
     except NewerSet:
@@ -214,16 +228,21 @@ def lost(path: Path, sha256: str) -> str | None:
 
 
 def save_snapshot(path: Path, synthetic: Synthetic) -> str:
-    """Write the tensors of ``synthetic`` alone. Returns the SHA-256 of the file."""
-    return _write(path, _tensors(synthetic), synthetic.label_space)
+    """Write the tensors of ``synthetic`` and how they are used. Returns the SHA-256 of the file."""
+    factor = "" if synthetic.factor == 1 else f"{_FACTOR}{synthetic.factor}"
+    return _write(path, _tensors(synthetic), synthetic.label_space + factor)
 
 
 def load_snapshot(path: Path) -> Synthetic:
     """Read what `save_snapshot` wrote, on the CPU. Raises UserError where the file is missing or damaged."""
-    space, tensors = _read(path)
+    entry, tensors = _read(path)
+    space, _, factor = entry.partition(_FACTOR)
     if not {"images", "labels"} <= tensors.keys():
         raise UserError(f"{path} is damaged: it has no images or no labels")
-    return Synthetic(tensors["images"], tensors["labels"], cast(LabelSpace, space), tensors.get("lr"))
+    if factor and not factor.isdecimal():
+        raise UserError(f"{path} is damaged: the factor of its decoder is {factor!r}")
+    lr = tensors.get("lr")
+    return Synthetic(tensors["images"], tensors["labels"], cast(LabelSpace, space), lr, int(factor or 1))
 
 
 def _tensors(synthetic: Synthetic) -> dict[str, Tensor]:
@@ -258,8 +277,8 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
-    if header["schema"] != SCHEMA:
-        raise ValueError(f"schema {header['schema']!r}, and this version reads {SCHEMA}")
+    if header["schema"] not in (SCHEMA, DECODED_SCHEMA):
+        raise ValueError(f"schema {header['schema']!r}, and this version reads {SCHEMA} and {DECODED_SCHEMA}")
     if header["label_space"] not in get_args(LabelSpace):
         raise ValueError(f"labels are {header['label_space']!r}, which is none of {', '.join(get_args(LabelSpace))}")
     names = header["class_names"]
@@ -279,6 +298,10 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
         raise ValueError(f"images and labels have the shapes {shapes}, for {len(names)} classes")
     if lr is not None and not lr.numel():
         raise ValueError("lr is empty")
+    decoder = {"name": "idc", "factor": 1} if header["schema"] == SCHEMA else header["decoder"]
+    factor = decoder["factor"]
+    if decoder["name"] != "idc" or type(factor) is not int or not 1 <= factor <= min(images.shape[2:]):
+        raise ValueError(f"the decoder {decoder!r} does not fit images of {tuple(images.shape[2:])} pixels")
     if header["preprocess"]["name"] not in PREPROCESSINGS:
         raise ValueError(f"preprocessing {header['preprocess']['name']!r} is none of {', '.join(PREPROCESSINGS)}")
     preprocess = Preprocess.rebuild(
@@ -298,6 +321,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Artifact:
         network=NetworkSpec(image_size=(size[0], size[1]), **header["network"]),
         distillation=header["distillation"],
         config=header["config"],
+        factor=factor,
     )
 
 

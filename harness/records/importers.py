@@ -182,7 +182,7 @@ def fitted(
     if imported.own is not None:
         rows = _in_our_order(len(labels), own_classes)
         labels = labels[:, to_class.argsort()] if labels.ndim == 2 else labels
-        return Synthetic(images[rows], labels[rows], imported.own.label_space, imported.lr)
+        return Synthetic(images[rows], labels[rows], imported.own.label_space, imported.lr, imported.own.factor)
     space: LabelSpace = "probability"
     if labels.ndim == 1:
         labels = F.one_hot(to_class[labels], classes).float()

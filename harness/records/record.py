@@ -26,10 +26,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NotRequired, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from benchmarks.errors import UserError
 from benchmarks.files import replacing
+
+if TYPE_CHECKING:
+    from methods.base import Synthetic
 
 SCHEMA = 2
 PROTOCOL_VERSION = "4"
@@ -114,6 +129,17 @@ class Artifact(TypedDict):
     sha256: str
 
 
+class Decoder(TypedDict):
+    """How the images of a set with a decoder (`benchmarks.decoder`) are stored."""
+
+    factor: int
+    """Each stored image holds factor × factor smaller ones."""
+    stored_pixels: int
+    """Pixels of all stored images; a pixel counts once, whatever its channels."""
+    decoded_images: int
+    """Images on which networks are trained."""
+
+
 class Snapshot(Artifact):
     """The synthetic set as it stood after ``step`` steps and ``seconds`` of distilling."""
 
@@ -161,6 +187,8 @@ class Record(TypedDict):
     cost: Cost
     artifact: Artifact | None
     """The distilled set; null where there is none."""
+    decoder: NotRequired[Decoder]
+    """Of a set with a decoder; missing: networks are trained on the stored images."""
     curve_points: int
     """Points of the curve for which snapshots were taken."""
     snapshots: list[Snapshot]
@@ -262,6 +290,15 @@ def new_segment(provenance: Mapping[str, Any]) -> Segment:
     """A segment without steps, of the process with this ``provenance``."""
     machine = {name: provenance[name] for name in ("started", "device", "threads", "torch")}
     return cast(Segment, {**machine, "ended": now(), "steps": 0, "seconds": 0.0})
+
+
+def decoder_of(synthetic: Synthetic) -> Decoder | None:
+    """How the images of ``synthetic`` are stored; None where networks are trained on them as they are."""
+    count, _, height, width = synthetic.images.shape
+    factor = synthetic.factor
+    if factor == 1:
+        return None
+    return {"factor": factor, "stored_pixels": count * height * width, "decoded_images": count * factor**2}
 
 
 def now() -> str:
@@ -432,7 +469,7 @@ OPTIONAL: dict[str, Any] = {
     "provenance": {"threads": float | None, "device": str | None},
 }
 """Fields of parts that may be missing."""
-MAY_LACK = ("segments",)
+MAY_LACK = ("segments", "decoder")
 """Fields of a record that may be missing."""
 
 

@@ -18,7 +18,7 @@ from benchmarks.data.views import split
 from benchmarks.errors import UserError
 from harness import evaluations
 from harness.plan.jobs import ACCURACY, WHOLE_DATA, as_json
-from harness.records.record import Distilled, EvaluationRecord, Record
+from harness.records.record import Decoder, Distilled, EvaluationRecord, Record
 
 if TYPE_CHECKING:
     from harness.evaluations.base import Evaluation
@@ -162,6 +162,11 @@ class Group:
     def ipc(self) -> str:
         """Images per class, in words."""
         return "all" if self.ceiling else str(self.distillation["ipc"])
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """How the images are stored, where networks are not trained on them as they are."""
+        return next((r["decoder"] for r in self.records if "decoder" in r), None)
 
     @property
     def evaluated(self) -> bool:

@@ -64,6 +64,7 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
         "budget": budget,
         "seeds": " ".join(str(member.seed) for member in group.members),
         "statuses": " ".join(f"{status}:{count}" for status, count in group.statuses),
+        **{name: group.decoder and group.decoder[name] for name in ("stored_pixels", "decoded_images")},
         "n": len(group.values),
         **{
             f"{label}_{part}": value
@@ -144,6 +145,7 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
         ("setting", variants(groups, ("evaluation.protocol",) if native else ())),
         column("data set", lambda group: group.distillation["dataset"]),
         column("ipc", lambda group: group.ipc),
+        column("stored pixels → decoded images", _decoder),
         column("network", lambda group: group.distillation["network"]),
         column("width", lambda group: str(group.distillation["width"])),
         column("parameters", lambda group: number(group.costs("parameters"), max, ",.0f")),
@@ -265,6 +267,8 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
         "ipc all: networks trained on all real images by the same recipe": any(group.ceiling for group in groups),
         f"Selection gap: the highest accuracy of {looks} sets on the way, chosen on the test images as most published "
         "code does, less that of the last set; over the seeds": evaluated and looks,
+        "Stored pixels → decoded images: each of the stored images holds several smaller ones, which are enlarged, and "
+        f"networks are trained on these; {NONE}: on the stored images": any(group.decoder for group in groups),
         "LRS, ARS: label-robust and augmentation-robust score (Li et al., 2025), of accuracies as fractions; higher is "
         "better": any(set(vars(own).values()) - {None} for own in scores(groups)),
         "Reported by papers: for their full schedules, not measured here": evaluated and any(map(reported_for, groups)),
@@ -346,6 +350,11 @@ def _origin(member: Member) -> str:
             *map(str, doubts),
         ]
     )
+
+
+def _decoder(group: Group) -> str:
+    known = group.decoder
+    return NONE if known is None else f"{known['stored_pixels']:,} → {known['decoded_images']:,}"
 
 
 def _count(group: Group) -> str:
