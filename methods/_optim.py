@@ -88,8 +88,8 @@ class LAMB(torch.optim.Optimizer):
 class AdaBelief(torch.optim.Optimizer):
     """Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", NeurIPS 2020.
 
-    As in optax: Adam, with the squared distance of the gradient from its running mean in place of its square, and
-    ``eps`` both inside and outside the root.
+    As in optax: Adam, with the squared distance of the gradient from its running mean in place of its square. ``eps``
+    is added to the average of these squares in every step, and to the root.
     """
 
     def __init__(
@@ -114,6 +114,6 @@ class AdaBelief(torch.optim.Optimizer):
                     state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
                 state["step"] += 1
                 first = state["first"].lerp_(parameter.grad, 1 - beta1)
-                second = state["second"].lerp_((parameter.grad - first).square(), 1 - beta2)
+                second = state["second"].lerp_((parameter.grad - first).square(), 1 - beta2).add_(eps)
                 mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
-                parameter.sub_(group["lr"] * mean / ((square + eps).sqrt() + eps))
+                parameter.sub_(group["lr"] * mean / (square.sqrt() + eps))

@@ -1,8 +1,8 @@
 """RCIG: pool, inner problem, outer loss, implicit gradient, and the update of the synthetic set.
 
-``out.*`` is the official program with its quirks, which are repeated here and not in the method: the tangent of the last
-layer's weights gets raw gradients, the inner Adam inherits the counter of the network's own Adam, and the network drifts
-on its momentum. ``alt.clean.*`` and ``alt.exact.*`` is the method.
+``out.*`` is the official program with its quirks, which are repeated here and not in the method: the tangent of the
+last layer's weights gets raw gradients, the inner Adam inherits the counter of the network's own Adam, and the network
+drifts on its momentum. ``alt.clean.*`` and ``alt.exact.*`` are the method.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.task import Task
-from methods import _implicit, _optim, rcig
+from methods import _implicit, rcig
 from methods._pool import Member
 from tests.adapters import FORWARD32, KINK32, Adapter, Case, Mistake
 from tests.adapters.frepo import nchw, nhwc
@@ -44,22 +43,19 @@ class Problem:
             use_flip=cfg["flip"],
             ema=cfg["ema"],
         )
+        images = nchw(case["in.x_syn"]).contiguous()
         task = Task(
-            images=self.real[0],
-            labels=torch.arange(len(self.real[0])) % cfg["C"],
+            images=images,
+            labels=torch.arange(cfg["C"]).repeat_interleave(cfg["ipc"]),
             num_classes=cfg["C"],
-            ipc=1,
+            ipc=cfg["ipc"],
             network=lambda _: build(case, "convnet_doubling", "none"),
             generator=torch.Generator().manual_seed(0),
             flip=True,
         )
         self.method = rcig.RCIG(task, config, 3)
-        self.method.images, self.method.labels = nchw(case["in.x_syn"]).contiguous(), case["in.y_syn"]
-        self.method.scale = torch.tensor(cfg["log_temp"], dtype=case.dtype)
-        learned = [self.method.images, self.method.labels, self.method.scale]
-        self.method.learned = learned
-        groups = [{"params": learned[:2]}, {"params": learned[2:], "lr": cfg["lr_temp"]}]
-        self.method.optimiser = rcig.AdaBelief(groups, lr=cfg["lr_proto"])
+        for tensor, value in zip(self.method.learned, (images, case["in.y_syn"], cfg["log_temp"]), strict=True):
+            tensor.copy_(torch.as_tensor(value))
         self.member: Member = self.method.pool[0]
         load_flax(self.member.network, case)
 
@@ -214,4 +210,106 @@ def update(problem: Problem, tangent: Tensor) -> None:
 
 
 ADAPTERS: dict[str, Adapter] = {"rcig": golden}
-MISTAKES: list[Mistake] = []
+
+
+# --- mistakes, planted
+
+FLAT, FLIP, WARM = "rcig_softplus_1ch.npz", "rcig_softplus_flip_d2.npz", "rcig_relu_d3_warm.npz"
+_along, _gradients, _outer, _meta, _init = (
+    rcig.along,
+    rcig.image_gradients,
+    rcig.outer,
+    rcig.meta_gradients,
+    rcig.Inner.__init__,
+)
+
+
+def base_logits_in_the_prediction(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    feats, logits, moved = _along(*arguments)
+    return feats, logits, moved + logits
+
+
+def prediction_not_scaled(
+    inner: rcig.Inner, tangent: Tensor, fitted: Tensor, scale: Tensor, **real: Tensor
+) -> rcig.Outer:
+    return _outer(inner, tangent, fitted, 0 * scale, **real)
+
+
+def divisor_without_mirrored_images(self: rcig.Inner, network: Any, images: Tensor, *others: Any) -> None:
+    _init(self, network, images, *others)
+    self.scale *= 2
+
+
+def implicit_part_with_the_other_sign(inner: rcig.Inner, solved: rcig.Solved) -> tuple[Tensor, Tensor]:
+    direct, implicit = _gradients(inner, solved)
+    return direct, -implicit
+
+
+def mirrored_images_dropped(*arguments: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    inner, solved, labels, flip = arguments
+    gradients = _gradients(inner, solved)
+    direct, implicit, apart = _meta(inner, solved, labels, flip)
+    own = [part[: len(labels)] if flip else part for part in gradients]
+    return [own[0], direct[1]], [own[1], implicit[1]], apart
+
+
+def margin_of_frepo(labels: Tensor) -> Tensor:
+    top = labels.topk(2, dim=1).values
+    return -(top[:, 0] - top[:, 1]).clamp(max=1 / labels.shape[1]).mean()
+
+
+def sum_over_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits - labels).square().sum(1).mean() / 2
+
+
+def not_clipped(implicit: Tensor, direct: Tensor) -> Tensor:
+    return implicit
+
+
+def clipped_by_entry(implicit: Tensor, direct: Tensor) -> Tensor:
+    return implicit.clamp(-direct.abs(), direct.abs())
+
+
+def last_layer_with_a_tangent(network: Any) -> list[str]:
+    return [name for name, _ in network.named_parameters()]
+
+
+def relu_while_distilling(network: Any, beta: float) -> Any:
+    return network
+
+
+def average_not_corrected(self: Any) -> list[Tensor]:
+    return list(self.hidden)
+
+
+def adam_for_adabelief(groups: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=lr, eps=1e-16)
+
+
+def one_solve_for_both(self: rcig.Inner, tangent: Tensor) -> Tensor:
+    return self.solve(self.labels)
+
+
+def plant(owner: object, attribute: str, wrong: Callable[..., Any], file: str = FLAT) -> Mistake:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(owner, attribute, wrong)
+
+    return Mistake(f"rcig_{wrong.__name__}", file, patch)
+
+
+MISTAKES = [
+    plant(rcig, "along", base_logits_in_the_prediction),
+    plant(rcig, "outer", prediction_not_scaled),
+    plant(rcig.Inner, "__init__", divisor_without_mirrored_images, FLIP),
+    plant(rcig, "image_gradients", implicit_part_with_the_other_sign),
+    plant(rcig, "meta_gradients", mirrored_images_dropped, FLIP),
+    plant(rcig, "margin", margin_of_frepo),
+    plant(rcig, "online_loss", sum_over_classes),
+    plant(rcig, "clipped", not_clipped, WARM),
+    plant(rcig, "clipped", clipped_by_entry),
+    plant(rcig, "names_of", last_layer_with_a_tangent),
+    plant(rcig, "smooth", relu_while_distilling),
+    plant(rcig.Average, "values", average_not_corrected),
+    plant(rcig, "AdaBelief", adam_for_adabelief),
+    plant(rcig.Inner, "coefficients", one_solve_for_both),
+]
