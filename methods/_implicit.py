@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from benchmarks.networks import Network
+from benchmarks.networks import Network, batch_norms
 from benchmarks.training import chunks
 
 Map = Callable[[Tensor], Tensor]
@@ -38,11 +38,14 @@ class Softplus(nn.Module):
 
 
 def smooth(network: Network, beta: float) -> Network:
-    """``network`` with a `Softplus` in place of every ``nn.ReLU``; as it is for β = 0."""
+    """``network`` with a `Softplus` in place of every ``nn.ReLU`` (as it is for β = 0), ready for `along`."""
     for module in list(network.modules()) if beta else ():
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, Softplus(beta))
+    if any(isinstance(module, nn.GroupNorm) for module in network.modules()) or batch_norms(network):
+        # Derivatives of norms along tangents know no channels last.
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return network
 
 

@@ -28,7 +28,11 @@ COMMITTED = Path(__file__).with_suffix(".json")
 CPU = torch.device("cpu")
 SHAPES = ((Shape(1, 8, 2, 300, 60), 1, (16, 32)), (Shape(3, 32, 2, 1000, 200), 10, (32,)))
 """Shape of the data, ipc, widths."""
-SHORTER = {"frepo": ("--frepo.pool-size", "2"), "bptt": ("--bptt.batch-size", "64", "--bptt.unroll", "2")}
+SHORTER = {
+    "frepo": ("--frepo.pool-size", "2"),
+    "bptt": ("--bptt.batch-size", "64", "--bptt.unroll", "2"),
+    "rcig": ("--rcig.pool-size", "2", "--rcig.online-updates", "2"),
+}
 
 
 def version() -> str:
