@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.task import Task
-from methods import _implicit, rcig
+from methods import _implicit, _tangents, rcig
 from methods._pool import Member
 from tests.adapters import FORWARD32, KINK32, Adapter, Case, Mistake
 from tests.adapters.frepo import nchw, nhwc
@@ -62,12 +62,12 @@ class Problem:
     def seen(self) -> tuple[Tensor, Tensor]:
         return rcig.seen(self.method.images, self.method.labels, self.method.flip)
 
-    def inner(self, names: list[str]) -> rcig.Inner:
-        return rcig.Inner(self.member.network, *self.seen(), self.case.cfg["l2"], names)
+    def inner(self, names: list[str]) -> _implicit.Inner:
+        return _implicit.Inner(self.member.network, *self.seen(), self.case.cfg["l2"], names)
 
-    def outer_of(self, inner: rcig.Inner) -> Callable[[Tensor, Tensor], rcig.Outer]:
+    def outer_of(self, inner: _implicit.Inner) -> Callable[[Tensor, Tensor], _implicit.Outer]:
         images, classes = self.real
-        return functools.partial(rcig.outer, inner, scale=self.method.scale, images=images, classes=classes)
+        return functools.partial(_implicit.outer, inner, scale=self.method.scale, images=images, classes=classes)
 
     def names(self) -> dict[str, str]:
         """Our names of the parameters → those of flax, in our order."""
@@ -78,9 +78,11 @@ class Problem:
         """A recorded tangent over all parameters as a vector."""
         return torch.cat([to_torch(name, self.case[prefix + name]).flatten() for name in self.names().values()])
 
-    def check(self, prefix: str, inner: rcig.Inner, tangent: Tensor, f64: float = F64, f32: float = KINK32) -> None:
+    def check(
+        self, prefix: str, inner: _implicit.Inner, tangent: Tensor, f64: float = F64, f32: float = KINK32
+    ) -> None:
         """The vector ``tangent`` against recorded arrays, those that are there, taken together."""
-        split = _implicit.parts(inner.network, inner.names, tangent)
+        split = _tangents.parts(inner.network, inner.names, tangent)
         names = {ours: flax for ours, flax in self.names().items() if ours in inner.names}
         ours = torch.cat([to_flax(flax, split[name]).flatten() for name, flax in names.items()]).double()
         theirs = torch.cat([torch.from_numpy(self.case.arrays[prefix + flax]).flatten() for flax in names.values()])
@@ -95,10 +97,10 @@ class Problem:
 def golden(case: Case) -> None:
     pool(case)
     official(case)
-    clean(case, "alt.clean.", lambda inner, outer_of: rcig.faithful(inner, outer_of, *rates(case))[0])
+    clean(case, "alt.clean.", lambda inner, outer_of: _implicit.faithful(inner, outer_of, *rates(case))[0])
     for size in (2**40, 0):  # with the Jacobian, and by conjugate gradients
-        with mock.patch.object(_implicit, "EXPLICIT_BYTES", size):
-            clean(case, "alt.exact.", lambda inner, outer_of: rcig.exact(inner, outer_of, 40))
+        with mock.patch.object(_tangents, "EXPLICIT_BYTES", size):
+            clean(case, "alt.exact.", lambda inner, outer_of: _implicit.exact(inner, outer_of, 40))
 
 
 def rates(case: Case) -> tuple[float, float, int]:
@@ -117,18 +119,18 @@ def warm(problem: Problem) -> None:
         problem.member.update(*problem.seen(), rcig.online_loss)
 
 
-def clean(case: Case, prefix: str, solve: Callable[..., rcig.Solved]) -> None:
+def clean(case: Case, prefix: str, solve: Callable[..., _implicit.Solved]) -> None:
     problem = Problem(case)
     warm(problem)
-    inner = problem.inner(rcig.names_of(problem.member.network))
+    inner = problem.inner(_tangents.names_of(problem.member.network))
     solved = solve(inner, problem.outer_of(inner))
     if prefix == "alt.clean.":
-        losses = rcig.faithful(inner, problem.outer_of(inner), *rates(case))[1]
+        losses = _implicit.faithful(inner, problem.outer_of(inner), *rates(case))[1]
         case.check("alt.clean.inner_losses", losses, f64=F64, f32=1e-3)
     compare(problem, prefix, inner, solved)
 
 
-def compare(problem: Problem, prefix: str, inner: rcig.Inner, solved: rcig.Solved) -> None:
+def compare(problem: Problem, prefix: str, inner: _implicit.Inner, solved: _implicit.Solved) -> None:
     """What both kinds of arrays have: outer loss, its gradient in τ, the inverse, direct and implicit part."""
     case = problem.case
     official = prefix == "out."
@@ -186,9 +188,9 @@ def official(case: Case) -> None:
     update(problem, tangent)
 
 
-def adjoint(problem: Problem, inner: rcig.Inner, tangent: Tensor) -> tuple[rcig.Solved, Tensor]:
+def adjoint(problem: Problem, inner: _implicit.Inner, tangent: Tensor) -> tuple[_implicit.Solved, Tensor]:
     cfg = problem.case.cfg
-    return rcig.adjoint(inner, problem.outer_of(inner), tangent, cfg["lr_hinv"], cfg["hinv_steps"])
+    return _implicit.adjoint(inner, problem.outer_of(inner), tangent, cfg["lr_hinv"], cfg["hinv_steps"])
 
 
 def update(problem: Problem, tangent: Tensor) -> None:
@@ -216,11 +218,11 @@ ADAPTERS: dict[str, Adapter] = {"rcig": golden}
 
 FLAT, FLIP, WARM = "rcig_softplus_1ch.npz", "rcig_softplus_flip_d2.npz", "rcig_relu_d3_warm.npz"
 _along, _gradients, _outer, _meta, _init = (
-    rcig.along,
+    _implicit.along,
     rcig.image_gradients,
-    rcig.outer,
+    _implicit.outer,
     rcig.meta_gradients,
-    rcig.Inner.__init__,
+    _implicit.Inner.__init__,
 )
 
 
@@ -230,17 +232,17 @@ def base_logits_in_the_prediction(*arguments: Any) -> tuple[Tensor, Tensor, Tens
 
 
 def prediction_not_scaled(
-    inner: rcig.Inner, tangent: Tensor, fitted: Tensor, scale: Tensor, **real: Tensor
-) -> rcig.Outer:
+    inner: _implicit.Inner, tangent: Tensor, fitted: Tensor, scale: Tensor, **real: Tensor
+) -> _implicit.Outer:
     return _outer(inner, tangent, fitted, 0 * scale, **real)
 
 
-def divisor_without_mirrored_images(self: rcig.Inner, network: Any, images: Tensor, *others: Any) -> None:
+def divisor_without_mirrored_images(self: _implicit.Inner, network: Any, images: Tensor, *others: Any) -> None:
     _init(self, network, images, *others)
     self.scale *= 2
 
 
-def implicit_part_with_the_other_sign(inner: rcig.Inner, solved: rcig.Solved) -> tuple[Tensor, Tensor]:
+def implicit_part_with_the_other_sign(inner: _implicit.Inner, solved: _implicit.Solved) -> tuple[Tensor, Tensor]:
     direct, implicit = _gradients(inner, solved)
     return direct, -implicit
 
@@ -286,7 +288,7 @@ def adam_for_adabelief(groups: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=lr, eps=1e-16)
 
 
-def one_solve_for_both(self: rcig.Inner, tangent: Tensor) -> Tensor:
+def one_solve_for_both(self: _implicit.Inner, tangent: Tensor) -> Tensor:
     return self.solve(self.labels)
 
 
@@ -298,18 +300,18 @@ def plant(owner: object, attribute: str, wrong: Callable[..., Any], file: str = 
 
 
 MISTAKES = [
-    plant(rcig, "along", base_logits_in_the_prediction),
-    plant(rcig, "outer", prediction_not_scaled),
-    plant(rcig.Inner, "__init__", divisor_without_mirrored_images, FLIP),
+    plant(_implicit, "along", base_logits_in_the_prediction),
+    plant(_implicit, "outer", prediction_not_scaled),
+    plant(_implicit.Inner, "__init__", divisor_without_mirrored_images, FLIP),
     plant(rcig, "image_gradients", implicit_part_with_the_other_sign),
     plant(rcig, "meta_gradients", mirrored_images_dropped, FLIP),
     plant(rcig, "margin", margin_of_frepo),
     plant(rcig, "online_loss", sum_over_classes),
     plant(rcig, "clipped", not_clipped, WARM),
     plant(rcig, "clipped", clipped_by_entry),
-    plant(rcig, "names_of", last_layer_with_a_tangent),
+    plant(_tangents, "names_of", last_layer_with_a_tangent),
     plant(rcig, "smooth", relu_while_distilling),
     plant(rcig.Average, "values", average_not_corrected),
     plant(rcig, "AdaBelief", adam_for_adabelief),
-    plant(rcig.Inner, "coefficients", one_solve_for_both),
+    plant(_implicit.Inner, "coefficients", one_solve_for_both),
 ]
