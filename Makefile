@@ -38,11 +38,13 @@ smoke: $(VENV)/.core
 	OMP_NUM_THREADS=1 $(BIN)/python -m harness.run --methods frepo,mtt,dc,dsa,dm,bptt,kip,herding --dataset digits \
 		--budget smoke --output results/local/smoke
 
+# One process more than there are processors, at most four: tests wait for other processes and for files.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)) + 1, 4))')
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --benchmark-disable --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --benchmark-disable --numprocesses $(WORKERS) --dist worksteal
 
 # The faults of tests/faults, ten times as often as in `make test`; some need root, to mount a small disk.
 test-faults: $(VENV)/.dev

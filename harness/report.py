@@ -21,16 +21,17 @@ from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
 from harness.reports import paper_tables
 from harness.reports.comparisons import comparison_rows, comparison_tables
-from harness.reports.groups import grouped
+from harness.reports.groups import Group, grouped
 from harness.reports.render import TEX_HEAD, Table, csv, latex, literal, markdown, screen
 from harness.reports.tables import rows, tables
-from harness.reports.verdicts import claims_lines, claims_rows, claims_table
+from harness.reports.verdicts import claims_lines, claims_markdown, claims_rows, claims_table
 
 PROGRAM = "python -m harness.report"
 FORMATS = ("markdown", "latex", "csv", "html")
 USUAL = ("markdown", "latex", "csv")
 """Formats that are written where none are named."""
 PAGE = "report.html"
+CLAIMS = "claims"
 
 
 def write(
@@ -59,9 +60,8 @@ def write(
         made["comparisons"] = comparison_tables(groups), comparison_rows(groups)
     shown = [screen(table) for own, _ in made.values() for table in own]
     if claims:
-        made["claims"] = [claims_table(groups)], claims_rows(groups)
         shown.append(claims_lines(groups))
-    contents: dict[str, str] = {}
+    contents = _claims(groups, formats) if claims else {}
     for name, (own, lines) in made.items():
         contents |= _files(name, own, lines, formats)
     if "html" in formats:
@@ -89,6 +89,12 @@ def write_experiment(
     return "\n\n".join(map(screen, made))
 
 
+def _claims(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
+    """The files of the claims, as `_files`."""
+    files = _files(CLAIMS, [claims_table(groups)], claims_rows(groups), formats)
+    return files | ({f"{CLAIMS}.md": claims_markdown(groups)} if "markdown" in formats else {})
+
+
 def _files(
     name: str, made: Sequence[Table], lines: Sequence[Mapping[str, Any]], formats: Sequence[str]
 ) -> dict[str, str]:
@@ -107,7 +113,7 @@ def show(distilled: Sequence[Distilled]) -> str:
 
 
 def page(folders: Sequence[Path], place: Path) -> str:
-    """A Markdown page in the folder ``place``: its notes, then the notes, tables and figures of each of ``folders``.
+    """A Markdown page in the folder ``place``: its notes and claims, then the notes, tables and figures of ``folders``.
 
     What no record knows stands in a file ``notes.md`` of a folder, and of ``place``.
 
@@ -121,13 +127,15 @@ def page(folders: Sequence[Path], place: Path) -> str:
             raise UserError(f"{file} is no text in UTF-8 ({error.reason}, byte {error.start})") from error
 
     parts: list[Path | str] = [place / "notes.md"]
+    if (place / f"{CLAIMS}.md").is_file():
+        parts += ["## The claims of the paper", place / f"{CLAIMS}.md"]
     for folder in folders:
         pictures = [
             (path.stem, quote(os.fsencode(os.path.relpath(path, place)))) for path in sorted(folder.glob("*.png"))
         ]
         parts += [f"## {literal(folder.resolve().name)}", folder / "notes.md", folder / "table.md"]
         parts += [*(f"![{literal(name)}]({link})" for name, link in pictures)]
-        parts += [folder / f"{name}.md" for name in ("scaling", "comparisons", "claims")]
+        parts += [folder / f"{name}.md" for name in ("scaling", "comparisons")]
     there = (part for part in parts if isinstance(part, str) or part.is_file())
     return "\n\n".join(part if isinstance(part, str) else read(part) for part in there) + "\n"
 
@@ -218,7 +226,9 @@ def _main(arguments: Sequence[str], program: str) -> int:
     else:
         for folder in options.folders:
             inside = [each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())]
-            write(inside, folder, formats=options.format, **wanted)
+            write(inside, folder, formats=options.format, **(wanted | {CLAIMS: False}))
+        if options.claims:  # they rest on the records of all folders together
+            write_texts(_claims(grouped(distilled), options.format), options.page.parent, "the claims")
         write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
     return 1 if damaged else 0
 

@@ -137,6 +137,13 @@ def test_a_method_that_asks_for_values_is_said_to_be_beyond_forecasting(dummy: t
             forecast.forecast(longer)
 
 
+def test_what_has_no_steps_is_said_to_have_none() -> None:
+    wanted = Request(methods=("random_real",), datasets=("digits",), budget="smoke", device="cpu", ceiling=True)
+    for made in plan(wanted):
+        with pytest.raises(UserError, match=f"^{made.distillation.method} has no steps to forecast$"):
+            forecast.forecast(made)
+
+
 def test_published_shapes_take_no_memory_and_no_data() -> None:
     for name, shape in PUBLISHED.items():
         raw = stand_in(name)

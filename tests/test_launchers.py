@@ -18,6 +18,7 @@ SMALL = ["--methods", "random_real", "--dataset", "digits", "--budget", "smoke"]
     [
         ("--launcher slum", "unknown launcher 'slum': did you mean 'slurm'?"),
         ("--slurm.partition gpu", "--slurm.partition: the launcher is local; say --launcher slurm, or leave it out"),
+        ("--launcher slurm --jobs 2", "--jobs is for cells on this machine: leave it out with --launcher slurm"),
         ("--launcher slurm --slurm.partiton gpu", "did you mean --slurm.partition?"),
         ("--launcher slurm --slurm.gpus many", "--slurm.gpus takes a whole number"),
     ],

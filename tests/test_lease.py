@@ -243,3 +243,15 @@ def test_a_lease_that_is_alive_at_the_last_moment_stays(path: Path, monkeypatch:
     monkeypatch.undo()
     held.check()
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_what_a_killed_process_left_is_swept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed after it had renamed a lease and before it removed the file; one that is young may be in use."""
+    held = Lease(path)
+    left = path.with_name(f"{lease.ASIDE}{'0' * 32}")
+    left.write_bytes(path.read_bytes())
+    held.release()
+    assert [each.name for each in path.parent.iterdir()] == [left.name]
+    monkeypatch.setattr(lease, "STALE_SECONDS", -1.0)
+    Lease(path).release()
+    assert not path.parent.exists()

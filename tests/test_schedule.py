@@ -133,7 +133,7 @@ def test_durations_are_operations_over_rates(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("method", ["dsa", "dm"])
 def test_the_operations_of_a_step_are_those_of_the_whole_forecast(method: str, tmp_path: Path) -> None:
-    options = {"dsa": ["--dsa.outer-loop", "3", "--dsa.inner-loop", "4"]} if method == "dsa" else {}
+    options = {"dsa": ["--dsa.outer-loop", "2", "--dsa.inner-loop", "3"]} if method == "dsa" else {}
     request = Request(
         methods=(method,), datasets=("mnist",), budget="smoke", forecast=True, device="cpu", options=options
     )

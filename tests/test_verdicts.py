@@ -337,5 +337,14 @@ def test_the_command_shows_every_claim(tmp_path: Path, capsys: pytest.CaptureFix
     table = pd.read_csv(tmp_path / "claims.csv")
     assert len(table) == len(CLAIMS) and [*table["word"]].count("confirmed") == 1
     text = (tmp_path / "claims.md").read_text()
-    assert text.startswith("Claims of Zhou") and " confirmed |" in text and "A CPU; budget quick; width 32" in text
+    assert text.startswith("Claims of Zhou") and text.count("*confirmed*") == 1
+    assert text.count("\n- **") == len(CLAIMS) and "A CPU; budget quick; width 32" in text
     assert r"\begin{tabular}" in (tmp_path / "claims.tex").read_text()
+
+
+def test_a_page_has_the_claims_of_all_its_folders_once(tmp_path: Path) -> None:
+    folders = [saved(tmp_path / "ours", made(HIGH)), saved(tmp_path / "theirs", made(LOW, method="mtt"))]
+    assert report.main([*folders, "--claims", "--page", str(tmp_path / "README.md")]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("## The claims of the paper") == text.count("*confirmed*") == 1
+    assert [path.name for path in tmp_path.rglob("claims.md")] == ["claims.md"] and (tmp_path / "claims.csv").is_file()

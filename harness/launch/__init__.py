@@ -25,8 +25,9 @@ Launcher = Callable[[Iterable[Job]], Generator[Job, None, None]]
 
 A job that somebody else does at present is not yielded."""
 
+LOCAL = "local"
 LAUNCHERS = {
-    "local": "harness.launch.local",
+    LOCAL: "harness.launch.local",
     "slurm": "harness.launch.slurm",
     "ray": "harness.launch.ray",
 }
@@ -44,6 +45,8 @@ def launcher(request: Evaluating, output: Path) -> AbstractContextManager[Launch
     Raises UserError for options that are wrong, and where its package is not installed.
     """
     name = request.launcher
+    if request.jobs is not None and name != LOCAL:
+        raise UserError(f"--jobs is for cells on this machine: leave it out with --launcher {name}")
     config = parse({name: defaults(name)}, request.options)[name]
     made: AbstractContextManager[Launcher] = importlib.import_module(LAUNCHERS[name]).launcher(config, output, request)
     return made

@@ -36,7 +36,7 @@ from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, class_sizes, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
-from harness.plan.jobs import Distillation, Job, from_json
+from harness.plan.jobs import WHOLE_DATA, Distillation, Job, from_json
 from harness.progress import Progress
 from methods.base import Method
 
@@ -155,8 +155,8 @@ def count_blank(
 
     ``settle``: as in `count`.
     """
-    method_class = methods.get(distillation.method)
-    if not method_class.iterative:
+    method_class = None if distillation.method == WHOLE_DATA else methods.get(distillation.method)
+    if method_class is None or not method_class.iterative:
         raise UserError(f"{distillation.method} has no steps to forecast")
     shorter = method_class.BUDGETS.get("forecast", method_class.BUDGETS.get("cost", {}))
     resolved = from_json(method_class.Config, {**config, **shorter})

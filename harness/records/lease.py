@@ -37,6 +37,8 @@ LOOK_SECONDS = 1.0
 MOST_SECONDS = 5.0
 """The longest time that counts between two looks: a machine that was asleep, or a clock that jumped, shows nothing."""
 FOLDER = ".leases"
+ASIDE = ".removed-"
+"""Begins the name of a lease while it is removed."""
 LARGEST = 4096
 """Bytes of a lease that are read."""
 LEASED = 76
@@ -143,6 +145,7 @@ class Lease:
                 content = _read(self.path)
                 if content is not None and _parsed(content).get("token") == self._about["token"]:
                     _remove(self.path, content)
+                _sweep(self.path.parent, os.fstat(self._file).st_ctime)
                 self.path.parent.rmdir()  # where it was the last one
             os.close(self._file)
 
@@ -274,7 +277,7 @@ def _remove(path: Path, content: bytes) -> bool:
     """Remove the lease at ``path`` if it is still the one with this ``content``; whether there is none now."""
     if _read(path) != content:
         return not path.exists()
-    aside = path.with_name(f".{uuid.uuid4().hex}")
+    aside = path.with_name(f"{ASIDE}{uuid.uuid4().hex}")
     try:
         os.rename(path, aside)
     except FileNotFoundError:  # somebody else was first
@@ -285,6 +288,16 @@ def _remove(path: Path, content: bytes) -> bool:
             os.link(aside, path)
     aside.unlink(missing_ok=True)
     return removed
+
+
+def _sweep(folder: Path, now: float) -> None:
+    """Remove what processes have left in ``folder`` that were killed while they removed a lease.
+
+    ``now``: when a lease there was last changed, by the clock of the file system.
+    """
+    for aside in folder.glob(f"{ASIDE}*"):
+        if aside.stat().st_ctime < now - STALE_SECONDS:
+            aside.unlink(missing_ok=True)
 
 
 def _myself() -> dict[str, Any]:

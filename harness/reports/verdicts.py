@@ -20,7 +20,7 @@ from harness.plan.request import FLOOR
 from harness.reports import judges
 from harness.reports.groups import NONE, Group
 from harness.reports.judges import LEAK, MANY_CLASSES, NO_LEAK, Finding
-from harness.reports.render import Table, listed, span
+from harness.reports.render import Table, listed, literal, span
 from harness.reports.statistics import FEWEST_PAIRS
 
 Word = Literal["confirmed", "not confirmed", "not tested here"]
@@ -245,10 +245,24 @@ def claims_lines(groups: Sequence[Group]) -> str:
     """The same for a terminal, a paragraph each."""
     lines = []
     for each in verdicts(groups):
-        measured = f"{each.measured}. On {each.on}; n = {each.n}." if each.n != NONE else ""
-        line = f"{each.word.upper()}: {each.claimed} ({each.where}). {measured}".rstrip()
+        line = f"{each.word.upper()}: {each.claimed} ({each.where}). {_measured(each)}".rstrip()
         lines.append(textwrap.fill(printable(line), 100))
     return "\n\n".join(lines)
+
+
+def claims_markdown(groups: Sequence[Group]) -> str:
+    """The same as Markdown, a point each: no table is wide enough for them."""
+    lines = []
+    for each in verdicts(groups):
+        measured = _measured(each) or f"It is decided by: {each.decided_by}."
+        lines.append(f"- **{literal(each.claimed)}** ({each.where}): *{each.word}*. {literal(measured)}")
+    table = claims_table(groups)
+    return "\n\n".join([literal(table.caption), "\n".join(lines), *map(literal, table.notes)]) + "\n"
+
+
+def _measured(verdict: Verdict) -> str:
+    """What was measured, on what, and from how many values; nothing where nothing was."""
+    return "" if verdict.n == NONE else f"{verdict.measured}. On {verdict.on}; n = {verdict.n}."
 
 
 def claims_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
