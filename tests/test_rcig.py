@@ -273,10 +273,10 @@ def test_a_network_that_was_updated_often_enough_is_replaced() -> None:
 
 @pytest.mark.parametrize("solver", ["exact", "faithful"])
 def test_distilling_lowers_the_loss(solver: str) -> None:
-    method = make(30, per_class=40, config={"solver": solver, "lr": 0.05})
-    method.prepare({})
-    losses = [float(method.step()["loss"]) for _ in range(30)]
-    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+    rates = {"lr_inner": 1e-3, "lr_hessian": 1e-2}
+    method = make(15, config={"solver": solver, "lr": 0.05, **rates})
+    losses = [float(method.step()["loss"]) for _ in range(15)]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5  # a mean of 0.1
 
 
 def test_step_sizes_are_as_large_as_lets_the_objectives_fall() -> None:

@@ -216,11 +216,10 @@ ADAPTERS: dict[str, Adapter] = {"rcig": golden}
 
 # --- mistakes, planted
 
-FLAT, FLIP, WARM = "rcig_softplus_1ch.npz", "rcig_softplus_flip_d2.npz", "rcig_relu_d3_warm.npz"
-_along, _gradients, _outer, _meta, _init = (
+FLAT, FLIP = "rcig_softplus_1ch.npz", "rcig_softplus_flip_d2.npz"
+_along, _gradients, _meta, _init = (
     _implicit.along,
     rcig.image_gradients,
-    _implicit.outer,
     rcig.meta_gradients,
     _implicit.Inner.__init__,
 )
@@ -229,12 +228,6 @@ _along, _gradients, _outer, _meta, _init = (
 def base_logits_in_the_prediction(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     feats, logits, moved = _along(*arguments)
     return feats, logits, moved + logits
-
-
-def prediction_not_scaled(
-    inner: _implicit.Inner, tangent: Tensor, fitted: Tensor, scale: Tensor, **real: Tensor
-) -> _implicit.Outer:
-    return _outer(inner, tangent, fitted, 0 * scale, **real)
 
 
 def divisor_without_mirrored_images(self: _implicit.Inner, network: Any, images: Tensor, *others: Any) -> None:
@@ -262,10 +255,6 @@ def margin_of_frepo(labels: Tensor) -> Tensor:
 
 def sum_over_classes(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits - labels).square().sum(1).mean() / 2
-
-
-def not_clipped(implicit: Tensor, direct: Tensor) -> Tensor:
-    return implicit
 
 
 def clipped_by_entry(implicit: Tensor, direct: Tensor) -> Tensor:
@@ -301,13 +290,11 @@ def plant(owner: object, attribute: str, wrong: Callable[..., Any], file: str = 
 
 MISTAKES = [
     plant(_implicit, "along", base_logits_in_the_prediction),
-    plant(_implicit, "outer", prediction_not_scaled),
     plant(_implicit.Inner, "__init__", divisor_without_mirrored_images, FLIP),
     plant(rcig, "image_gradients", implicit_part_with_the_other_sign),
     plant(rcig, "meta_gradients", mirrored_images_dropped, FLIP),
     plant(rcig, "margin", margin_of_frepo),
     plant(rcig, "online_loss", sum_over_classes),
-    plant(rcig, "clipped", not_clipped, WARM),
     plant(rcig, "clipped", clipped_by_entry),
     plant(_tangents, "names_of", last_layer_with_a_tangent),
     plant(rcig, "smooth", relu_while_distilling),
