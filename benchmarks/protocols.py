@@ -147,6 +147,10 @@ FREPO_RECIPE = Recipe(
 """The evaluation of FRePo (Zhou et al., 2022)."""
 
 
+RCIG_RECIPE = replace(FREPO_RECIPE, lr=1e-4, batch_size=256, shuffle=True, steps_by_images=((10, 1000), (11, 2000)))
+"""The evaluation of RCIG (Loo et al., 2023)."""
+
+
 FREPO_ATTACK_RECIPE = Recipe(
     loss="mse",
     optimiser="adam",
@@ -217,6 +221,14 @@ PROTOCOLS: dict[str, Protocol] = {
             krr=True,
         ),
         Protocol("rat_bptt", recipe=RAT_BPTT_RECIPE, preprocess=_frepo_preprocess),
+        Protocol(
+            "rcig",
+            recipe=RCIG_RECIPE,
+            preprocess=_frepo_preprocess,
+            network="convnet_doubling",
+            distill_norm="none",
+            test_norm="none",
+        ),
         # Squared error on learned labels, as KIP trains networks; the recipe is FRePo's.
         Protocol("kip", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
         # The same for all methods, so that only the distillation differs: chosen by how well networks learn from few

@@ -129,3 +129,37 @@ class AdamW(torch.optim.Optimizer):
                 second = state["second"].lerp_(parameter.grad.square(), 1 - beta2)
                 mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
                 parameter.mul_(1 - lr * group["weight_decay"]).sub_(lr * mean / (square.sqrt() + group["eps"]))
+
+
+class AdaBelief(torch.optim.Optimizer):
+    """Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", NeurIPS 2020.
+
+    As in optax: Adam, with the squared distance of the gradient from its running mean in place of its square. ``eps``
+    is added to the average of these squares in every step, and to the root.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+    ) -> None:
+        super().__init__(tensors, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every tensor that has a gradient, in place."""
+        for group in self.param_groups:
+            (beta1, beta2), eps = group["betas"], group["eps"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+                state["step"] += 1
+                first = state["first"].lerp_(parameter.grad, 1 - beta1)
+                second = state["second"].lerp_((parameter.grad - first).square(), 1 - beta2).add_(eps)
+                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
+                parameter.sub_(group["lr"] * mean / (square.sqrt() + eps))

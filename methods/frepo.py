@@ -10,7 +10,6 @@ Differences from the official code (JAX, github.com/yongchao97/FRePo, commit 9b9
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from torch import Tensor
 from benchmarks.krr import centred_one_hot, krr_loss
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from benchmarks.training import features, half_squared_error, warmup_cosine
+from benchmarks.training import features, warmup_cosine
 from methods._optim import LAMB, Optimised, initial_images
+from methods._pool import Member
 from methods.base import Synthetic, check_ranges
 
 
@@ -79,24 +79,6 @@ def meta_losses(
     feat_real = features(network, real)
     seen = (torch.cat([images, images.flip(3)]), torch.cat([labels, labels])) if flip else (images, labels)
     return krr_loss(feat_real, targets, network.features(seen[0]), seen[1], ridge), label_loss(labels)
-
-
-class Member:
-    """A network of the pool, with its optimiser and the number of its updates."""
-
-    def __init__(self, network: Network, lr: float, counter: int) -> None:
-        self.network, self.counter = network, counter
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
-
-    def update(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of the whole network on synthetic data, in training mode; the loss before it, 0-d and detached."""
-        self.network.train()
-        loss = half_squared_error(self.network(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.counter += 1
-        return loss.detach()
 
 
 class FRePo(Optimised):
@@ -183,19 +165,14 @@ class FRePo(Optimised):
         return Synthetic(self.images.clone(), self.labels.clone(), "centred")
 
     def state_dict(self) -> dict[str, Any]:
-        pool = [
-            {"network": m.network.state_dict(), "optimiser": m.optimiser.state_dict(), "counter": m.counter}
-            for m in self.pool
-        ]
-        return {**super().state_dict(), "updates": self.updates, "pool": copy.deepcopy(pool)}
+        pool = [member.state_dict() for member in self.pool]
+        return {**super().state_dict(), "updates": self.updates, "pool": pool}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.updates = state["updates"]
         for member, saved in zip(self.pool, state["pool"], strict=True):
-            member.network.load_state_dict(saved["network"])
-            member.optimiser.load_state_dict(saved["optimiser"])
-            member.counter = saved["counter"]
+            member.load_state_dict(saved)
 
     def _member(self, counter: int) -> Member:
         return Member(self.task.network(self.task.generator), self.config.lr_online, counter)

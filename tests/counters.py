@@ -32,6 +32,7 @@ SHORTER = {
     "frepo": ("--frepo.pool-size", "2"),
     "bptt": ("--bptt.batch-size", "64", "--bptt.unroll", "2"),
     "rat_bptt": ("--rat_bptt.batch-size", "64"),
+    "rcig": ("--rcig.pool-size", "2", "--rcig.online-updates", "2"),
 }
 
 

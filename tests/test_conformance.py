@@ -38,22 +38,23 @@ def test_method(name: str, check: Check) -> None:
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("name", "option", "value"),
     [
-        ("bptt", "rematerialize"),
-        ("mtt", "rematerialize"),
-        ("rat_bptt", "rematerialize"),
-        ("datm", "rematerialize"),
-        ("bptt", "learn_label"),
-        ("rat_bptt", "learn_label"),
-        ("kip", "learn_label"),
-        ("kip", "solve_label"),
+        ("bptt", "rematerialize", True),
+        ("mtt", "rematerialize", True),
+        ("rat_bptt", "rematerialize", True),
+        ("datm", "rematerialize", True),
+        ("bptt", "learn_label", True),
+        ("rat_bptt", "learn_label", True),
+        ("kip", "learn_label", True),
+        ("kip", "solve_label", True),
+        ("rcig", "solver", "faithful"),
     ],
 )
-def test_method_with_an_option(name: str, option: str, check: Check) -> None:
+def test_method_with_an_option(name: str, option: str, value: bool | str, check: Check) -> None:
     """Less memory, or labels that move: whatever an option changes, nothing that is checked."""
     method = methods.get(name)
-    budgets = {budget: {**changes, option: True} for budget, changes in method.BUDGETS.items()}
+    budgets = {budget: {**changes, option: value} for budget, changes in method.BUDGETS.items()}
     check(name, type(method.__name__, (method,), {"BUDGETS": budgets, "__module__": method.__module__}))
 
 

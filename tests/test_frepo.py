@@ -15,7 +15,8 @@ from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task
 from methods import frepo
 from methods._optim import LAMB
-from methods.frepo import FRePo, FRePoConfig, Member
+from methods._pool import Member
+from methods.frepo import FRePo, FRePoConfig
 
 
 def make_task(

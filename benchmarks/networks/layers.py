@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,10 @@ class Residual(nn.Module):
     def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.residual, self.shortcut = residual, shortcut
+        self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(self.residual(x) + self.shortcut(x))
+        return cast(Tensor, self.activation(self.residual(x) + self.shortcut(x)))
 
 
 class BatchNorm(nn.Module):
