@@ -198,6 +198,8 @@ def test_tables_tell_stored_pixels_beside_decoded_images(tmp_path: Path, capsys:
     assert len(shown) == 3, "sets with and without a decoder share no row"
     assert sorted(shown[title]) == ["7,840 → 40", "–", "–"]
     assert list(shown[shown[title] != "–"]["method"]) == ["ncfm"]
+    (one,), (two,), (four,) = (grouped([each]) for each in (plain, other, coded))
+    assert one.test == two.test != four.test, "four images in the pixels of one have an advantage"
     assert "Stored pixels → decoded images: " in " ".join(table.notes)
     assert report.main([folders(tmp_path / "results", plain, other, coded)]) == 0
     assert "7,840 →" in capsys.readouterr().out

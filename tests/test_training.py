@@ -90,7 +90,8 @@ def test_flip_rule() -> None:
 
 
 def test_protocols_name_what_exists() -> None:
-    assert list(PROTOCOLS) == ["vico", "mtt", "datm", "soft_labels", "ncfm", "frepo", "rat_bptt", "rcig", "kip", "common"]
+    named = ["vico", "mtt", "datm", "soft_labels", "ncfm", "frepo", "rat_bptt", "rcig", "kip", "common"]
+    assert list(PROTOCOLS) == named
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.network in NETWORKS and protocol.distill_norm in (*NORMS, None) and protocol.test_norm in NORMS

@@ -221,8 +221,11 @@ class Group:
 
     @property
     def test(self) -> tuple[Any, ...]:
-        """Shared by groups that were evaluated alike. The norm of the evaluated network is the protocol's."""
-        shared = {name: self.distillation.get(name) for name in ALIKE}
+        """Shared by groups that were evaluated alike. The norm of the evaluated network is the protocol's.
+
+        A set that is decoded into several times as many images is not compared with those that are not.
+        """
+        shared = {"decoder": self.decoder, **{name: self.distillation.get(name) for name in ALIKE}}
         return self.contest, json.dumps([shared, self.recipe], sort_keys=True)
 
     @property
