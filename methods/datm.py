@@ -164,10 +164,10 @@ class DATM(Trajectories):
             "train_epochs": 2,
             "steps_per_epoch": 5,
         },
-        # MTT's, with a smaller α. Measured at width 32. On CIFAR-10 (JPEG) at ipc 1 the initial set with α 0.05 has losses
-        # of 0.97 to 0.99, too near the threshold; with 0.02 at most 0.95. With 0.03 the loss fell there in 12 steps, and
-        # at ipc 10 in 6 (one expert), none of them above the threshold. On digits at ipc 1 sets that start with 0.03 and
-        # with 0.05 are equally good: 94 % (two and three networks of one seed; MTT 93 %).
+        # MTT's, with a smaller α; measured at width 32. On CIFAR-10 (JPEG) at ipc 1 the initial set with α 0.05 has
+        # losses of 0.97 to 0.99, too near the threshold; with 0.02 at most 0.95. With 0.03 the loss fell there in 12
+        # steps, and at ipc 10 in 6 (one expert), none of them above the threshold. On digits at ipc 1 sets that start
+        # with 0.03 and with 0.05 are equally good: 94 % (two and three networks of one seed; MTT 93 %).
         "quick": {
             "steps": 100,
             "syn_steps": 20,

@@ -53,8 +53,8 @@ def method(store: Store | None = None, seed: int = 0, dtype: torch.dtype = torch
 def test_only_snapshots_that_can_be_touched_are_kept_and_the_last() -> None:
     whole: Store = {}
     kept: Store = {}
-    every = {"min_start_epoch": 0, "max_start_epoch": 6, "expert_epochs": 1}
-    some = {"min_start_epoch": 2, "max_start_epoch": 4, "expert_epochs": 1}
+    every: dict[str, Any] = {"min_start_epoch": 0, "max_start_epoch": 6, "expert_epochs": 1}
+    some: dict[str, Any] = {"min_start_epoch": 2, "max_start_epoch": 4, "expert_epochs": 1}
     all_of = method(whole, train_epochs=6, num_experts=1, **every)
     part_of = method(kept, train_epochs=6, num_experts=1, **some)
     (full,), (part,) = (list(store.values()) for store in (whole, kept))
@@ -238,7 +238,12 @@ def test_random_real_images_have_the_logits_of_the_first_expert() -> None:
 
 
 def test_start_epochs_come_from_a_range_that_grows_and_experts_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"min_start_epoch": 1, "current_max_start_epoch": 2, "max_start_epoch": 4, "expansion_end_epoch": 20}
+    settings: dict[str, Any] = {
+        "min_start_epoch": 1,
+        "current_max_start_epoch": 2,
+        "max_start_epoch": 4,
+        "expansion_end_epoch": 20,
+    }
     made = method(train_epochs=4, num_experts=3, syn_steps=1, **settings)
     seen: list[tuple[int, int]] = []
     segment = DATM.segment
@@ -259,7 +264,7 @@ def test_a_step_is_sgd_on_images_labels_and_step_size(monkeypatch: pytest.Monkey
     """Against a student written out here; one of the steps is above the threshold, and moves nothing."""
     monkeypatch.setattr(_trajectories, "draw_dsa", lambda *args, **kwargs: ("none", None))
     monkeypatch.setattr(_trajectories, "apply_dsa", lambda op, images, draws: images)
-    plain = {"dtype": torch.float64, "num_experts": 1, "max_start_epoch": 3, "batch_syn": 4}
+    plain: dict[str, Any] = {"dtype": torch.float64, "num_experts": 1, "max_start_epoch": 3, "batch_syn": 4}
     free = method(**plain)
     losses = sorted(float(free.step()["matching"]) for _ in range(4))
     store: Store = {}

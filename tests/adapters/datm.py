@@ -198,7 +198,7 @@ def always_adaptive(parameters: Tensor, gradient: Tensor, rho: float, adaptive: 
 
 def scaled_once(parameters: Tensor, gradient: Tensor, rho: float, adaptive: bool) -> Tensor:
     scaled = parameters.abs() * gradient
-    return rho * scaled / scaled.norm()
+    return rho * scaled / scaled.square().sum().sqrt()
 
 
 def descends(parameters: Tensor, gradient: Tensor, rho: float, adaptive: bool) -> Tensor:
