@@ -145,7 +145,7 @@ class RaTBPTT(Optimised):
     }
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 3, "unroll": 5, "window": 2, "change": 1, "batch_size": 500},
-        # Short, so that steps are many. Looked at with batches of 500, in % after 300 steps of an evaluated network (two
+        # Short, so that steps are many. Looked at with batches of 500, in % after 300 steps of an evaluated network (2
         # networks; width 32, one core), for ``lr`` 1e-2 and 3e-2:
         #   digits, ipc 1:  60 steps 86.8 and 91.1, 119 steps 89.0 and 91.5;  at T 20, W 10 104 steps –, 88.7
         #   digits, ipc 10: 60 steps 95.4 and –;   MNIST, ipc 1: 31 steps – and 79.3
