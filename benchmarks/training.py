@@ -362,7 +362,7 @@ def draw_balanced(classes: Tensor, size: int, generator: torch.Generator) -> Ten
         return torch.arange(len(classes))
     order = torch.randperm(len(classes), generator=generator)
     order = order[classes[order].argsort(stable=True)]  # class by class, in random order within each
-    names, sizes = classes.unique(return_counts=True)
+    names, sizes = torch.unique(classes, return_counts=True)
     place = torch.arange(len(classes)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # within the class
     drawn = order[place < max(size // len(names), 1)]
     if len(names) > size:

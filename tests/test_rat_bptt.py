@@ -40,6 +40,10 @@ def generator(seed: int = 0) -> torch.Generator:
 class Smooth(torch.nn.Module):
     """Two layers without kinks, whose every gradient is far from 0: Adam magnifies the rounding of a small one."""
 
+    first: Tensor
+    bias: Tensor
+    head: Tensor
+
     def __init__(self, draws: torch.Generator) -> None:
         super().__init__()
         shapes = {"first": (6, 64), "bias": (6,), "head": (3, 6)}
@@ -159,7 +163,7 @@ def test_live_bytes_grow_by_the_states_of_the_window_alone() -> None:
     """Parameters and two moments of every step, which lie on the host; without rematerialising by activations."""
 
     def peak(window: int, rematerialize: bool) -> int:
-        settings = {"unroll": 8, "window": window, "place": "end", "rematerialize": rematerialize}
+        settings: dict[str, Any] = {"unroll": 8, "window": window, "place": "end", "rematerialize": rematerialize}
         return count(lambda: method(dtype=torch.float32, **settings), torch.device("cpu"), settle=False).peak_live_bytes
 
     state = 3 * 4 * sum(p.numel() for p in method().task.network(generator()).parameters())
@@ -298,7 +302,7 @@ def test_balanced_batches_have_equally_many_of_each_class() -> None:
     seen = torch.zeros(10)
     for seed in range(60):
         index = draw_balanced(classes, 7, generator(seed))
-        assert len(index.unique()) == 6 and classes[index].bincount().tolist() == [2, 2, 2]
+        assert len(set(index.tolist())) == 6 and classes[index].bincount().tolist() == [2, 2, 2]
         seen[index] += 1
     assert (seen > 15).all(), "every image has its turn"
     assert torch.equal(draw_balanced(classes, 10, generator()), torch.arange(10))
@@ -322,7 +326,7 @@ def test_the_recipe_is_the_inner_training(monkeypatch: pytest.MonkeyPatch) -> No
         assert op == "rotate"
         logits = expected(apply_dsa(op, images[index], angles))
         optimiser.zero_grad()
-        (-(labels[index] * logits.log_softmax(1)).sum() / 99).backward()  # type: ignore[no-untyped-call]
+        (-(labels[index] * logits.log_softmax(1)).sum() / 99).backward()
         optimiser.step()
     # A bias before a norm has no gradient but rounding, and does not matter.
     torch.testing.assert_close(net(images[:6]), expected(images[:6]), rtol=0, atol=1e-6)

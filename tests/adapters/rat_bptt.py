@@ -55,6 +55,7 @@ def rat(case: Case) -> None:
         norm, (kept, average) = torch.linalg.vector_norm(gradient), rat_bptt.clipped(gradient, method.norm)
         found = {"grad_norm": norm, "ema": average, "clipped_norm": torch.linalg.vector_norm(kept)}
         method.step()
+        assert method.norm is not None
         found |= {"x_syn": method.images, "ema": method.norm}
         if cfg["train_y"]:
             found["y_syn"] = method.labels
@@ -91,7 +92,7 @@ class Recorded(rat_bptt.RaTBPTT):
 
     def step(self) -> dict[str, Tensor]:
         names = {"images": f"in.x_real{self.iteration}", "labels": f"in.label_real{self.iteration}"}
-        real = {field: self.case[name] for field, name in names.items()}
+        real: dict[str, Any] = {field: self.case[name] for field, name in names.items()}
         step, case = self.iteration, self.case
         self.task = dataclasses.replace(self.task, **real, network=lambda _: network_of(case, step))
         return super().step()
