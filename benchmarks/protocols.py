@@ -66,8 +66,9 @@ class Protocol:
     preprocess: Callable[[str, int], str]
     """Map from (data set, ipc) to a name of ``benchmarks.PREPROCESSINGS``."""
     network: str = "convnet"
-    distill_norm: Literal["none", "batch", "instance"] = "instance"
-    """Norm of the network that distils; one that does not have it has its usual one (`networks.usual_norm`)."""
+    distill_norm: Literal["none", "batch", "instance"] | None = "instance"
+    """Norm of the network that distils; one that does not have it has its usual one (`networks.usual_norm`). None: that
+    of each method's own protocol."""
     test_norm: Literal["none", "batch", "instance"] = "instance"
     """Norm of the networks that are evaluated, likewise."""
     krr: bool = False
@@ -186,13 +187,14 @@ PROTOCOLS: dict[str, Protocol] = {
         # Squared error on learned labels, as KIP trains networks; the recipe is FRePo's.
         Protocol("kip", recipe=FREPO_RECIPE, preprocess=lambda dataset, ipc: "standardise"),
         # The same for all methods, so that only the distillation differs: chosen by how well networks learn from few
-        # real images (``harness.choose_recipe``).
+        # real images (``harness.choose_recipe``). The norm while distilling is a part of the method: DM, which compares
+        # the images of one class, learns nothing through statistics of such a batch.
         Protocol(
             "common",
             recipe=vico_recipe(),
             preprocess=lambda dataset, ipc: "standardise",
             network="convnet_doubling",
-            distill_norm="batch",
+            distill_norm=None,
             test_norm="batch",
         ),
     )

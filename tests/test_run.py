@@ -956,13 +956,15 @@ def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[D
 
 def test_protocols_and_networks(tmp_path: Path) -> None:
     def shape(**changes: Any) -> tuple[str, str, str, str]:
-        (job,) = plan(request(methods=("frepo",), output=tmp_path, **changes))
+        (job,) = plan(request(**{"methods": ("frepo",), "output": tmp_path, **changes}))
         asked = job.distillation
         return job.questions[0].config["protocol"], asked.network, asked.norm, asked.preprocess
 
     assert shape() == ("frepo", "convnet_doubling", "batch", "standardise")
     assert shape(network="convnet") == ("frepo", "convnet", "batch", "standardise")
     assert shape(protocol="common") == ("common", "convnet_doubling", "batch", "standardise")
+    assert shape(protocol="common", methods=("dm",)) == ("common", "convnet_doubling", "instance", "standardise")
+    assert shape(protocol="common", norm="none")[2] == "none"
     assert shape(network="resnet18") == ("frepo", "resnet18", "batch", "standardise")
     assert shape(network="mlp") == ("frepo", "mlp", "none", "standardise"), "its usual norm"
     assert shape(network="alexnet", protocol="common") == ("common", "alexnet", "batch", "standardise")

@@ -427,7 +427,8 @@ def _distillation(
     from benchmarks.protocols import PROTOCOLS
     from benchmarks.task import class_sizes
 
-    protocol = PROTOCOLS[method.PROTOCOL if request.protocol == "native" else request.protocol]
+    own = PROTOCOLS[method.PROTOCOL]
+    protocol = own if request.protocol == "native" else PROTOCOLS[request.protocol]
     seconds = request.seconds if request.steps or request.seconds else BUDGETS[request.budget].seconds
     channels, height, breadth = raw.train_images.shape[1:]
     network = protocol.network if request.network is None or request.network == "native" else request.network
@@ -438,7 +439,7 @@ def _distillation(
         num_classes=len(raw.class_names),
         width=width,
         depth=request.depth,
-        norm=request.norm or usual_norm(network, protocol.distill_norm),  # type: ignore[arg-type]  # checked there
+        norm=request.norm or usual_norm(network, protocol.distill_norm or own.distill_norm),  # type: ignore[arg-type]  # checked there
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")

@@ -65,7 +65,7 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
         network=authors.network if own is None else own.network.name,
         width=request.width or (default_width(request.budget, device) if own is None else own.network.width),
         depth=None if own is None else own.network.depth,
-        norm=authors.distill_norm if own is None else own.network.norm,
+        norm=(authors.distill_norm or authors.test_norm) if own is None else own.network.norm,
         preprocess=request.preprocess,
         generator=generator_for("distil", request.seed),
         root=root,
