@@ -38,23 +38,23 @@ def test_method(name: str, check: Check) -> None:
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
-    ("name", "option", "value"),
+    ("name", "options"),
     [
-        ("bptt", "rematerialize", True),
-        ("mtt", "rematerialize", True),
-        ("rat_bptt", "rematerialize", True),
-        ("datm", "rematerialize", True),
-        ("bptt", "learn_label", True),
-        ("rat_bptt", "learn_label", True),
-        ("kip", "learn_label", True),
-        ("kip", "solve_label", True),
-        ("rcig", "solver", "faithful"),
+        ("bptt", {"rematerialize": True}),
+        ("mtt", {"rematerialize": True}),
+        ("datm", {"rematerialize": True}),
+        ("rat_bptt", {"rematerialize": True}),
+        ("rat_bptt", {"learn_label": True}),
+        ("bptt", {"learn_label": True}),
+        ("kip", {"learn_label": True}),
+        ("kip", {"solve_label": True}),
+        ("rcig", {"solver": "faithful", "lr_inner": 1e-3, "lr_hessian": 1e-2}),
     ],
 )
-def test_method_with_an_option(name: str, option: str, value: bool | str, check: Check) -> None:
+def test_method_with_an_option(name: str, options: dict[str, Any], check: Check) -> None:
     """Less memory, or labels that move: whatever an option changes, nothing that is checked."""
     method = methods.get(name)
-    budgets = {budget: {**changes, option: value} for budget, changes in method.BUDGETS.items()}
+    budgets = {budget: {**changes, **options} for budget, changes in method.BUDGETS.items()}
     check(name, type(method.__name__, (method,), {"BUDGETS": budgets, "__module__": method.__module__}))
 
 
