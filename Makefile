@@ -35,8 +35,8 @@ demo: $(VENV)/.core
 # Every method once, in seconds: what continuous integration compares with results/smoke.
 smoke: $(VENV)/.core
 	rm -rf results/local/smoke
-	OMP_NUM_THREADS=1 $(BIN)/python -m harness.run --methods frepo,mtt,dc,dsa,dm,bptt,kip,herding --dataset digits \
-		--budget smoke --output results/local/smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m harness.run --dataset digits --budget smoke --output results/local/smoke \
+		--methods frepo,mtt,datm,dc,dsa,dm,bptt,rat_bptt,kip,rcig,ncfm,soft_labels,herding,k_means,k_centre
 
 # One process more than there are processors, at most four: tests wait for other processes and for files.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)) + 1, 4))')
