@@ -78,7 +78,7 @@ def outer(inner: Inner, tangent: Tensor, coefficients: Tensor, scale: Tensor, im
     weights = (coefficients.T @ inner.features).to(images.dtype)
     split = chunks(network, images)
     total: list[Tensor] = []
-    for part, labels in zip(split, classes.split(len(split[0])), strict=True):
+    for part, labels in zip(split, torch.split(classes, len(split[0])), strict=True):
         feats, logits, moved = along(network, part, own)
         leaves = [leaf.detach().requires_grad_() for leaf in (moved, weights, scale)]
         predictions = (leaves[0] + F.linear(feats.detach(), leaves[1])) * leaves[2].exp()
@@ -159,7 +159,7 @@ def image_gradients(inner: Inner, solved: Solved) -> tuple[Tensor, Tensor]:
     constants = (solved.fitted, solved.direct, solved.implicit, at_features, of_features(solved.implicit))
     tangents = [parts(inner.network, inner.names, tangent) for tangent in (solved.tangent, solved.inverse)]
     found: list[tuple[Tensor, Tensor]] = []
-    for images, *own in zip(split, *(c.to(dtype).split(len(split[0])) for c in constants), strict=True):
+    for images, *own in zip(split, *(torch.split(c.to(dtype), len(split[0])) for c in constants), strict=True):
         fitted, direct, implicit, at_features, implicitly = own
         leaf = images.detach().requires_grad_()
         feats, _, moved = along(inner.network, leaf, tangents[0])

@@ -74,12 +74,13 @@ class _FeaturesAndLogits(nn.Module):
 def along(network: Network, images: Tensor, tangent: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Features (n, D), logits (n, C), and the derivative of the logits along ``tangent``, (n, C)."""
     with forward_ad.dual_level():
-        dual = {
-            f"network.{name}": forward_ad.make_dual(network.get_parameter(name), part) for name, part in tangent.items()
+        duals = {
+            f"network.{name}": forward_ad.make_dual(network.get_parameter(name), part)  # type: ignore[no-untyped-call]
+            for name, part in tangent.items()
         }
-        features, logits = functional_call(_FeaturesAndLogits(network), dual, (images,))
-        logits, moved = forward_ad.unpack_dual(logits)
-        return forward_ad.unpack_dual(features).primal, logits, moved
+        outputs = functional_call(_FeaturesAndLogits(network), duals, (images,))
+        features, logits = (forward_ad.unpack_dual(output) for output in outputs)  # type: ignore[no-untyped-call]
+        return features.primal, logits.primal, logits.tangent
 
 
 def pulled_back(network: Network, logits: Tensor, right: Tensor, names: list[str]) -> Tensor:
@@ -99,7 +100,7 @@ class Jacobian:
         size = sum(network.get_parameter(name).numel() for name in names)
         rows = len(images) * network.head.out_features
         small = rows * size * images.element_size() <= EXPLICIT_BYTES
-        self.matrix = torch.cat([self._rows(image) for image in images.split(1)]) if small else None
+        self.matrix = torch.cat([self._rows(image) for image in torch.split(images, 1)]) if small else None
 
     def _rows(self, image: Tensor) -> Tensor:
         """The rows (C, P) of one image (1, C, H, W)."""
@@ -123,12 +124,10 @@ class Jacobian:
         if self.matrix is not None:
             return self.matrix.T @ right.flatten()
         split = chunks(self.network, self.images)
-        cotangents = right.split(len(split[0]))
-        pulled = [
-            pulled_back(self.network, self.network(part), own, self.names)
-            for part, own in zip(split, cotangents, strict=True)
-        ]
-        return torch.stack(pulled).sum(0)
+        pulled = torch.zeros((), dtype=right.dtype, device=right.device)
+        for part, own in zip(split, torch.split(right, len(split[0])), strict=True):
+            pulled = pulled + pulled_back(self.network, self.network(part), own, self.names)
+        return pulled
 
     def inverse(self, gram: Tensor, factor: Tensor, iterations: int) -> Map:
         """The map from right sides (n, C) to (JJᵀ + gram ⊗ I)⁻¹·right, for ``gram`` (n, n) and its Cholesky factor.
@@ -146,7 +145,7 @@ class Jacobian:
 
             return lambda right: conjugate_gradients(product, right, precondition, iterations)
         kernel = torch.kron(gram, torch.eye(len(self.matrix) // len(gram), dtype=gram.dtype, device=gram.device))
-        for columns in self.matrix.split(COLUMNS, 1):
+        for columns in torch.split(self.matrix, COLUMNS, 1):
             kernel.addmm_(columns.double(), columns.double().T)
         whole = torch.linalg.cholesky_ex(kernel).L
         return lambda right: torch.cholesky_solve(right.reshape(-1, 1), whole).view_as(right)

@@ -97,7 +97,7 @@ def meta_gradients(
         if flip:
             at_images, mirrored = at_images.chunk(2)
             at_images = at_images + mirrored.flip(3)
-            at_labels = at_labels.unflatten(0, (2, -1)).sum(0)
+            at_labels = at_labels[: len(labels)] + at_labels[len(labels) :]
         found.append([at_images, at_labels.to(labels.dtype)])
     direct, implicit = found
     return [direct[0], direct[1] + apart], implicit, loss.detach()
@@ -105,8 +105,8 @@ def meta_gradients(
 
 def clipped(implicit: Tensor, direct: Tensor) -> Tensor:
     """``implicit``, scaled down to the norm of ``direct`` where its own is larger; 0 where it is not a number."""
-    largest = torch.linalg.vector_norm(direct) / torch.linalg.vector_norm(implicit)
-    return (implicit * largest.clamp(max=1)).nan_to_num(0.0)
+    ratio = torch.linalg.vector_norm(direct) / torch.linalg.vector_norm(implicit)
+    return torch.nan_to_num(implicit * ratio.clamp(max=1))
 
 
 def margin(labels: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class RCIG(Optimised):
         self.labels = centred_one_hot(classes, task.num_classes, task.dtype)
         self.scale = torch.zeros((), dtype=task.dtype, device=task.device)
         self.learned = [self.images, self.labels, self.scale]
-        groups = [{"params": self.learned[:2]}, {"params": [self.scale], "lr": config.lr_scale}]
+        groups: list[dict[str, Any]] = [{"params": self.learned[:2]}, {"params": [self.scale], "lr": config.lr_scale}]
         self.optimiser = AdaBelief(groups, lr=config.lr)
         self.average = Average(self.learned, config.ema)
         self.pool = [self._member() for _ in range(config.pool_size)]
@@ -217,7 +217,7 @@ class RCIG(Optimised):
         outer_of = functools.partial(outer, inner, scale=self.scale, images=images, classes=classes)
         if config.solver == "exact":
             return inner, exact(inner, outer_of, config.iterations), torch.empty(0), torch.empty(0)
-        return inner, *faithful(inner, outer_of, *self.rates, config.inner_steps)
+        return inner, *faithful(inner, outer_of, self.rates[0], self.rates[1], config.inner_steps)
 
     def _inner(self, network: Network) -> Inner:
         ridge = self.config.ridge * len(self.images)
