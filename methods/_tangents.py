@@ -74,13 +74,13 @@ class _FeaturesAndLogits(nn.Module):
 def along(network: Network, images: Tensor, tangent: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Features (n, D), logits (n, C), and the derivative of the logits along ``tangent``, (n, C)."""
     with forward_ad.dual_level():
-        dual = {
+        duals = {
             f"network.{name}": forward_ad.make_dual(network.get_parameter(name), part)  # type: ignore[no-untyped-call]
             for name, part in tangent.items()
         }
-        features, logits = functional_call(_FeaturesAndLogits(network), dual, (images,))
-        unpacked, moved = (forward_ad.unpack_dual(each) for each in (features, logits))  # type: ignore[no-untyped-call]
-        return unpacked.primal, moved.primal, moved.tangent
+        outputs = functional_call(_FeaturesAndLogits(network), duals, (images,))
+        features, logits = (forward_ad.unpack_dual(output) for output in outputs)  # type: ignore[no-untyped-call]
+        return features.primal, logits.primal, logits.tangent
 
 
 def pulled_back(network: Network, logits: Tensor, right: Tensor, names: list[str]) -> Tensor:
@@ -124,12 +124,10 @@ class Jacobian:
         if self.matrix is not None:
             return self.matrix.T @ right.flatten()
         split = chunks(self.network, self.images)
-        cotangents = torch.split(right, len(split[0]))
-        pulled = [
-            pulled_back(self.network, self.network(part), own, self.names)
-            for part, own in zip(split, cotangents, strict=True)
-        ]
-        return torch.stack(pulled).sum(0)
+        pulled = torch.zeros((), dtype=right.dtype, device=right.device)
+        for part, own in zip(split, torch.split(right, len(split[0])), strict=True):
+            pulled = pulled + pulled_back(self.network, self.network(part), own, self.names)
+        return pulled
 
     def inverse(self, gram: Tensor, factor: Tensor, iterations: int) -> Map:
         """The map from right sides (n, C) to (JJᵀ + gram ⊗ I)⁻¹·right, for ``gram`` (n, n) and its Cholesky factor.
