@@ -305,7 +305,7 @@ def test_the_inner_step_size_follows_what_inner_losses_do() -> None:
 
 @pytest.mark.parametrize("solver", ["exact", "faithful"])
 def test_resuming_in_the_middle_is_bit_for_bit(solver: str) -> None:
-    config = {"pool_size": 2, "max_online_updates": 3, "solver": solver}
+    config = {"pool_size": 2, "max_online_updates": 3, "solver": solver, "lr_hessian": 1e-2}
     straight = make(12, config=config)
     straight.prepare({})
     for _ in range(3):
