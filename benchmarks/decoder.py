@@ -7,6 +7,9 @@ image follow each other, so that a class-major set stays class-major.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +31,11 @@ def decode(images: Tensor, factor: int) -> Tensor:
     tiles = padded.unfold(2, rows, rows).unfold(3, columns, columns)  # (n, C, factor, factor, rows, columns)
     tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     return F.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def fits(factor: int, size: Sequence[int]) -> bool:
+    """Whether every tile of images of ``size`` (height, width) holds more than padding."""
+    return all((factor - 1) * math.ceil(side / factor) < side for side in size)
 
 
 def encode(images: Tensor, factor: int) -> Tensor:

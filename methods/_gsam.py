@@ -32,7 +32,7 @@ def ascent(parameters: Tensor, gradient: Tensor, rho: float, adaptive: bool) -> 
 
 
 def direction(first: Tensor, second: Tensor, alpha: float) -> Tensor:
-    """What is followed (P,): ``second``, less ``alpha`` times the part of ``first`` that is orthogonal to it.
+    """Direction (P,) that is followed: ``second``, less ``alpha`` times the part of ``first`` that is orthogonal to it.
 
     ``first``, ``second`` (P,): gradients at the parameters and at the perturbed ones.
     """

@@ -90,7 +90,7 @@ def outer(inner: Inner, tangent: Tensor, coefficients: Tensor, scale: Tensor, im
 
 
 class Solved(NamedTuple):
-    """What the gradient in the synthetic set is made of."""
+    """Parts of the gradient in the synthetic set."""
 
     tangent: Tensor
     """τ, (P,)"""

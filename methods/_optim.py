@@ -135,7 +135,8 @@ class AdaBelief(torch.optim.Optimizer):
     """Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", NeurIPS 2020.
 
     As in optax: Adam, with the squared distance of the gradient from its running mean in place of its square. ``eps``
-    is added to the average of these squares in every step, and to the root.
+    is added to the average of these squares in every step, and to the root. The mean is that after the step; in optax
+    of 2023 it was that before.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ class Pairs:
     def __init__(self, task: Task, *, count: int, epochs: int, steps: int | None) -> None:
         """``steps``: at most so many of the training, the schedule shortened; None: all epochs."""
         self.task, self.steps = task, steps
-        self.recipe = replace(RECIPE, epochs=epochs, drop_after=epochs // 6, drop_wait=epochs // 2)
+        self.recipe = replace(RECIPE, epochs=epochs, drop_after=math.ceil(epochs / 6), drop_wait=epochs // 2)
         settings = f"epochs{epochs}" + ("" if steps is None else f"-steps{steps}")
         kind = f"{str(task.dtype).removeprefix('torch.')}-{task.device.type}"
         self.names = [f"pair-{settings}-{kind}-{index}" for index in range(count)]

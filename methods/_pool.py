@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.networks import Network
-from benchmarks.training import half_squared_error
 
 
 class Member:
@@ -20,9 +19,7 @@ class Member:
         self.network, self.counter = network, counter
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
 
-    def update(
-        self, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = half_squared_error
-    ) -> Tensor:
+    def update(self, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """One step of the whole network on synthetic data, in training mode; the loss before it, 0-d and detached."""
         self.network.train()
         value = loss(self.network(images), labels)

@@ -21,6 +21,8 @@ from benchmarks.training import chunks
 Map = Callable[[Tensor], Tensor]
 COLUMNS = 2**15
 """Columns of a Jacobian that are float64 at a time."""
+EXPLICIT_ROWS = 2000
+"""Most rows of a Jacobian that is kept: the matrix of so many logits is factored in float64."""
 EXPLICIT_BYTES = 2**29
 """Largest Jacobian that is kept: 1000 logits of a network of width 32. With more logits its Gram matrix takes longer
 than conjugate gradients."""
@@ -99,7 +101,7 @@ class Jacobian:
         self.network, self.images, self.names = network, images, names
         size = sum(network.get_parameter(name).numel() for name in names)
         rows = len(images) * network.head.out_features
-        small = rows * size * images.element_size() <= EXPLICIT_BYTES
+        small = rows <= EXPLICIT_ROWS and rows * size * images.element_size() <= EXPLICIT_BYTES
         self.matrix = torch.cat([self._rows(image) for image in torch.split(images, 1)]) if small else None
 
     def _rows(self, image: Tensor) -> Tensor:

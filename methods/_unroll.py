@@ -20,7 +20,7 @@ from benchmarks.networks import Network
 from benchmarks.training import loss_gradient
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-"""Of Adam, as torch has them."""
+"""Adam's constants, as torch has them."""
 
 AdamForm = Literal["exact", "faithful"]
 """Forms of a differentiated step of Adam, which differ in what EPS is added to. ``exact``: torch's, to the root of the

@@ -118,7 +118,7 @@ class Stages(Rule):
     waited: int = 0
     """Passes on end in which the accuracy rose too little."""
     accuracy: float | None = None
-    """Of the last pass."""
+    """Accuracy of the last pass."""
 
     def choose(self, norms: Callable[[], Tensor], generator: torch.Generator) -> Window:
         if self.stage == 2:

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import DATASETS
+from benchmarks.decoder import fits
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.networks import NetworkSpec
 from benchmarks.protocols import PROTOCOLS
@@ -130,8 +131,8 @@ def check_synthetic(
             said = f"detached {_name(dtype)} {shape} on {device}, for {len(present)} classes at ipc {ipc}"
             raise UserError(f"{where}: {name} are {_shown(tensor)}; expected {said}")
     factor = synthetic.factor
-    if type(factor) is not int or not 1 <= factor <= min(image[1:]):
-        said = f"a whole number from 1 to {min(image[1:])}, for images of {image[1]}×{image[2]} pixels"
+    if type(factor) is not int or factor < 1 or not fits(factor, image[1:]):
+        said = f"a whole number from 1 that cuts {image[1]}×{image[2]} pixels into tiles that are not all padding"
         raise UserError(f"{where}: factor is {printable(repr(factor))}; expected {said}")
     rate = synthetic.lr
     if rate is not None and not (_is(rate, dtype, device) and rate.ndim <= 1 and rate.numel()):

@@ -7,7 +7,7 @@ Improve Dataset Distillation" (FTD), CVPR 2023.
 Differences from the authors' code (github.com/NUS-HPC-AI-Lab/DATM), and why:
 - Experts take turns in the order of their indices, not of shuffled files.
 - Images that no expert classifies rightly fill up a class that has too few others, and have labels all the same: the
-  mean logits of the experts, that of the image's class raised to the largest. Theirs divide by zero there.
+  mean logits of the experts, that of the image's class raised above the largest. Theirs divide by zero there.
 - Likewise with ``pix_init`` "real", where theirs are the logits of the first expert, right or wrong: before the first
   step the largest label of an image is that of its class.
 - Snapshots have no statistics of batch norm; the images that pass through the network together have them.
@@ -83,16 +83,21 @@ def start_bound(iteration: int, first: int, last: int, end: int) -> int:
     return min(first + (last - first) * iteration // end, last)
 
 
+RAISED = 0.1
+"""How far the logit of a class that no expert is right about is raised above the largest."""
+
+
 def initial_logits(logits: Sequence[Tensor], classes: Tensor) -> Tensor:
     """Mean (n, C) of the ``logits`` (n, C) of those experts that are right about the ``classes`` (n,) of the images.
 
-    Where none is, the mean of all, with the class raised to the largest.
+    Where none is, the mean of all, with the class raised above the largest.
     """
     every = torch.stack(list(logits))
     right = (every.argmax(2) == classes)[:, :, None]
     votes = torch.where(right.any(0), right, True).to(every)
     mean = (every * votes).sum(0) / votes.sum(0)
-    return mean.scatter(1, classes[:, None], mean.max(1, keepdim=True).values)
+    own = torch.where(right.any(0), mean.gather(1, classes[:, None]), mean.max(1, keepdim=True).values + RAISED)
+    return mean.scatter(1, classes[:, None], own)
 
 
 def update_where(accepted: Tensor, optimiser: torch.optim.SGD, gradients: Sequence[Tensor]) -> None:

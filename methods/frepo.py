@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.krr import centred_one_hot, krr_loss
 from benchmarks.networks import Network
 from benchmarks.task import Task
-from benchmarks.training import features, warmup_cosine
+from benchmarks.training import features, half_squared_error, warmup_cosine
 from methods._optim import LAMB, Optimised, initial_images
 from methods._pool import Member
 from methods.base import Synthetic, check_ranges
@@ -159,7 +159,7 @@ class FRePo(Optimised):
             chosen = torch.randperm(len(images), generator=task.generator)[: config.online_batch_size]
             chosen = chosen.to(task.device, non_blocking=True)
             images, labels = images[chosen], labels[chosen]
-        return {**losses, "online_loss": member.update(images, labels)}
+        return {**losses, "online_loss": member.update(images, labels, half_squared_error)}
 
     def synthetic(self) -> Synthetic:
         return Synthetic(self.images.clone(), self.labels.clone(), "centred")

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
 from benchmarks.augment import apply_dsa, draw_dsa
-from benchmarks.decoder import decode, encode
+from benchmarks.decoder import decode, encode, fits
 from benchmarks.errors import UserError
 from benchmarks.task import Task, device_generator, generator_for
 from benchmarks.training import features
@@ -136,8 +136,8 @@ class NCFM(Optimised):
 
     def __init__(self, task: Task, config: NCFMConfig, total_steps: int) -> None:
         super().__init__(task, config, total_steps)
-        if config.factor > (least := min(task.images.shape[2:])):
-            raise UserError(f"ncfm: factor is {config.factor}; it must be at most {least}, the pixels along an image")
+        if not fits(config.factor, size := task.images.shape[2:]):
+            raise UserError(f"ncfm: factor is {config.factor}, too large for images of {size[0]}×{size[1]} pixels")
         self.rows = task.rows_of_classes()
         self.low = task.images.amin((0, 2, 3), keepdim=True)
         spread = task.images.amax((0, 2, 3), keepdim=True) - self.low

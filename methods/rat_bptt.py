@@ -50,7 +50,7 @@ class RaTBPTTConfig:
     window: int = 60
     """W: inner steps that are differentiated. Those before the window are plain, and none come after it."""
     place: Literal["random", "end", "middle", "stages", "policy"] = "random"
-    """Where the window lies. ``random``: it begins at 0 to T − W, anew for every pass over the real images. ``end``: it
+    """Place of the window. ``random``: it begins at 0 to T − W, anew for every pass over the real images. ``end``: it
     ends at T. ``middle``: half-way, which costs what ``random`` costs on average. ``stages``: AT-BPTT, for every pass.
     ``policy``: AT-BPTT++, for every step; both train one network more, and wait for the device."""
     change: int = 10
@@ -159,7 +159,8 @@ class RaTBPTT(Optimised):
             "batch_size": 256,
             "lr": 3e-2,
         },
-        "forecast": {"place": "middle"},
+        # A window at random stays for a whole pass over the real images, and cells of costs may end before.
+        "cost": {"place": "middle"},
     }
 
     config: RaTBPTTConfig

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from benchmarks.errors import UserError
 from benchmarks.krr import centred_one_hot
 from benchmarks.networks import Network
 from benchmarks.task import Task
@@ -78,6 +79,10 @@ class RCIGConfig:
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
         check_ranges(self, above_zero=("ridge",))
+        if self.ema >= 1:
+            raise UserError(f"rcig: ema is {self.ema}; it must be below 1")
+        if self.solver == "faithful" and self.inner_steps < 2:
+            raise UserError(f"rcig: inner_steps is {self.inner_steps}; the solver faithful needs at least 2")
 
 
 def seen(images: Tensor, labels: Tensor, flip: bool) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -182,9 +183,9 @@ def test_from_a_thousand_images_on_a_random_part_trains_the_network(monkeypatch:
     seen: list[Tensor] = []
     update = Member.update
 
-    def keep(member: Member, images: Tensor, labels: Tensor) -> Tensor:
+    def keep(member: Member, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         seen.append(images.clone())
-        return update(member, images, labels)
+        return update(member, images, labels, loss)
 
     monkeypatch.setattr(Member, "update", keep)
     method = make(classes=2, ipc=501, per_class=510, shape=(1, 4, 4), config={"batch_size": 64})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import training
-from benchmarks.augment import apply_dsa, draw_dsa
+from benchmarks.augment import DSA_STRATEGY, apply_dsa, draw_dsa
 from benchmarks.errors import UserError
 from benchmarks.networks import Network, NetworkSpec
 from benchmarks.task import Task
@@ -253,7 +253,7 @@ def test_dc_augments_nothing_and_dsa_everything(monkeypatch: pytest.MonkeyPatch)
         return apply_dsa(op, batch, draws)
 
     def drawn(size: tuple[int, int], count: int, generator: torch.Generator, **options: Any) -> tuple[str, Tensor]:
-        assert options == {"flip": False}
+        assert options == {"flip": False, "strategy": DSA_STRATEGY}
         return draw_dsa(size, count, generator, **options)
 
     def inner(op: str, batch: Tensor, draws: Tensor) -> Tensor:

@@ -261,8 +261,10 @@ def test_a_setting_out_of_range_is_refused(wrong: dict[str, Any], said: str) -> 
 
 
 def test_more_tiles_than_pixels_are_refused() -> None:
-    with pytest.raises(UserError, match="factor is 9; it must be at most 8"):
-        NCFM(tiny_task(), NCFMConfig(factor=9), 10)
+    """With 5 × 5 tiles of 2 pixels the last ones lie outside of 8 × 8 pixels."""
+    for factor in (5, 9):
+        with pytest.raises(UserError, match=f"factor is {factor}, too large for images of 8×8 pixels"):
+            NCFM(tiny_task(), NCFMConfig(factor=factor), 10)
 
 
 def test_the_defaults_are_published() -> None:

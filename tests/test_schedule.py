@@ -141,14 +141,14 @@ def test_flat_experts_take_two_passes_and_leave_the_snapshots_that_can_be_touche
     )  # fmt: skip
     rates = {("mtt", "convnet"): 1e6, ("datm", "convnet"): 1e6}
     plain, _, flat, student = durations.cells_of(plan(request), rates)
-    assert flat.name == f"flat {plain.name}" == student.after
+    assert flat.name == f"flat {plain.name}, from epoch 0 to 4" == student.after
     assert flat.seconds == pytest.approx(2 * 100 / 50 * plain.seconds)
     assert flat.disk_bytes / plain.disk_bytes == pytest.approx(7 / 51)
 
 
-@pytest.mark.parametrize("method", ["dsa", "dm"])
+@pytest.mark.parametrize("method", ["dc", "dm"])
 def test_the_operations_of_a_step_are_those_of_the_whole_forecast(method: str, tmp_path: Path) -> None:
-    options = {"dsa": ["--dsa.outer-loop", "2", "--dsa.inner-loop", "3"]} if method == "dsa" else {}
+    options = {"dc": ["--dc.outer-loop", "2", "--dc.inner-loop", "3"]} if method == "dc" else {}
     request = Request(
         methods=(method,), datasets=("mnist",), budget="smoke", forecast=True, device="cpu", options=options
     )

@@ -82,9 +82,17 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
         if "min_start_epoch" in config:  # those that can be touched, and the last
             touched = config["max_start_epoch"] - config["min_start_epoch"] + config["expert_epochs"]
             snapshots = min(touched + 1, snapshots)
+            after += f", from epoch {config['min_start_epoch']} to {config['max_start_epoch']}"
         disk = 4 * spec.parameters() * snapshots
         seconds = seen * _training(spec)[0] / rate
         rows = [Cells(after, config["num_experts"], seconds, disk_bytes=disk)]
+    elif "num_premodel" in job.config:
+        config, spec = job.config, _spec(job)
+        after = f"pairs of networks of {of.dataset}, {of.preprocess}, {of.network} {of.width}"
+        seen = config["pretrain_epochs"] * stand_in(of.dataset, of.image_size).train_images.shape[0]
+        rows = [
+            Cells(after, config["num_premodel"], seen * _training(spec)[0] / rate, disk_bytes=8 * spec.parameters())
+        ]
     size = RECORD_BYTES + (1 + job.curve_points) * job.set_bytes
     return [*rows, Cells(name, len(same), operations / rate, after, of.cost_only, size)]
 
@@ -129,6 +137,7 @@ def _evaluating(job: Job) -> float:
             raise UserError(f"the operations of {question.evaluation} are not known; ask for the accuracy alone")
         config: AccuracyConfig = from_json(evaluations.get(ACCURACY).Config, question.config)
         recipe, images = PROTOCOLS[config.protocol].recipe, job.distillation.ipc * len(raw.class_names)
+        images *= job.config.get("factor", 1) ** 2  # networks are trained on decoded images
         full = recipe.steps(images)
         seen = min(full, config.steps or full) * images / recipe.steps_per_epoch(images)
         trained, tested = _training(config.spec(_spec(job)))

@@ -439,7 +439,7 @@ def _distillation(
         num_classes=len(raw.class_names),
         width=width,
         depth=request.depth,
-        norm=request.norm or usual_norm(network, protocol.distill_norm or own.distill_norm),  # type: ignore[arg-type]  # checked there
+        norm=request.norm or usual_norm(network, protocol.distill_norm or own.distill_norm or own.test_norm),  # type: ignore[arg-type]  # checked there
     )
     if not request.forecast:
         _fits(4 * spec.parameters(), device, f"--widths {width}: the parameters of the network alone")

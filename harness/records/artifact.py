@@ -38,7 +38,7 @@ from benchmarks.preprocess import Preprocess
 from methods.base import LabelSpace, Synthetic
 
 SCHEMA, DECODED_SCHEMA = 2, 3
-"""Of sets whose images are used as they are, and of sets with a decoder, which a reader that knows none refuses."""
+"""Schemas: images are used as they are; images are decoded, which a reader that knows no decoder refuses."""
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """Types of the images and labels of a set."""
 _HEADER = "frepo_bench"

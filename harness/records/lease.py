@@ -291,7 +291,7 @@ def _remove(path: Path, content: bytes) -> bool:
 
 
 def _sweep(folder: Path, now: float) -> None:
-    """Remove what processes have left in ``folder`` that were killed while they removed a lease.
+    """Remove leases that were renamed for removal by processes that were killed before they removed them.
 
     ``now``: when a lease there was last changed, by the clock of the file system.
     """

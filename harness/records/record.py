@@ -188,7 +188,7 @@ class Record(TypedDict):
     artifact: Artifact | None
     """The distilled set; null where there is none."""
     decoder: NotRequired[Decoder]
-    """Of a set with a decoder; missing: networks are trained on the stored images."""
+    """How a set with a decoder is stored; missing: networks are trained on the stored images."""
     curve_points: int
     """Points of the curve for which snapshots were taken."""
     snapshots: list[Snapshot]

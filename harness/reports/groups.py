@@ -221,12 +221,13 @@ class Group:
 
     @property
     def test(self) -> tuple[Any, ...]:
-        """Shared by groups that were evaluated alike. The norm of the evaluated network is the protocol's.
+        """Shared by groups that were evaluated alike: the task, the recipe, and images that share the pixels of one.
 
-        A set that is decoded into several times as many images is not compared with those that are not.
+        The norm of the evaluated network is the protocol's.
         """
-        shared = {"decoder": self.decoder, **{name: self.distillation.get(name) for name in ALIKE}}
-        return self.contest, json.dumps([shared, self.recipe], sort_keys=True)
+        shared = {name: self.distillation.get(name) for name in ALIKE}
+        factor = 1 if self.decoder is None else self.decoder["factor"]
+        return self.contest, json.dumps([shared, self.recipe], sort_keys=True), factor
 
     @property
     def protocol(self) -> str:

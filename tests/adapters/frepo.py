@@ -222,7 +222,7 @@ def online_step(case: Case) -> None:
     member.optimiser.register_step_post_hook(keep)
     losses, f64 = [], 0.0
     for t, (images, labels) in enumerate(zip(case["in.x"], case["in.y"], strict=True)):
-        losses.append(member.update(nchw(images), labels))
+        losses.append(member.update(nchw(images), labels, frepo.half_squared_error))
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         f64 += 100 * UNIT_ROUNDOFF * largest / ADAM_EPS
         out = f"out.step{t + 1}."

@@ -47,7 +47,7 @@ def statuses(folder: Path) -> dict[str, str]:
 # --- kills
 
 
-@pytest.mark.parametrize(("runners", "kills"), [(1, 100 if LONG else 5), (4, 40 if LONG else 4)])
+@pytest.mark.parametrize(("runners", "kills"), [(1, 100 if LONG else 3), (4, 40 if LONG else 3)])
 def test_killed_at_random_events_runs_end_as_one_that_was_not_disturbed(
     tmp_path: Path, runners: int, kills: int
 ) -> None:
