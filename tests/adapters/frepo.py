@@ -359,11 +359,13 @@ def _train_before_the_update(patch: pytest.MonkeyPatch) -> None:
         return losses(network, images, labels, *args, **options)
 
     patch.setattr(frepo, "meta_losses", remember)
-    patch.setattr(frepo.Member, "update", lambda member, *_: _update(member, *seen["set"]))
+    patch.setattr(frepo.Member, "update", lambda member, *_: _update(member, *seen["set"], frepo.half_squared_error))
 
 
-def _train_on_mirrored_images(member: frepo.Member, images: Tensor, labels: Tensor) -> Tensor:
-    return _update(member, torch.cat([images, images.flip(3)]), torch.cat([labels, labels]))
+def _train_on_mirrored_images(
+    member: frepo.Member, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    return _update(member, torch.cat([images, images.flip(3)]), torch.cat([labels, labels]), loss)
 
 
 def _real_images_mirrored(patch: pytest.MonkeyPatch) -> None:
