@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import re
 import shlex
 import shutil
@@ -187,3 +188,11 @@ def test_the_tables_of_schedules_are_those_of_the_script(
     cells = schedule.read(ROOT / "results" / "scaling" / "table1.csv")
     experts = sum(each.count for each in cells if each.name.startswith("experts"))
     assert f"{sum(each.count for each in cells) - experts} cells, and {experts}\nexperts" in page
+
+
+def test_what_was_reproduced_is_what_the_records_say() -> None:
+    """A line for each claim, with the number of values and the verdict of the committed ones."""
+    rows = [line.strip("| ").split(" | ") for line in text_of("docs/reproduced.md").splitlines() if line[:2] == "| "]
+    with (ROOT / "results/claims.csv").open(encoding="utf-8") as file:
+        judged = [(row["n"], row["word"]) for row in csv.DictReader(file)]
+    assert [(row[-2], row[-1]) for row in rows[1:]] == judged
