@@ -64,7 +64,36 @@ def after_plateau(loss: Tensor, lr: Tensor, best: Tensor, idle: Tensor, patience
     return torch.where(worn, lr / 2, lr), torch.where(smaller, loss, best), torch.where(worn, 0, idle)
 
 
-class LAMB(torch.optim.Optimizer):
+class _Moments(torch.optim.Optimizer):
+    """Optimisers that keep running means of gradients and of their squares, as Adam does."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every tensor that has a gradient, in place."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+                state["step"] += 1
+                first = state["first"].lerp_(parameter.grad, 1 - beta1)
+                second = self._second(state["second"], parameter.grad, first, group)
+                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
+                self._move(parameter, mean, square.sqrt() + group["eps"], group)
+
+    def _second(self, second: Tensor, gradient: Tensor, first: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """The running mean of squares after a step, in place."""
+        return second.lerp_(gradient.square(), 1 - group["betas"][1])
+
+    def _move(self, parameter: Tensor, mean: Tensor, root: Tensor, group: Mapping[str, Any]) -> None:
+        """Move ``parameter`` along the ``mean`` gradient in units of ``root``, in place."""
+        raise NotImplementedError
+
+
+class LAMB(_Moments):
     """You et al., "Large Batch Optimization for Deep Learning", ICLR 2020; without weight decay.
 
     As in optax, the trust ratio ‖w‖ / ‖u‖ is that of a whole tensor, has no bounds, and is 1 where a norm is zero.
@@ -75,28 +104,14 @@ class LAMB(torch.optim.Optimizer):
     ) -> None:
         super().__init__(tensors, {"lr": lr, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One update of every tensor that has a gradient, in place."""
-        for group in self.param_groups:
-            (beta1, beta2), eps = group["betas"], group["eps"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
-                state["step"] += 1
-                first = state["first"].lerp_(parameter.grad, 1 - beta1)
-                second = state["second"].lerp_(parameter.grad.square(), 1 - beta2)
-                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
-                direction = mean / (square.sqrt() + eps)
-                ratio = torch.linalg.vector_norm(parameter) / torch.linalg.vector_norm(direction)
-                ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
-                parameter.sub_(group["lr"] * ratio * direction)
+    def _move(self, parameter: Tensor, mean: Tensor, root: Tensor, group: Mapping[str, Any]) -> None:
+        direction = mean / root
+        ratio = torch.linalg.vector_norm(parameter) / torch.linalg.vector_norm(direction)
+        ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+        parameter.sub_(group["lr"] * ratio * direction)
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW(_Moments):
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, as in torch.
 
     There a step size that is a tensor is read back from the device. Here ``lr``, 0-d, may change on the device between
@@ -113,30 +128,16 @@ class AdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(tensors, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One update of every tensor that has a gradient, in place."""
-        for group in self.param_groups:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
-                state["step"] += 1
-                first = state["first"].lerp_(parameter.grad, 1 - beta1)
-                second = state["second"].lerp_(parameter.grad.square(), 1 - beta2)
-                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
-                parameter.mul_(1 - lr * group["weight_decay"]).sub_(lr * mean / (square.sqrt() + group["eps"]))
+    def _move(self, parameter: Tensor, mean: Tensor, root: Tensor, group: Mapping[str, Any]) -> None:
+        lr = group["lr"]
+        parameter.mul_(1 - lr * group["weight_decay"]).sub_(lr * mean / root)
 
 
-class AdaBelief(torch.optim.Optimizer):
+class AdaBelief(_Moments):
     """Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", NeurIPS 2020.
 
-    As in optax: Adam, with the squared distance of the gradient from its running mean in place of its square. ``eps``
-    is added to the average of these squares in every step, and to the root. The mean is that after the step; in optax
-    of 2023 it was that before.
+    As in optax 0.2.8: Adam, with the squared distance of the gradient from its running mean after the step in place of
+    its square. ``eps`` is added to the average of these squares in every step, and to the root.
     """
 
     def __init__(
@@ -148,19 +149,8 @@ class AdaBelief(torch.optim.Optimizer):
     ) -> None:
         super().__init__(tensors, {"lr": lr, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One update of every tensor that has a gradient, in place."""
-        for group in self.param_groups:
-            (beta1, beta2), eps = group["betas"], group["eps"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
-                state["step"] += 1
-                first = state["first"].lerp_(parameter.grad, 1 - beta1)
-                second = state["second"].lerp_((parameter.grad - first).square(), 1 - beta2).add_(eps)
-                mean, square = first / (1 - beta1 ** state["step"]), second / (1 - beta2 ** state["step"])
-                parameter.sub_(group["lr"] * mean / (square.sqrt() + eps))
+    def _second(self, second: Tensor, gradient: Tensor, first: Tensor, group: Mapping[str, Any]) -> Tensor:
+        return super()._second(second, gradient - first, first, group).add_(group["eps"])
+
+    def _move(self, parameter: Tensor, mean: Tensor, root: Tensor, group: Mapping[str, Any]) -> None:
+        parameter.sub_(group["lr"] * mean / root)
