@@ -25,7 +25,7 @@ from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations, launch
 from harness.command_line import Parser, end, exit_status, file_path, listed, long_parser
-from harness.launch import LAUNCHERS, Launcher
+from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.listing import launcher_options
 from harness.plan.budgets import BUDGETS, COST
 from harness.plan.jobs import Distillation, Job
@@ -113,7 +113,7 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
 
     def run(jobs: Sequence[Job], request: EvaluateRequest, output: Path) -> int:
         with contextlib.nullcontext(launcher) if launcher else launch.launcher(request, output) as chosen:
-            return carry_out(jobs, output, chosen, force=False)
+            return carry_out(jobs, output, chosen, force=False, queue=request.launcher in QUEUES)
 
     first = paths[0]
     if not any(path.is_dir() or _in_its_folder(path) for path in paths):

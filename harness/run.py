@@ -26,7 +26,7 @@ from benchmarks import DATASETS, NETWORKS
 from benchmarks.errors import UserError, printable
 from harness import evaluations, launch, progress, stopping
 from harness.command_line import Parser, end, exit_status, listed, long_parser
-from harness.launch import LAUNCHERS, Launcher
+from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.listing import hyperparameters, listing
 from harness.plan.budgets import COST
 from harness.plan.experiments import EXPERIMENTS, requests
@@ -131,7 +131,9 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
         if FLOOR not in (parsed.methods or ()) and any(FLOOR in request.methods for request in wanted):
             say(f"{FLOOR} runs as well, for comparison (--no-random leaves it out).")
         force = any(request.force for request in wanted)
-        return carry_out(jobs, output, launcher, force=force, experiment=parsed.experiment)
+        return carry_out(
+            jobs, output, launcher, force=force, experiment=parsed.experiment, queue=wanted[0].launcher in QUEUES
+        )
 
 
 def _planned(wanted: Sequence[Request]) -> list[Job]:
@@ -147,11 +149,18 @@ def _planned(wanted: Sequence[Request]) -> list[Job]:
 
 
 def carry_out(
-    jobs: Sequence[Job], output: Path, launcher: Launcher, *, force: bool, experiment: str | None = None
+    jobs: Sequence[Job],
+    output: Path,
+    launcher: Launcher,
+    *,
+    force: bool,
+    experiment: str | None = None,
+    queue: bool = False,
 ) -> int:
     """Do what is left of ``jobs``, or with ``force`` all; then the tables, and those and the figures of ``experiment``.
 
-    Several runs may share ``output``: a cell that another does is left to it, and awaited. Returns the exit status.
+    Several runs may share ``output``: a cell that another does is left to it, and awaited. With ``queue`` the launcher
+    is given such a cell all the same: it knows which are its own from an earlier command. Returns the exit status.
     Raises UserError, and runs nothing, while another run with ``force`` works there, and where a record there is of a
     newer version of the suite.
     """
@@ -160,7 +169,7 @@ def carry_out(
         if force:  # two of them would do everything twice
             stack.enter_context(only_runner(output, command))
         record.refuse_newer(output)
-        run = _Run(jobs, output, command, force=force)
+        run = _Run(jobs, output, command, force=force, queue=queue)
         run.through(launcher)
         written = run.done == [] or _report(run.distilled(), output, experiment, command)
     if run.stopped is not None:
@@ -243,8 +252,8 @@ class _Begun:
 class _Run:
     """The jobs of a run on their way through a launcher, which may take them in any order."""
 
-    def __init__(self, jobs: Sequence[Job], output: Path, command: str, *, force: bool) -> None:
-        self.jobs, self.output, self.command, self.force = jobs, output, command, force
+    def __init__(self, jobs: Sequence[Job], output: Path, command: str, *, force: bool, queue: bool) -> None:
+        self.jobs, self.output, self.command, self.force, self.queue = jobs, output, command, force, queue
         self.done: list[Job] = []
         self.failed = False
         """Whether anything has no result, or one that did not come from this run although it was to."""
@@ -313,9 +322,8 @@ class _Run:
         """The jobs with anything left to do, one line before each; without those that other runs do at present."""
         for number, job in numbered:
             place = f"[{number}/{len(self.jobs)}] {job}"
-            holder = self._holder(
-                job
-            )  # before the record is read: who lets go of a cell has written its record by then
+            # Before the record is read: who lets go of a cell has written its record by then.
+            holder = None if self.queue else self._holder(job)
             before = existing(job)
             if job.before:
                 sets = (*job.before, job)

@@ -499,6 +499,17 @@ def test_what_another_run_does_is_left_to_it_and_awaited(
     assert shown.err.index("left for now") < shown.err.index("[2/2]") and "1 × 2" in shown.out
 
 
+def test_a_launcher_with_a_queue_is_given_what_a_job_of_an_earlier_command_does(
+    tmp_path: Path, dummy: type[Dummy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only it knows that the job is its own."""
+    (job,) = plan(request(output=tmp_path, **ONE_SEED))
+    earlier = take(path_of(job.path), "a job in the queue")
+    arguments = [*command(tmp_path, "", ALONE), "--launcher", "slurm"]
+    assert main(arguments, launcher=(ours := Pretending(after={0: earlier.release}))) == 0
+    assert [each.distillation.seed for each in ours.jobs] == [0] and "left for now" not in capsys.readouterr().err
+
+
 def test_what_another_run_has_not_done_is_taken_up(
     tmp_path: Path, dummy: type[Dummy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

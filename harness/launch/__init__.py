@@ -32,6 +32,8 @@ LAUNCHERS = {
     "ray": "harness.launch.ray",
 }
 """Name → module, imported only where it is asked for."""
+QUEUES = {"slurm"}
+"""Those whose jobs outlive the command that submitted them: whoever works on a cell may be one of them."""
 
 
 def defaults(name: str) -> Any:

@@ -20,7 +20,7 @@ from tests.test_documents import ROOT
 
 OPT_IN = "FREPO_BENCH_SLURM"
 HERE = Path(__file__).parent
-PATIENCE = 1800.0
+PATIENCE = 900.0
 """Seconds for anything to happen, also on a machine that is busy."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
