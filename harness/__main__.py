@@ -26,6 +26,7 @@ COMMANDS = {
     "list": Command("harness.run", "methods, data sets, networks, protocols, budgets, experiments", ("--list",)),
     "report": Command("harness.report", "make the tables of a folder of records again"),
     "figures": Command("harness.figures", "draw the figures of a folder of records, and fit exponents"),
+    "watch": Command("harness.watch", "show the cells that run in a folder, until none runs any more"),
     "evaluate": Command("harness.evaluate", "ask questions of distilled sets that are there already"),
     "regress": Command("harness.regress", "compare two folders of records: is anything worse?"),
     "schedule": Command("harness.schedule", "how long a grid takes on many devices: a simulation"),

@@ -51,6 +51,7 @@ from harness.records.record import (
     RECORD,
     SET,
     SNAPSHOTS,
+    TENSORBOARD,
     EvaluationRecord,
     Record,
 )
@@ -140,7 +141,7 @@ class _Cell:
         """Distil the set and write its record, whatever becomes of it; the set as well where it is ``ok``."""
         job, distillation, written = self.job, self.job.distillation, self.new()
         written["curve_points"] = job.curve_points
-        continued = () if (job.path / CHECKPOINT).exists() else (EVENTS, SNAPSHOTS)
+        continued = () if (job.path / CHECKPOINT).exists() else (EVENTS, SNAPSHOTS, TENSORBOARD)
         _remove(*(job.path / name for name in (SET, PICTURE, LOG, *continued)))
         with self.outcome(written, job.path / RECORD), contextlib.ExitStack() as stack:
             if distillation.method != WHOLE_DATA:

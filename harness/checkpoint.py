@@ -16,13 +16,12 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.cache import Cache
 from benchmarks.errors import printable
-from benchmarks.files import put_aside, replacing
+from benchmarks.files import put_aside
 from harness import stopping
 from harness.records import artifact
 from harness.records.files import steps_in
@@ -159,23 +158,6 @@ class Parts(dict[str, Mapping[str, Tensor]]):
         super().__setitem__(name, tensors)
         with stopping.held(), contextlib.suppress(OSError, SafetensorError):  # a full disk is told at the end
             self._cache.write(name, tensors, {"key": self._key})
-
-
-def continued_events(path: Path, done: int) -> IO[str]:
-    """The file of events, to append to: with the lines up to step ``done`` alone, as later steps are taken again."""
-    kept = list[str]()
-    if os.path.lexists(path) and not path.is_file():  # such as a folder, or a pipe, which might never end
-        put_aside(path, "damaged")
-    if done == 0 or not path.exists():
-        return open(path, "w", encoding="utf-8")
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        # A line that was not written to its end, or was damaged since.
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            if json.loads(line)["step"] <= done:
-                kept.append(line + "\n")
-    with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
-    return open(path, "a", encoding="utf-8")
 
 
 def method_digest(method: type[Method]) -> str:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,7 @@ from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
 from harness import alive, stopping
-from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, continued_events, method_digest
+from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, method_digest
 from harness.limits import MemoryIsFull, memory_limit, show_bytes, unwatched
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
@@ -34,12 +34,25 @@ from harness.measure.load import LoadMeter
 from harness.measure.memory import MemoryMeter, merged, release
 from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
-from harness.records import artifact
-from harness.records.record import EVENTS, PROTOCOL_VERSION, SNAPSHOTS, Memory, Record, decoder_of, new_segment, now
+from harness.records import artifact, events
+from harness.records.record import (
+    EVENTS,
+    PROTOCOL_VERSION,
+    SNAPSHOTS,
+    TENSORBOARD,
+    Memory,
+    Record,
+    decoder_of,
+    new_segment,
+    now,
+)
 from harness.records.store import DiskStore, folder_for
-from harness.steps import SAMPLES, Estimate, curve_steps, duration, log_steps, windows
+from harness.steps import PICTURED, SAMPLES, Estimate, curve_steps, duration, log_steps, windows
 from methods.base import Method, Synthetic
 from methods.checks import NotFinite, check_losses, check_synthetic
+
+if TYPE_CHECKING:
+    from harness.tensorboard import TensorBoard
 
 LEAST_CYCLES = 3
 """Whole cycles that are run at least where seconds decide."""
@@ -115,6 +128,7 @@ class _Distilling:
         self.position = Position(0)
         self._others: Callable[[], str | None] = lambda: None
         """Work of others beside the present phase, in words."""
+        self.board: TensorBoard | None = None
 
     def prepare(self) -> tuple[int, float]:
         """Everything that is timed before the first step that counts. Returns steps per cycle and seconds per step."""
@@ -165,6 +179,10 @@ class _Distilling:
         steps, done = self.position.steps, self.position.done
         begun = "" if saved is None else f"goes on after step {done} of "
         say(f"{begun}{steps} steps at {1000 * step_seconds:.1f} ms, about {duration((steps - done) * step_seconds)}")
+        if self.job.tensorboard:  # imported before the idle level is read: it is no part of the method's memory
+            from harness.tensorboard import TensorBoard
+
+            self.board = TensorBoard(self.job.path / TENSORBOARD, self.benchmark, done)
         self.meter.idle()
         return step_seconds
 
@@ -277,14 +295,17 @@ class _Distilling:
         # A distillation keeps its windows: what is logged and kept follows from them.
         size = cost["steps_per_sample"] = cost["steps_per_sample"] or cycles * cycle
         curve, logged = curve_steps(self.job.curve_points, steps), log_steps(steps)
+        pictured = curve_steps(PICTURED, steps)
         progress = Progress("distilling", steps, position.done)
         estimate = Estimate(steps, steps * step_seconds)
         energy = EnergyMeter(self.meter.gpu, position.joules)
         self.record["segments"].append(new_segment(self.record["provenance"]))
         with contextlib.ExitStack() as stack:
             # What is written meanwhile goes to disk, so that it is no part of the memory that is being measured.
-            events = stack.enter_context(continued_events(self.job.path / EVENTS, position.done))
-            self._save_and_start(method, energy)
+            written = stack.enter_context(events.continued(self.job.path / EVENTS, position.done))
+            if self.board is not None:
+                stack.callback(self.board.close)
+            self._start(energy, self._save, method)
             stack.callback(progress.close)
             stack.callback(self._end_memory)
             for begin, end in windows(steps, size):
@@ -292,10 +313,8 @@ class _Distilling:
                     continue
                 while position.done < end:
                     if self._is_to_save():
-                        energy.stop()
-                        self._end_memory()
-                        position.joules = energy.joules
-                        self._save_and_start(method, energy)
+                        self._pause(energy)
+                        self._start(energy, self._save, method)
                         stopping.raise_waiting()
                     losses = self._steps(method, end)
                 seconds, total = position.window_seconds / position.window_steps, cost["distill_seconds"] or 0.0
@@ -305,12 +324,19 @@ class _Distilling:
                 check_losses(losses, name, method.task.device)
                 values = {loss: float(value) for loss, value in losses.items()}
                 if any(begin < step <= end for step in logged):
-                    self._log(events, end, total, seconds, values)
+                    event = self._event(end, total, seconds, values)
+                    written.write(json.dumps(event) + "\n")
+                    written.flush()
+                    if self.board is not None:
+                        self.board.scalars(event)
                 progress(end, self._checked_losses(values, end))
                 if corrected := estimate.corrected(end, total):
                     progress.say(corrected)
                 if any(begin < step <= end for step in curve) and end < steps:
                     self._keep(method.synthetic(), end, total)
+                if self.board is not None and any(begin < step <= end for step in pictured):
+                    self._pause(energy)
+                    self._start(energy, self._show, self.board, method, end)
             energy.stop()
             if self.record["segments"][-1]["steps"] == 0:  # the last checkpoint was of the end
                 self.record["segments"].pop()
@@ -342,10 +368,16 @@ class _Distilling:
     def _is_to_save(self) -> bool:
         return stopping.waiting() or self.checkpoints.due()
 
-    def _save_and_start(self, method: Method, energy: EnergyMeter) -> None:
-        """Write a checkpoint, which is no part of what is measured or limited, and start the meters after it."""
+    def _pause(self, energy: EnergyMeter) -> None:
+        """Stop the meters; `_start` goes on."""
+        energy.stop()
+        self._end_memory()
+        self.position.joules = energy.joules
+
+    def _start(self, energy: EnergyMeter, write: Callable[..., None], *what: Any) -> None:
+        """Write something, which is no part of what is measured or limited, and start the meters."""
         with unwatched():
-            self._save(method)
+            write(*what)
             self.meter.start()
         energy.start()
 
@@ -366,12 +398,18 @@ class _Distilling:
         cost = self.record["cost"]
         cost["memory"] = merged(cost["memory"], self.meter.stop())
 
-    def _log(self, events: IO[str], step: int, total: float, seconds: float, losses: Mapping[str, float]) -> None:
-        """A line of events; a number that is not finite is written as null."""
+    def _event(self, step: int, total: float, seconds: float, losses: Mapping[str, float]) -> dict[str, Any]:
+        """An event (`harness.records.events`)."""
         finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}
-        event = {"step": step, "seconds": total, "step_seconds": seconds, "losses": finite}
-        events.write(json.dumps({**event, "memory_bytes": self.meter.level()}) + "\n")
-        events.flush()
+        event = {"step": step, "steps": self.position.steps, "seconds": total, "step_seconds": seconds}
+        return {**event, "losses": finite, "memory_bytes": self.meter.level()}
+
+    def _show(self, board: TensorBoard, method: Method, step: int) -> None:
+        """Let ``board`` show the set; one that is not finite is left out."""
+        synthetic = method.synthetic()
+        with contextlib.suppress(NotFinite):
+            self._check(synthetic, f"after step {step}")
+            board.images(synthetic, step)
 
     def _keep(self, synthetic: Synthetic, step: int, seconds: float) -> None:
         """Write a snapshot; a set that is not finite is left out."""

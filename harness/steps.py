@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 SAMPLES = 1000
 """About so many timing windows are kept."""
-LOGGED = 100
-"""About so many lines of losses, step times and memory are kept."""
+LOGGED, LOGGED_EARLY = 100, 50
+"""About so many lines of losses, step times and memory are kept, evenly spaced; and so many log-spaced."""
+PICTURED = 12
+"""About so many times the images are shown to somebody who watches."""
 LOOK_SECONDS = 10.0
 """After so long, and again after twice as long, the estimate is held against the steps that were taken."""
 WRONG_BY, WRONG_SECONDS = 1.25, 10.0
@@ -28,9 +30,11 @@ def curve_steps(points: int, steps: int) -> list[int]:
 
 
 def log_steps(steps: int) -> list[int]:
-    """About ``LOGGED`` steps, evenly spaced, the first and the last among them."""
+    """The steps of which events tell: ``LOGGED`` evenly spaced and ``LOGGED_EARLY`` log-spaced, the first and the last
+    among them. Fewer where some fall together."""
     count = min(LOGGED, steps)
-    return sorted({1 + round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)})
+    even = {1 + round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)}
+    return sorted(even.union(curve_steps(LOGGED_EARLY, steps)))
 
 
 class Estimate:

@@ -54,7 +54,7 @@ def launcher(request: Evaluating, output: Path) -> AbstractContextManager[Launch
     return made
 
 
-def needed(package: str, extra: str) -> None:
-    """Raises UserError where ``package``, which comes with the extra of that name, is not installed."""
+def needed(flag: str, package: str, extra: str) -> None:
+    """Raises UserError where ``package``, which ``flag`` needs and ``extra`` brings, is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f'--launcher {extra} needs the package {package}: pip install "frepo-bench[{extra}]"')
+        raise UserError(f'{flag} needs the package {package}: pip install "frepo-bench[{extra}]"')

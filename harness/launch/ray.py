@@ -81,7 +81,7 @@ def launcher(config: Config, output: Path, request: Evaluating) -> Iterator[Laun
     Raises UserError where ray is missing, where no cluster answers, and where the request does not say which kind of
     device the cells run on.
     """
-    needed("ray", "ray")
+    needed("--launcher ray", "ray", "ray")
     if request.device not in ("cpu", "cuda"):
         raise UserError("--launcher ray needs --device cuda or --device cpu: the cluster's devices are not seen here")
     if config.gpus is None:

@@ -126,7 +126,7 @@ def launcher(config: Config, output: Path, request: Evaluating) -> Iterator[Laun
     Raises UserError where submitit or Slurm's commands are missing, and where the request does not say which kind of
     device the cells run on.
     """
-    needed("submitit", "slurm")
+    needed("--launcher slurm", "submitit", "slurm")
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
         raise UserError(f"--launcher slurm: there is no {', '.join(missing)} here; run it where jobs are submitted")
     if request.device not in ("cpu", "cuda"):

@@ -151,6 +151,8 @@ class Job:
     """The process is killed where it shows no sign of life for so long; no part of an identity either."""
     checkpoint_seconds: float = 300.0
     """Between two checkpoints of the distillation; no part of an identity either."""
+    tensorboard: bool = False
+    """Whether events and images are written for TensorBoard as well; no part of an identity either."""
     beside: tuple[Job, ...] = ()
     """Jobs whose steps are taken by turns with those of this one, in one process; each has its own record."""
     before: tuple[Job, ...] = ()

@@ -26,7 +26,7 @@ from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
 from harness.plan.jobs import ACCURACY, HARD_LABELS, WHOLE_DATA, Distillation, Job, Question, as_json, from_json
 from harness.plan.options import flag_of, parse, typed
-from harness.plan.request import Evaluating, Request
+from harness.plan.request import TENSORBOARD, Evaluating, Request
 
 if TYPE_CHECKING:
     from benchmarks.datasets import RawData
@@ -96,6 +96,7 @@ def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
             time_limit_seconds=request.time_limit,
             cell_timeout_seconds=request.cell_timeout,
             checkpoint_seconds=request.checkpoint_every,
+            tensorboard=request.log == TENSORBOARD,
         )
 
     def asking(job: Job, of: Iterable[Inquiry], raw: RawData) -> Job:

@@ -22,7 +22,7 @@ from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import LARGEST, Parser, file_path, finite, whole
-from harness.launch import LAUNCHERS
+from harness.launch import LAUNCHERS, needed
 from harness.limits import parse_bytes, parse_seconds
 from harness.plan.budgets import BUDGETS, COST, WIDTH
 from harness.plan.jobs import WHOLE_DATA
@@ -33,6 +33,7 @@ FLOOR = "random_real"
 """In every table: what a method adds to real images drawn at random is what it is worth."""
 MOST_POINTS = 1000
 """The most points of a curve."""
+TENSORBOARD = "tensorboard"
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -190,6 +191,7 @@ class Request(Evaluating):
         limit(parse_seconds, threading.TIMEOUT_MAX),
         default=300.0,
     )
+    log: str | None = flag("tensorboard: losses, step times, memory and images, as they come", "NAME")
     interleave: bool = flag("take the steps of all methods by turns in one process; needs --budget cost")
     forecast: bool = flag("what each cell will need, and whether it fits; nothing is run")
     experiment: str = ""
@@ -213,6 +215,9 @@ class Request(Evaluating):
         choose("budget", self.budget, BUDGETS)
         if self.norm is not None:
             choose("norm", self.norm, NORMS)
+        if self.log is not None:
+            choose("log", self.log, [TENSORBOARD])
+            needed("--log tensorboard", "tensorboardX", "tensorboard")
         for name in ("ipcs", "widths", "depth", "steps"):
             _at_least(1, name, getattr(self, name))
         for name in ("seeds", "curve_points"):

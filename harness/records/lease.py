@@ -75,8 +75,8 @@ class Watch:
         self.changed: set[Path] = set()
         """Paths whose leases have changed while they were watched: their holders live."""
 
-    def holder(self, path: Path) -> str | None:
-        """Who has the lease at ``path``, in words; None where it is free. A stale one is removed."""
+    def holder(self, path: Path, *, remove: bool = True) -> str | None:
+        """Who has the lease at ``path``, in words; None where it is free. A stale one is removed, if ``remove``."""
         content = _read(path)
         if content is None:
             self._forget(path)
@@ -86,6 +86,8 @@ class Watch:
         if alive:
             self.changed.add(path)
         if alive is False or self._unchanged(path, content) >= STALE_SECONDS:
+            if not remove:
+                return None
             self._forget(path)
             if _remove(path, content):
                 return None

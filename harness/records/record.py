@@ -7,6 +7,7 @@ Everything of one distillation lies in one folder (`Distilled`)::
     snapshots/step-12.safetensors the synthetic images after so many steps, where a curve was asked for
     evaluations/NAME-HASH.json    EvaluationRecord: one question asked of the set
     events.jsonl                  losses, step times and memory while it was distilled
+    tensorboard/                  the same for TensorBoard, and images, where that was asked for
     checkpoint/                   the state of the method, while the record is not final
     evaluations/NAME-HASH.parts/  results of single networks, while the answer is not final
     log.txt                       the traceback, where something failed
@@ -51,6 +52,7 @@ PROTOCOL_VERSION = "4"
 """Raised whenever the code moves numbers, seconds included: where CHANGELOG says that numbers moved."""
 RECORD, SET, PICTURE, EVALUATIONS = "record.json", "set.safetensors", "set.png", "evaluations"
 SNAPSHOTS, EVENTS, LOG, CHECKPOINT = "snapshots", "events.jsonl", "log.txt", "checkpoint"
+TENSORBOARD = "tensorboard"
 """Names inside the folder of a distillation."""
 AGAIN = ".again"
 """The folder inside the output where a set is distilled that is there already."""

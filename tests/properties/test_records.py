@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.errors import UserError
 from harness import evaluate, figures, regress, report
-from harness.checkpoint import continued_events
 from harness.plan.jobs import Job
 from harness.records import record
+from harness.records.events import continued
 from harness.records.record import EVALUATIONS, RECORD
 from tests.builders import MIB, cost, curve, evaluated, made, saved
 from tests.properties.support import JSON, as_text, damaged, ended, examples, mutated, watched
@@ -166,7 +166,7 @@ def test_events_of_any_content(root: Path, data: st.DataObject) -> None:
     assume(b"\n" not in other and other not in whole)
     place = data.draw(st.integers(0, 5))
     path.write_bytes(b"".join(line + b"\n" for line in (*whole[:place], other, *whole[place:])))
-    with watched(path.parent), continued_events(path, 3) as events:
+    with watched(path.parent), continued(path, 3) as events:
         events.write("the next\n")
     kept = path.read_bytes().split(b"\n")
     assert [line for line in kept if line in whole] == whole[:3] and kept[-2:] == [b"the next", b""]
