@@ -4,23 +4,25 @@
 
 Exit status: 0 everything that BASELINE measured was compared and nothing is worse; 1 something is worse or missing; 2
 there is nothing to compare; 3 nothing is worse, but something that BASELINE measured was not compared, and the output
-says which.
+says which. With ``--strict`` that is missing, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, choose
 from harness.command_line import Parser, end, exit_status, file_path, finite, new_file
 from harness.records.files import write_texts
 from harness.records.record import RECORD, Distilled, read, read_all
-from harness.reports.regressions import Bounds, compare, counters_alone, flag, markdown
+from harness.reports.regression_formats import EXPORTS, FORMATS
+from harness.reports.regressions import Bounds, Comparison, compare, counters_alone, flag, markdown
 
 PROGRAM = "python -m harness.regress"
 
@@ -43,7 +45,7 @@ def read_side(path: Path) -> list[Distilled]:
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """``python -m harness.regress BASELINE NEW``: print the comparison as Markdown. Returns the exit status."""
+    """``python -m harness.regress BASELINE NEW``: print the comparison. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: _main(arguments, program))
 
@@ -61,7 +63,24 @@ def _main(arguments: Sequence[str], program: str) -> int:
         "baseline", type=file_path, metavar="BASELINE", help="folder of distillations, or a record.json"
     )
     parser.add_argument("new", type=file_path, metavar="NEW", help="the same, measured later")
-    parser.add_argument("--output", type=new_file, metavar="FILE", help="write the Markdown there as well")
+    parser.add_argument(
+        "--format",
+        default="markdown",
+        metavar="NAME",
+        help=f"{', '.join(FORMATS)}. json: with numbers; junit: a test case for each number; github: annotations, and "
+        "the Markdown as summary of the job and in --output",
+    )
+    parser.add_argument("--output", type=new_file, metavar="FILE", help="write it there as well")
+    parser.add_argument(
+        "--export",
+        nargs=2,
+        metavar=("TRACKER", "FILE"),
+        help=f"write the numbers of NEW for {' or '.join(EXPORTS)}; the latter takes two files, NAME-smaller and "
+        "NAME-bigger for a FILE called NAME",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="what BASELINE measured and was not compared is missing: status 1, not 3"
+    )
     parser.add_argument(
         "--counters-only",
         action="store_true",
@@ -73,18 +92,42 @@ def _main(arguments: Sequence[str], program: str) -> int:
         )
     options = parser.parse(arguments)
     bounds = Bounds(**{each.name: getattr(options, each.name) for each in fields(Bounds)})
+    render = FORMATS[choose("format", options.format, FORMATS)]
+    if options.export:
+        choose("tracker", options.export[0], EXPORTS)
     sides = [read_side(path) for path in (options.baseline, options.new)]
     if options.counters_only:
         sides = [list(map(counters_alone, side)) for side in sides]
+    if options.export:
+        _export(options.export, compare(sides[1], sides[1], bounds))
     comparison = compare(sides[0], sides[1], bounds)
     if options.counters_only:  # what was left out on purpose is not "not measured"
         told = tuple(each for each in comparison.findings if each.verdict != "not compared" or each.lost)
         comparison = dataclasses.replace(comparison, findings=told)
-    text = markdown(comparison)
+    if options.strict:
+        comparison = comparison.strict()
+    text = render(comparison)
     print(text, end="")
+    if options.format == "github":
+        text = markdown(comparison)
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(summary, "a", encoding="utf-8") as appended:
+                appended.write(text)
     if options.output is not None:
         write_texts({options.output.name: text}, options.output.parent, "the comparison")
     return comparison.status
+
+
+def _export(asked: Sequence[str], comparison: Comparison) -> None:
+    """Write the numbers of ``comparison``, of NEW with itself. ``asked``: the tracker, and the file to write, or after
+    which several are named."""
+    tracker, file = asked
+    try:
+        path = new_file(file)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--export: {error}") from None
+    texts = EXPORTS[tracker](comparison)
+    write_texts({f"{path.stem}{ending}{path.suffix}": text for ending, text in texts.items()}, path.parent, "numbers")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def describe(cell: Path, now: Callable[[], float] = time.time) -> str:
     if last is None or last["step"] == last["steps"]:
         return "evaluating" if last or _status(cell) in FINAL else "preparing"
     parts = [f"step {last['step']} of {last['steps']}"]
-    parts += [f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in last["losses"].items()]
+    for name, value in list(last["losses"].items())[:1]:
+        parts.append(f"{name} {'not finite' if value is None else f'{value:.4g}'}")
     parts.append(f"{last['step_seconds']:.3g} s per iteration")
     if last["memory_bytes"] is not None:
         parts.append(show_bytes(last["memory_bytes"]))

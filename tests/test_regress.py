@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -524,6 +526,9 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path, capsys: pytest.Captu
         ([damaged, fine], "damaged record"),
         ([fine, elsewhere], "nothing to compare"),
         ([fine, fine, "--seconds=-1"], "--seconds must be at least 0"),
+        ([fine, fine, "--format", "xml"], "unknown format"),
+        ([fine, fine, "--export", "benchr", "x"], "did you mean 'bencher'"),
+        ([fine, fine, "--export", "bencher", " "], "the path is empty"),
         ([fine, fine, "--output", str(tmp_path / "no" / "such" / "file")], "cannot be written"),
     ):
         assert main(arguments) == 2
@@ -536,6 +541,85 @@ def test_every_bound_is_a_flag_that_helps(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     for each in dataclasses.fields(Bounds):
         assert f"--{each.name.replace('_', '-')} NUMBER" in shown
+
+
+FORMS = ("worse", "missing", "new", "not compared")
+
+
+def four(tmp_path: Path) -> tuple[str, str]:
+    """Two folders whose comparison has a finding of each of `FORMS`."""
+    slow, few = made(), made(ipc=2)
+    slower(slow)
+    few.record["cost"]["step_seconds"] = [0.01]
+    before = saved(tmp_path / "before", made(), made(ipc=2), made(ipc=10))
+    return before, saved(tmp_path / "after", slow, few, made(ipc=50))
+
+
+def test_programs_read_the_same_findings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = four(tmp_path)
+
+    def printed(form: str, *more: str) -> str:
+        assert main([before, after, "--format", form, *more]) == 1
+        return capsys.readouterr().out
+
+    said = json.loads(printed("json"))
+    assert (said["schema"], said["status"]) == (1, 1) and {f["verdict"] for f in said["findings"]} >= {*FORMS}
+    (worse,) = (f for f in said["findings"] if f["verdict"] == "worse")
+    assert worse["quantity"] == "seconds per step" and worse["unit"] == "s" and worse["p"] < 0.002
+    assert worse["ratio"] == worse["after"]["value"] / worse["before"]["value"] > 1.1
+    assert worse["before"]["low"] < worse["before"]["value"] < worse["before"]["high"]
+    assert worse["before"]["count"] == 1 and worse["device"] == "A CPU (1 thread), protocol version 4"
+    assert all(f["device"] for f in said["findings"])
+    (accuracy,) = (f for f in said["findings"] if f["quantity"] == "test accuracy" and "ipc 1 " in f["cell"])
+    assert accuracy["after"]["value"] == pytest.approx(0.91) and accuracy["after"]["count"] == 3
+
+    suite = ElementTree.fromstring(printed("junit"))[0]
+    cases = {(case.get("classname"), case.get("name")): [each.tag for each in case] for case in suite}
+    assert len(cases) == len(said["findings"]) == int(suite.get("tests", "")) and suite.get("failures") == "2"
+    failed = {key for key, tags in cases.items() if tags == ["failure"]}
+    assert failed == {(f["cell"], f["quantity"]) for f in said["findings"] if f["verdict"] in ("worse", "missing")}
+    assert sum(tags == ["skipped"] for tags in cases.values()) == 1
+
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    lines = printed("github", "--output", str(tmp_path / "table.md")).splitlines()
+    assert [line.partition(" title=")[0] for line in lines] == ["::error", "::error", "::warning"]
+    assert lines[0].startswith("::error title=worse%3A seconds per step::frepo mnist ipc 1 convnet_doubling 32 quick,")
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary == (tmp_path / "table.md").read_text(encoding="utf-8") == printed("markdown")
+
+
+def test_strict_takes_what_was_lost_for_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = made()
+    few.record["cost"]["step_seconds"] = [0.01]
+    sides = [saved(tmp_path / name, each) for name, each in (("before", made()), ("after", few))]
+    assert main(sides) == 3 and "Not compared:" in capsys.readouterr().out
+    assert main([*sides, "--strict"]) == 1
+    shown = capsys.readouterr().out
+    assert "| **missing** | frepo mnist" in shown and ", 1 missing, " in shown and "ot compared" not in shown
+    assert main([sides[0], sides[0], "--strict"]) == 0
+
+
+def test_trackers_get_the_numbers_of_the_new_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = four(tmp_path)
+    assert main([before, after, "--export", "bencher", str(tmp_path / "b.json")]) == 1
+    cells = json.loads((tmp_path / "b.json").read_text())
+    assert len(cells) == 3 and any("ipc 50" in name for name in cells), "also those that BASELINE does not have"
+    measured = cells["frepo mnist ipc 1 convnet_doubling 32 quick"]
+    assert measured["flops-per-step"] == {"value": 6.2e9} and measured["peak-memory-host-rss"]["value"] == 100 * MIB
+    seconds = measured["seconds-per-step"]
+    assert seconds.keys() == {"value", "lower_value", "upper_value"} and 0.011 < seconds["value"] < 0.012
+    assert main([before, after, "--export", "github-action-benchmark", str(tmp_path / "g.json")]) == 1
+    small, large = (json.loads((tmp_path / f"g-{which}.json").read_text()) for which in ("smaller", "bigger"))
+    assert {entry["unit"] for entry in small} == {"s", "bytes", "FLOPs", "parameters"}
+    assert {entry["unit"] for entry in large} == {"fraction"} and len(large) == 6
+    assert all("A CPU (1 thread)" in entry["name"] and entry["value"] > 0 for entry in (*small, *large))
+    assert len(small) + len(large) == sum(map(len, cells.values()))
+    costs = saved(tmp_path / "costs", made(budget="cost", values=()))
+    assert main([costs, costs, "--export", "github-action-benchmark", str(tmp_path / "c.json")]) == 0
+    assert [path.name for path in tmp_path.glob("c-*")] == ["c-smaller.json"], "an empty file would be refused"
+    assert capsys.readouterr().err == ""
 
 
 # --- a real cell under a clock set by hand ----------------------------------------------------------------------------

@@ -41,12 +41,14 @@ CHANGED: tuple[Verdict, ...] = ("worse", "missing", "improved", "new")
 UNCHANGED: Verdict = "insignificant"
 DECISIVE: tuple[Verdict, ...] = ("worse", "missing")
 COUNTERS = {
-    "flops_per_step": "FLOPs per step",
-    "saved_bytes_per_step": "bytes saved for backward per step",
-    "peak_live_bytes": "peak live tensor bytes",
-    "parameters": "parameters",
+    "flops_per_step": ("FLOPs per step", "FLOPs"),
+    "saved_bytes_per_step": ("bytes saved for backward per step", "bytes"),
+    "peak_live_bytes": ("peak live tensor bytes", "bytes"),
+    "parameters": ("parameters", "parameters"),
 }
-"""Exact numbers of a record's cost that need no clock: what they are called."""
+"""Exact numbers of a record's cost that need no clock: what they are called, and their units."""
+FRACTION = "fraction"
+"""The unit of accuracies, the only numbers that are better large."""
 RANKS = {"ok": 2, "oom": 1, "timeout": 1, "diverged": 1, "error": 0}
 """Status → how good it is."""
 FEWEST_NETWORKS = 3
@@ -90,8 +92,20 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Number:
+    """One number of one side."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """Quartiles of seconds; mean ∓ standard deviation of accuracies; None: no spread is known."""
+    count: int = 1
+    """Seconds, memory and counters: runs; accuracies: networks."""
+
+
+@dataclass(frozen=True)
 class Finding:
-    """One number of one cell, before and after, as text."""
+    """One number of one cell, before and after, as text and, where there are numbers, as these."""
 
     verdict: Verdict
     cell: str
@@ -102,6 +116,14 @@ class Finding:
     """How much; or why it was not compared."""
     lost: bool = False
     """Whether BASELINE has measured something here that was not compared."""
+    unit: str = ""
+    """``s``, ``bytes``, ``FLOPs``, ``parameters`` or ``fraction``: of the numbers."""
+    numbers: tuple[Number | None, Number | None] = (None, None)
+    """Before and after."""
+    p: float | None = None
+    """Of the test that was made; None: there was none."""
+    device: str = ""
+    """Where it was measured, with threads and version of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,13 @@ class Comparison:
 
     def of(self, verdict: Verdict) -> list[Finding]:
         return [finding for finding in self.findings if finding.verdict == verdict]
+
+    def strict(self) -> Comparison:
+        """The same, where what was lost is missing."""
+        missing = (
+            dataclasses.replace(each, verdict="missing", lost=False) if each.lost else each for each in self.findings
+        )
+        return dataclasses.replace(self, findings=tuple(missing))
 
     @property
     def failed(self) -> bool:
@@ -160,12 +189,12 @@ def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: B
         )
     names = _names({**before, **after})
     elsewhere = {key: cell for key, cell in sides["BASELINE"].items() if cell.place not in common}
-    findings = [
-        _not_compared(name, "cell", "NEW has nothing measured there", lost=elsewhere[key].distilled.measured)
-        for key, name in _names(elsewhere).items()
-    ]
-    findings += [Finding("missing", names[key], "cell") for key in before if key not in after]
-    findings += [Finding("new", names[key], "cell") for key in after if key not in before]
+    findings = []
+    for key, name in _names(elsewhere).items():
+        lost = _not_compared(name, "cell", "NEW has nothing measured there", lost=elsewhere[key].distilled.measured)
+        findings.append(dataclasses.replace(lost, device=elsewhere[key].place))
+    findings += [Finding("missing", names[key], "cell", device=before[key].place) for key in before if key not in after]
+    findings += [Finding("new", names[key], "cell", device=after[key].place) for key in after if key not in before]
     notes = [f"Measured on {'; '.join(sorted(common))}."]
     notes += [
         f"Left out, as the other side has nothing measured there: what {side} has on {place}."
@@ -173,7 +202,8 @@ def compare(baseline: Sequence[Distilled], later: Sequence[Distilled], bounds: B
         for place in sorted(places - common)
     ]
     for key in both:
-        findings += _compare_cell(names[key], before[key], after[key], bounds)
+        found = _compare_cell(names[key], before[key], after[key], bounds)
+        findings += [dataclasses.replace(finding, device=before[key].place) for finding in found]
         old, new = (", ".join(str(m.seed) for m in cell.distilled.members) for cell in (before[key], after[key]))
         if old != new:
             notes.append(f"{names[key]}: seeds {old} in BASELINE, {new} in NEW.")
@@ -355,7 +385,16 @@ def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
         remarks.append("runs not repeated")
     elif not apart:
         remarks.append("runs overlap")
-    return Finding(verdict, name, quantity, f"{a:.3g} s", f"{b:.3g} s", ", ".join(remarks))
+    numbers = Number(a, *_quartiles(old), len(runs[0])), Number(b, *_quartiles(new), len(runs[1]))
+    texts = f"{a:.3g} s", f"{b:.3g} s", ", ".join(remarks)
+    return Finding(verdict, name, quantity, *texts, unit="s", numbers=numbers, p=p)
+
+
+def _quartiles(samples: Sequence[float]) -> tuple[float | None, float | None]:
+    if len(samples) < 2:
+        return None, None
+    first, _, third = statistics.quantiles(samples, method="inclusive")
+    return first, third
 
 
 def blocks(run: Sequence[float], count: int = BLOCKS) -> list[float]:
@@ -367,7 +406,7 @@ def blocks(run: Sequence[float], count: int = BLOCKS) -> list[float]:
 def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     quantity = "peak memory"
     old, new = (
-        {meter: statistics.median(peaks) for meter, (size, _) in METERS.items() if (peaks := group.peaks(size, meter))}
+        {meter: peaks for meter, (size, _) in METERS.items() if (peaks := group.peaks(size, meter))}
         for group in (before, after)
     )
     if not old or not new:
@@ -376,18 +415,22 @@ def _memory(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     if meter is None:
         reason = f"different meters: {', '.join(old)} in BASELINE, {', '.join(new)} in NEW"
         return _not_compared(name, quantity, reason)
-    a, b = old[meter], new[meter]
+    a, b = statistics.median(old[meter]), statistics.median(new[meter])
     verdict = _verdict(a, b, lambda number: number * (1 + bounds.memory) + bounds.memory_bytes)
-    return Finding(verdict, name, f"{quantity} ({meter})", f"{mebibytes(a)} MiB", f"{mebibytes(b)} MiB", _percent(a, b))
+    texts = f"{mebibytes(a)} MiB", f"{mebibytes(b)} MiB", _percent(a, b)
+    numbers = Number(a, count=len(old[meter])), Number(b, count=len(new[meter]))
+    return Finding(verdict, name, f"{quantity} ({meter})", *texts, unit="bytes", numbers=numbers)
 
 
 def _counter(name: str, counter: str, before: Group, after: Group, bounds: Bounds) -> Finding:
-    old, new = before.costs(counter), after.costs(counter)
+    (quantity, unit), old, new = COUNTERS[counter], before.costs(counter), after.costs(counter)
     if not old or not new:
-        return _unmeasured(name, COUNTERS[counter], old, new)
+        return _unmeasured(name, quantity, old, new)
     a, b = statistics.median(old), statistics.median(new)
     verdict = _verdict(a, b, lambda number: number * (1 + bounds.counters))
-    return Finding(verdict, name, COUNTERS[counter], f"{a:,.0f}", f"{b:,.0f}", _percent(a, b, digits=2))
+    texts = f"{a:,.0f}", f"{b:,.0f}", _percent(a, b, digits=2)
+    numbers = Number(a, count=len(old)), Number(b, count=len(new))
+    return Finding(verdict, name, quantity, *texts, unit=unit, numbers=numbers)
 
 
 def _accuracy(
@@ -405,10 +448,12 @@ def _accuracy(
     if not old or not new:
         return _unmeasured(name, quantity, old, new)
     a, b = statistics.fmean(old), statistics.fmean(new)
+    change = f"{100 * (b - a):+.1f} points"
     if min(len(old), len(new)) < FEWEST_NETWORKS:
         verdict = _verdict(-a, -b, lambda loss: loss + bounds.without_spread)
-        change = f"{100 * (b - a):+.1f} points, fewer than {FEWEST_NETWORKS} networks"
-        return Finding(verdict, name, quantity, f"{100 * a:.1f} %", f"{100 * b:.1f} %", change)
+        few = f"{100 * a:.1f} %", f"{100 * b:.1f} %", f"{change}, fewer than {FEWEST_NETWORKS} networks"
+        numbers = Number(a, count=len(old)), Number(b, count=len(new))
+        return Finding(verdict, name, quantity, *few, unit=FRACTION, numbers=numbers)
     spreads = statistics.stdev(old), statistics.stdev(new)
     pooled = math.sqrt((spreads[0] ** 2 + spreads[1] ** 2) / 2)
     p = _welch([statistics.fmean(seed) for seed in before], [statistics.fmean(seed) for seed in after])
@@ -416,7 +461,9 @@ def _accuracy(
     bound = bounds.accuracy * (bounds.one_seed if min(len(before), len(after)) == 1 else 1)
     verdict = _verdict(-a, -b, lambda loss: loss + bound) if significant else UNCHANGED
     texts = [f"{100 * mean:.1f} ± {100 * spread:.1f} %" for mean, spread in zip((a, b), spreads, strict=True)]
-    return Finding(verdict, name, quantity, texts[0], texts[1], f"{100 * (b - a):+.1f} points")
+    numbers = Number(a, a - spreads[0], a + spreads[0], len(old)), Number(b, b - spreads[1], b + spreads[1], len(new))
+    tested = p if min(len(before), len(after)) > 1 else None
+    return Finding(verdict, name, quantity, texts[0], texts[1], change, unit=FRACTION, numbers=numbers, p=tested)
 
 
 def _welch(old: Sequence[float], new: Sequence[float]) -> float:
