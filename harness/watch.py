@@ -50,7 +50,7 @@ def describe(cell: Path, now: Callable[[], float] = time.time) -> str:
     if last["memory_bytes"] is not None:
         parts.append(show_bytes(last["memory_bytes"]))
     with contextlib.suppress(FileNotFoundError):  # the cell may begin again meanwhile
-        parts.append(f"{duration(max(0.0, now() - (cell / EVENTS).stat().st_mtime))} ago")
+        parts.append(f"last event {duration(max(0.0, now() - (cell / EVENTS).stat().st_mtime))} ago")
     return printable(", ".join(parts))
 
 

@@ -148,7 +148,7 @@ def test_a_line_tells_how_far_a_running_cell_is(tmp_path: Path, capsys: pytest.C
         assert dead.exists(), "nothing is changed"
     assert capsys.readouterr().out.splitlines() == [
         "begins-again: preparing",
-        "distils: step 7 of 300, loss not finite, 0.25 s per iteration, 1 MiB, 0 s ago",
+        "distils: step 7 of 300, loss not finite, 0.25 s per iteration, 1 MiB, last event 0 s ago",
         "evaluates: evaluating",
         "prepares: preparing",
     ]
