@@ -24,6 +24,7 @@ from typing import Any, overload
 import torch
 from torch.nn import functional as F
 
+from benchmarks.data.names import kind_of
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
@@ -255,8 +256,8 @@ class _Cell:
 
     def _provenance(self) -> dict[str, Any]:
         known = provenance(self.job.command, self.job.device, self.job.distillation.data_fingerprint)
-        # A folder of one's own is found there again, when more is asked of the set.
-        return known | ({"source": self.job.source} if self.job.source.startswith("folder:") else {})
+        # What is no published set is found there again, when more is asked of the set.
+        return known | ({"source": self.job.source} if kind_of(self.job.source) else {})
 
     @contextlib.contextmanager
     def outcome(
