@@ -188,12 +188,15 @@ class _Cell:
                 numbers, before = _checked(values, evaluation_class, written, missing), written["values"]
                 busy = *(written["busy"] or "").split("; "), self._shared(), load_meter.stop()
                 seconds = self.clock.read() - started + (written["cost"]["seconds"] or 0.0)
-                return {
+                made: EvaluationRecord = {
                     **written,
                     "values": {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers},
                     "cost": {"seconds": seconds, **evaluation.cost},
                     "busy": "; ".join(dict.fromkeys(filter(None, busy))) or None,
                 }
+                if by_class := [*written.get("class_accuracies", []), *evaluation.class_accuracies]:
+                    made["class_accuracies"] = by_class
+                return made
 
             def keep(values: Mapping[str, Sequence[float]]) -> None:
                 """Write the values so far: they answer the question for fewer, and the rest can be asked later."""
