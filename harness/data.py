@@ -157,11 +157,11 @@ def _duplicates(raw: RawData, files: Sequence[str]) -> Iterator[str]:
         return files[place] if len(files) == len(labels) else number
 
     for title, pairs in (
-        ("training images equal an earlier one", _repeated(train)),
-        ("test images equal an earlier one", [(a + count, b + count) for a, b in _repeated(test)]),
-        ("test images are training images as well", _shared(train, test)),
+        ("training images that equal an earlier one", _repeated(train)),
+        ("test images that equal an earlier one", [(a + count, b + count) for a, b in _repeated(test)]),
+        ("test images that are training images as well", _shared(train, test)),
     ):
-        text = f"{len(pairs)} {title}"
+        text = f"{title}: {len(pairs)}"
         if pairs:
             others = sum(labels[a] != labels[b] for a, b in pairs)
             first, second = pairs[0]
@@ -180,7 +180,7 @@ def _repeated(digests: Sequence[bytes]) -> list[tuple[int, int]]:
 
 
 def _shared(train: Sequence[bytes], test: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Places of equal digests: of the first in ``train``, and of that in ``test``, counted on from those of ``train``."""
+    """Places of equal digests: of the first in ``train``, and of that in ``test``, counted on from ``train``."""
     first = {d: len(train) - 1 - place for place, d in enumerate(reversed(train))}
     return [(first[d], len(train) + place) for place, d in enumerate(test) if d in first]
 
