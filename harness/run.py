@@ -458,7 +458,7 @@ class _Run:
             name = f"{each.distillation.method}: " if job.beside else ""
             seconds = time.monotonic() - begun.since
             alone = self._said == begun.place and not self._begun
-            say(f"{'' if alone else begun.place + ':'}  {name}{_outcome(each, after)} ({seconds:.0f} s)")
+            say(f"{' ' if alone else begun.place + ':'} {name}{_outcome(each, after)} ({seconds:.0f} s)")
             self._said = begun.place
             unanswered = any(asks(dataclasses.replace(each, force=False), after))
             if after["status"] not in FINAL or unanswered or (each.force and _any_kept(each, after, begun.answers)):

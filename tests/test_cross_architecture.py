@@ -92,8 +92,10 @@ def test_a_configuration_is_refused_before_anything_is_distilled(changes: dict[s
 
 
 def test_the_network_norm_and_depth_that_are_trained(digits: Benchmark) -> None:
+    large = dataclasses.replace(digits.spec, image_size=(16, 16))
+
     def spec(architecture: str, **changes: Any) -> tuple[Any, ...]:
-        made = config(architecture, **{"width": 8, "depth": 1, **changes}).spec(digits.spec)
+        made = config(architecture, **{"width": 8, "depth": 1, **changes}).spec(large)
         return made.name, made.norm, made.width, made.depth
 
     assert spec("own") == ("convnet", "instance", 8, 1)

@@ -156,7 +156,7 @@ def test_a_network_that_the_images_are_too_small_for_is_refused_before_anything_
     words = ("--experiment", "table2", "--dataset", "digits", "--only", "dm", "--budget", "smoke")
     assert run(tmp_path, *words, launcher=(launcher := Pretending())) == 2
     assert launcher.distilled == []
-    assert "vgg11 of depth 8 leaves nothing of 8×8 images; enlarge them" in capsys.readouterr().err
+    assert "resnet18 makes maps of 1 pixel of 8×8 images" in capsys.readouterr().err
 
 
 def test_figures_of_images_are_drawn_where_an_experiment_has_some(

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from benchmarks.errors import UserError
 from benchmarks.networks.base import FlaxNetwork, Network, NetworkSpec
 from benchmarks.networks.layers import AveragePool, Norm, Residual
 
@@ -78,6 +79,11 @@ class ResNet18(Network):
     def last_map(cls, spec: NetworkSpec) -> tuple[int, int]:
         # A strided convolution keeps the last pixel of an odd row, a pool leaves it out.
         height, width = (-(-side // 8) if cls.strided else side // 8 for side in spec.image_size)
+        if cls.norm_in_blocks and spec.norm == "instance" and (height, width) == (1, 1):
+            sides = "×".join(map(str, spec.image_size))
+            raise UserError(
+                f"{spec.name} makes maps of 1 pixel of {sides} images, and norm 'instance' nothing of those: use batch"
+            )
         return height, width
 
     def map_size(self, height: int, width: int) -> int:

@@ -87,8 +87,8 @@ class Cluster:
         return Driver(process, log)
 
     def jobs(self) -> dict[str, str]:
-        """Job → its state."""
-        lines = slurm("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
+        """Job in the queue → its state; those that ended a moment ago are not."""
+        lines = slurm("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
 
     def starts(self) -> dict[str, list[str]]:
