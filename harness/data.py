@@ -137,7 +137,7 @@ def _classes(raw: RawData) -> Iterator[str]:
     yield from tabulate(rows, ["class", *splits], tablefmt="github", disable_numparse=True).splitlines()
     for split, own in counts.items():
         least, most = min(filter(None, own)), max(own)
-        text = f"{split}: every class has {least} images"
+        text = f"{split}: {least} images in each class"
         if most > least:
             smallest = raw.class_names[own.index(least)]
             text = f"{split}: from {least} images ({smallest!r}) to {most}, {most / least:.3g} times as many"
