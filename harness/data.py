@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks import PREPROCESSINGS
-from benchmarks.data.names import KNOWN, kind_of
+from benchmarks.data.names import LISTED, kind_of
 from benchmarks.data.views import base_name
 from benchmarks.errors import UserError, printable
 from benchmarks.folders import default_cache, default_root
@@ -48,7 +48,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
         prog=program,
         description="Report on a data set before a run: classes, sizes, duplicates, preprocessing, and the work and "
         "memory of distilling it. Nothing is distilled.",
-        epilog=f"data sets: {', '.join(KNOWN)}",
+        epilog=f"data sets: {', '.join(LISTED)}",
         allow_abbrev=False,
     )
     add = parser.add_argument

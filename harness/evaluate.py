@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 from benchmarks import NETWORKS, PREPROCESSINGS
-from benchmarks.data.names import FORMS, KNOWN, kind_of, place_of
+from benchmarks.data.names import FORMS, LISTED, kind_of, place_of
 from benchmarks.data.views import base_name
 from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
@@ -62,7 +62,7 @@ def _parser(program: str) -> Parser:
         "Ask questions of distilled sets that are there already. FOLDER: results of this suite. FILE: a\n"
         "set of DC, DSA or DM (.pt), of MTT (images_best.pt labels_best.pt), of FRePo or KIP (.npz),\n"
         "or of this suite (.safetensors).",
-        f"{listed('data sets', KNOWN, 16)}\n"
+        f"{listed('data sets', LISTED, 16)}\n"
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
         f"protocols       {', '.join(('native', *PROTOCOLS))}\n"

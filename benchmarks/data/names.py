@@ -14,7 +14,9 @@ from benchmarks.errors import UserError, choose, printable
 FORMS = {"folder": "folder:PATH", "hf": "hf:NAME_OR_PATH", "medmnist": "medmnist:NAME.npz"}
 """Kind of a set that is no published one → the form of its name."""
 KNOWN = (*DATASETS, *FORMS.values())
-"""What can be asked for, for a list or a message."""
+"""What can be asked for."""
+LISTED = tuple("patches (a demo)" if name == "patches" else name for name in KNOWN)
+"""The same, for a help text."""
 NO_FLIP = re.compile(r"digits|mnist|svhn|medmnist:(.*/)?organ[acs]mnist.*")
 """Sets whose mirrored images leave their class (DSA's rule; Fashion-MNIST *is* flipped). MedMNIST's organs have classes
 such as left and right kidney."""
