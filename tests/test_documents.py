@@ -73,7 +73,8 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         named = COMMANDS[arguments[0]]
         program, arguments = ".venv/bin/python", ["-m", named.module, *named.arguments, *arguments[1:]]
     assert program in ("python", ".venv/bin/python")
-    if arguments[1] in {f"harness.{name}" for name in ("report", "figures", "regress", "schedule", "watch")} | {"pytest"}:
+    reading = ("data", "report", "figures", "regress", "schedule", "watch")
+    if arguments[1] in {f"harness.{name}" for name in reading} | {"pytest"}:
         return
     if arguments[1] == "harness.evaluate":
         _, fields = evaluate.parse(arguments[2:])
