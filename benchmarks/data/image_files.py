@@ -210,7 +210,7 @@ def image_source(
         raise UserError(f"{name}: {twice} is listed twice: an image has one class and is in one split")
 
     def decode() -> Decoded:
-        images, targets = _decode(name, files, image_size, rgb, by_area), torch.tensor(labels)
+        images, targets = read_images(name, files, image_size, rgb, by_area), torch.tensor(labels)
         return images[:cut], targets[:cut], images[cut:], targets[cut:], class_names
 
     # Labels and names were read from paths and tables by now: these may change later, and are no part of `files`.
@@ -218,7 +218,9 @@ def image_source(
     return Source(name, decode, files, facts, left_out=_left_out_line(name, folder, left_out))
 
 
-def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool, by_area: bool) -> Tensor:
+def read_images(
+    name: str, files: Sequence[str], image_size: int | None = None, rgb: bool = False, by_area: bool = False
+) -> Tensor:
     """Images (N, C, H, W) uint8: C is 1 where every image is grey and ``rgb`` is not asked for, else 3."""
     parts = [files[start : start + PART] for start in range(0, len(files), PART)]
     sample = files[:: len(parts)]
