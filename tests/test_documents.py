@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import evaluate, launch, run, schedule
+from harness import evaluate, export, launch, run, schedule
 from harness.__main__ import COMMANDS
 from harness.launch import Launcher
 from harness.plan.budgets import BUDGETS, WIDTH
@@ -74,6 +74,9 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         program, arguments = ".venv/bin/python", ["-m", named.module, *named.arguments, *arguments[1:]]
     assert program in ("python", ".venv/bin/python")
     if arguments[1] in ("harness.report", "harness.figures", "harness.regress", "harness.schedule", "pytest"):
+        return
+    if arguments[1] == "harness.export":
+        export.parse(arguments[2:])
         return
     if arguments[1] == "harness.evaluate":
         _, fields = evaluate.parse(arguments[2:])

@@ -69,7 +69,9 @@ def _write_parquet(source: Source, path: Path) -> None:
 def _facts(source: Source) -> dict[str, str]:
     """Facts for the card, in words."""
     own, synthetic, known = source.distilled, source.synthetic, source.distilled.distillation
-    facts = {name: str(known[name]) for name in ("method", "dataset", "ipc", "seed", "steps") if name in known}
+    facts = {
+        name: str(known[name]) for name in ("method", "dataset", "ipc", "seed", "steps") if known.get(name) is not None
+    }
     if source.written is not None:
         facts["distilled with"] = f"torch {source.written['provenance'].get('torch')}"
     facts["network"] = f"{own.network.name}, width {own.network.width}, norm {own.network.norm}"
@@ -163,8 +165,7 @@ def _croissant(source: Source, sha256: str) -> dict[str, Any]:
         "license": TODO,
         "url": TODO,
         "version": "1.0.0",
-        "datePublished": TODO,
-        "creator": TODO,
+        "creator": {"@type": "sc:Organization", "name": TODO},
         "citeAs": TODO,
         **{f"rai:{each}": TODO for each in rai},
         "distribution": [

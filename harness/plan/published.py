@@ -39,18 +39,19 @@ PARTS = ("images", "labels", "lr")
 """Beginnings of the names of files that hold a part of a set, as MTT calls them."""
 
 
-def sets_in(folder: Path) -> list[list[Path]]:
+def sets_in(folder: Path, deeper: bool = True) -> list[list[Path]]:
     """The files of every set in ``folder``, which is one itself where it holds pictures.
 
-    Tensors called images, labels and lr are the parts of one set; every other file is a set. Folders are looked into.
+    Tensors called images, labels and lr are the parts of one set; every other file is a set. The folders in it are
+    looked into where ``deeper`` says so.
     """
     if picture_folders.holds_pictures(folder):
         return [[folder]]
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in entries if path.is_file() and path.suffix in SUFFIXES]
     parts = [path for path in files if path.suffix != ".npz" and path.stem.startswith(PARTS)]
-    whole = [[path] for path in files if path not in parts]
-    return ([parts] if parts else []) + whole + [each for path in entries if path.is_dir() for each in sets_in(path)]
+    below = [each for path in entries if deeper and path.is_dir() for each in sets_in(path, False)]
+    return ([parts] if parts else []) + [[path] for path in files if path not in parts] + below
 
 
 def jobs_of(paths: Sequence[Path], request: EvaluateRequest) -> list[tuple[Job, list[str]]]:
@@ -263,8 +264,9 @@ def _preprocessed(synthetic: Synthetic, benchmark: Benchmark) -> Synthetic:
     preprocess = benchmark.preprocess
     if synthetic.factor > 1 and (preprocess.zca or any(side % synthetic.factor for side in synthetic.images.shape[2:])):
         raise UserError(
-            f"--factor {synthetic.factor}: the images are pixels, and IDC decodes them before it preprocesses them. That "
-            "is the same for a standardisation and equal tiles alone: take another --preprocess, or save them decoded"
+            f"--factor {synthetic.factor}: the images are pixels, and IDC decodes them before it preprocesses them. "
+            "The order does not matter for a standardisation and equal tiles: take another --preprocess, or save them "
+            "decoded"
         )
     return dataclasses.replace(synthetic, images=preprocess.forward(synthetic.images))
 

@@ -538,7 +538,11 @@ def _of_arrays(path: Path, arrays: dict[str, _Array], files: tuple[tuple[str, st
     with _damaged(path, UserError):  # there is no tensor of any shape that a header may hold
         images, labels = image_array.outline(), label_array.outline()
     _expect(path, images, labels)
-    lr = arrays["lr"].read().float() if "lr" in arrays and math.prod(arrays["lr"].shape) <= LARGEST_HEADER else None
+    lr = (
+        arrays["lr"].read().float().squeeze()
+        if "lr" in arrays and math.prod(arrays["lr"].shape) <= LARGEST_HEADER
+        else None
+    )
     return Imported(source, images.permute(0, 3, 1, 2), labels, lr, files, arrays=read_both)
 
 
