@@ -98,13 +98,14 @@ def sources_of(path: Path, pixels: Any = "clip") -> list[Source]:
         all_distilled, damaged = record.read_all(path)
         if damaged:
             raise UserError(damaged[0])
-        sets = [each for each in all_distilled if each.record["artifact"] is not None]
-        if not sets:
+        files: list[tuple[Path, Record | None]] = []
+        for each in all_distilled:
+            if written := each.record["artifact"]:
+                if reason := artifact.lost(each.folder / SET, written["sha256"]):
+                    raise UserError(f"{each.folder}: {reason}")
+                files.append((each.folder / SET, each.record))
+        if not files:
             raise UserError(f"no distilled set in {path}; of sets of others harness.evaluate makes folders first")
-        for each in sets:
-            if reason := artifact.lost(each.folder / SET, (each.record["artifact"] or {"sha256": ""})["sha256"]):
-                raise UserError(f"{each.folder}: {reason}")
-        files: list[tuple[Path, Record | None]] = [(each.folder / SET, each.record) for each in sets]
     else:
         beside = path.name == SET and (path.parent / RECORD).is_file()
         files = [(path, record.load(path.parent / RECORD) if beside else None)]

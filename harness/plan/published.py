@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.data.views import split
 from benchmarks.datasets import Benchmark, RawData, load
@@ -78,9 +77,9 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest, *, together: bool = 
     imported = importers.read(paths, experiment=request.experiment)
     own = imported.own
     if imported.natural and request.preprocess is None and request.protocol in PROTOCOLS and request.dataset:
-        ipc = _largest_class(imported.labels)  # as the protocol has it: no preprocessing is theirs
-        usual = PROTOCOLS[request.protocol].preprocess(request.dataset, ipc)
-        request = dataclasses.replace(request, preprocess=usual)
+        labels = imported.labels
+        ipc = max(1, len(labels) // (labels.shape[1] if labels.ndim == 2 else len(set(labels.tolist()))))
+        request = dataclasses.replace(request, preprocess=PROTOCOLS[request.protocol].preprocess(request.dataset, ipc))
     request = _complete(request if own is None else _filled_in(request, own, paths[0]))
     assert request.dataset is not None and request.name is not None and request.preprocess is not None
     assert request.budget is not None and request.seed is not None
@@ -249,11 +248,6 @@ def _fitted(
     form: dict[str, Any] = {"classes": classes, "present": present, "ipc": ipc, "image": shape}
     check_synthetic(synthetic, str(path), **form, dtype=torch.float32, device=cpu)
     return synthetic, order, ipc
-
-
-def _largest_class(labels: Tensor) -> int:
-    numbers = labels if labels.ndim == 1 else labels.argmax(1)
-    return int(numbers.long().clamp_min(0).bincount().max())
 
 
 def _preprocessed(synthetic: Synthetic, benchmark: Benchmark) -> Synthetic:
