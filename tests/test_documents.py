@@ -66,6 +66,8 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         program, *arguments = arguments
     if "frepo_jax" in command:
         pytest.importorskip("jax")
+    if program == "cp":
+        return
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", MAKEFILE, re.M)
         return
