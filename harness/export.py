@@ -87,9 +87,9 @@ def _main(arguments: Sequence[str], program: str) -> int:
 
 
 def sources_of(path: Path, pixels: Any = "clip") -> list[Source]:
-    """The sets that ``path`` means. Raises UserError where it means none, and for a set that is not as it was written.
+    """The sets that ``path`` means; a line for each that is missing or not as it was written.
 
-    ``pixels``: how pixels outside [0, 1] get into pictures.
+    ``pixels``: how pixels outside [0, 1] get into pictures. Raises UserError where there is none.
     """
     from harness.exports.base import Source
     from harness.records import artifact, record
@@ -100,10 +100,14 @@ def sources_of(path: Path, pixels: Any = "clip") -> list[Source]:
             raise UserError(damaged[0])
         files: list[tuple[Path, Record | None]] = []
         for each in all_distilled:
-            if written := each.record["artifact"]:
-                if reason := artifact.lost(each.folder / SET, written["sha256"]):
-                    raise UserError(f"{each.folder}: {reason}")
+            if not (written := each.record["artifact"]):
+                continue
+            if not (reason := artifact.lost(each.folder / SET, written["sha256"])):
                 files.append((each.folder / SET, each.record))
+            elif len(all_distilled) == 1:
+                raise UserError(f"{path}: {reason}")
+            else:
+                print(f"{each.folder.name}: left out, {reason}", file=sys.stderr)
         if not files:
             raise UserError(f"no distilled set in {path}; of sets of others harness.evaluate makes folders first")
     else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data.image_files import labelled, passed_over, read_images
+from benchmarks.data.image_files import decoded, labelled, passed_over
 from benchmarks.errors import UserError
 
 TABLE, FACTS = "labels.csv", "export.json"
@@ -52,7 +52,7 @@ def read(folder: Path) -> Pictures:
     (((files, names),), _) = labelled(folder)
     paths = [file for file, _ in files]
     shown = [Path(path).relative_to(folder).as_posix() for path in paths]
-    images = read_images(str(folder), paths).float() / 255
+    images = decoded(str(folder), {path: path for path in paths}, None).float() / 255
     digest = hashlib.sha256()
     beside = [place for name in (TABLE, FACTS) if (place := folder / name).is_file()]
     for place in (*map(Path, paths), *beside):
