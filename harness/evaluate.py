@@ -60,8 +60,8 @@ def _parser(program: str) -> Parser:
         f"{program} FOLDER [options]\n"
         f"       {program} FILE [FILE …] --dataset NAME --preprocess NAME --name NAME [options]",
         "Ask questions of distilled sets that are there already. FOLDER: results of this suite. FILE: a\n"
-        "set of DC, DSA or DM (.pt), of MTT (images_best.pt labels_best.pt), of FRePo or KIP (.npz),\n"
-        "or of this suite (.safetensors).",
+        "set of DC, DSA or DM (.pt), of IDC, DREAM or NCFM (.pt), of MTT (images_best.pt labels_best.pt),\n"
+        "of FRePo or KIP (.npz), of this suite (.safetensors), a folder of pictures by class, or of such sets.",
         f"{listed('data sets', LISTED, 16)}\n"
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
@@ -117,14 +117,12 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
             return carry_out(jobs, output, chosen, force=False, queue=request.launcher in QUEUES)
 
     first = paths[0]
-    if not any(path.is_dir() or _in_its_folder(path) for path in paths):
-        from harness.plan.published import job_of
+    if not any(_is_of_records(path) for path in paths):
+        from harness.plan.published import sets_in
 
         request = EvaluateRequest(**{"protocol": "common", **fields})
-        job, lines = job_of(paths, request)
-        for line in lines:
-            say(line)
-        return run([job], request, request.output)
+        sets = sets_in(first) if len(paths) == 1 and first.is_dir() else [paths]
+        return run(_published(sets or [paths], request), request, request.output)
     if len(paths) > 1:
         raise UserError("name one folder, or the files of one set")
     if left := [name for name in FILE_FIELDS if name in fields]:
@@ -135,9 +133,37 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
     return run(_jobs(folder, fields), EvaluateRequest(**fields), output)
 
 
-def _in_its_folder(path: Path) -> bool:
-    """Whether ``path`` is a set of this suite with the record beside it that knows all about it."""
+def _is_of_records(path: Path) -> bool:
+    """Whether ``path`` is a folder with records, or a set of this suite with its record beside it."""
+    if path.is_dir():
+        from harness.plan.published import sets_in
+
+        return any(record.folders(path)) or not sets_in(path)
     return path.name == SET and (path.parent / RECORD).is_file()
+
+
+def _published(sets: Sequence[Sequence[Path]], request: EvaluateRequest) -> list[Job]:
+    """The jobs about sets of others; a line for each that cannot be asked. Raises UserError where none can."""
+    from harness.plan.published import jobs_of
+
+    jobs: list[Job] = []
+    for paths in sets:
+        named = paths[0].parent if len(paths) > 1 else paths[0]
+        own = request
+        if len(sets) > 1 and request.name is None:
+            own = dataclasses.replace(request, name=named.name if named.is_dir() else named.stem)
+        try:
+            for job, lines in jobs_of(paths, own):
+                jobs.append(job)
+                for line in lines:
+                    say(line)
+        except UserError as reason:
+            if len(sets) == 1:
+                raise
+            say(f"{named}: left out, {reason}")
+    if not jobs:
+        raise UserError("no set there can be evaluated so; the lines above say why")
+    return jobs
 
 
 def _jobs(folder: Path, fields: Mapping[str, Any]) -> list[Job]:

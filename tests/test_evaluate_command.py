@@ -19,6 +19,7 @@ from PIL import Image
 
 from benchmarks import PREPROCESSINGS
 from benchmarks.datasets import load_raw
+from benchmarks.decoder import decode
 from benchmarks.preprocess import fit
 from harness import evaluate, run
 from harness.evaluations import training
@@ -28,7 +29,7 @@ from harness.records.record import RECORD, SET
 from methods.base import Synthetic
 from tests.builders import all_in, in_process, probe, quick
 from tests.test_artifact import digits, some_set
-from tests.test_importers import CENTRED, CLASSES, IPC, NAMES, SHAPE, dc, mtt
+from tests.test_importers import CENTRED, CLASSES, IMAGES, IPC, NAMES, SHAPE, dc, mtt, pictures
 from tests.test_run import waiting
 
 __all__ = ["probe", "quick"]  # fixtures
@@ -406,6 +407,49 @@ def test_logits_are_another_set(published: Path, probe: list[Any], capsys: pytes
     assert "probability labels" in capsys.readouterr().err
     (each,) = all_in(published / "out")
     assert each.record["config"]["label_space"] == "logits"
+
+
+def test_all_experiments_of_a_file_share_a_row(tmp_path: Path) -> None:
+    ask = [dc(tmp_path / "res.pt", 3), *FILES, "--output", tmp_path / "out", "--preprocess", "standardise"]
+    assert main(*ask, "--name", "released", "--experiment", "all", "--seed", 4) == 0
+    found = all_in(tmp_path / "out")
+    assert [each.record["distillation"]["seed"] for each in found] == [4, 5, 6]
+    first = [float(artifact.load(each.set_path).images[0, 0, 0, 0]) for each in found]
+    assert np.diff(first) == pytest.approx([1, 1]), "every seed has an experiment of its own"
+    rows = [line for line in (tmp_path / "out/table.md").read_text().splitlines() if line.startswith("| released")]
+    assert len(rows) == 1
+    assert main(mtt(tmp_path, images=IMAGES, labels=CLASSES)[0], *ask[1:], "--experiment", "all", "--name", "b") == 2
+
+
+def test_a_folder_of_sets(tmp_path: Path, probe: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    sets = tmp_path / "sets"
+    for name in ("parts", "broken", "deep"):
+        (sets / name).mkdir(parents=True)
+    mtt(sets / "parts", images=IMAGES, labels=CLASSES)
+    dc(sets / "theirs.pt")
+    (sets / "broken" / "torn.npz").write_bytes(b"PK")
+    pictures(sets / "photos", *NAMES)
+    ask = (sets, *FILES, "--output", tmp_path / "out", "--evaluations", "probe")
+    assert main(*ask, "--preprocess", "standardise") == 0
+    assert "torn.npz: left out, " in capsys.readouterr().err
+    names = [each.record["distillation"]["method"] for each in all_in(tmp_path / "out")]
+    assert sorted(names) == ["parts", "photos", "theirs"] and len(probe) == 3
+
+
+def test_pixels_are_preprocessed_and_decoded_where_the_command_says_so(
+    tmp_path: Path, probe: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(0))
+    torch.save([pixels, CLASSES], tmp_path / "data.pt")
+    ask = [tmp_path / "data.pt", *FILES, "--output", tmp_path / "out", "--evaluations", "probe", "--name", "idc"]
+    assert main(*ask, "--factor", 2) == 0
+    assert "pixels in [0, 1], and go through standardise." in capsys.readouterr().err
+    ((synthetic, benchmark),) = probe
+    expected = benchmark.preprocess.forward(decode(pixels, 2))
+    torch.testing.assert_close(synthetic.decoded().images, expected, atol=1e-5, rtol=0)
+    assert main(*ask, "--factor", 2, "--preprocess", "zca_kornia") == 2
+    assert "IDC decodes them before it preprocesses them" in capsys.readouterr().err
+    assert main(*ask, "--factor", 3, "--preprocess", "standardise") == 2
 
 
 @pytest.mark.parametrize("method", ["random_real", "frepo"])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks import PREPROCESSINGS
@@ -365,6 +366,63 @@ def compressed(path: Path) -> Path:
     return copy
 
 
+def test_pairs_of_idc_hold_pixels_or_preprocessed_images(tmp_path: Path) -> None:
+    pixels = torch.rand(IMAGES.shape, generator=generator_for("pixels"))
+    for images, natural in ((pixels, True), (IMAGES, False)):
+        torch.save([images, CLASSES], tmp_path / "data.pt")
+        imported = read([tmp_path / "data.pt"])
+        assert (imported.source, imported.natural) == ("idc", natural)
+        assert torch.equal(fitted(imported, NAMES, SHAPE).images, images)
+
+
+def test_checkpoints_of_flax(tmp_path: Path) -> None:
+    msgpack = pytest.importorskip("msgpack")
+
+    def packed(array: Any) -> Any:
+        content = msgpack.packb((array.shape, array.dtype.name, array.tobytes()), use_bin_type=True)
+        return msgpack.ExtType(1, content)
+
+    arrays = {"x_proto": IMAGES.permute(0, 2, 3, 1).numpy(), "y_proto": CENTRED.numpy()}
+    state = {"step": 5, "params": {name: packed(array) for name, array in arrays.items()}, "opt_state": {"0": None}}
+    path = tmp_path / "checkpoint_500000"
+    path.write_bytes(msgpack.packb(state))
+    synthetic = of(path)
+    assert torch.equal(synthetic.images, IMAGES) and torch.equal(synthetic.labels, CENTRED)
+    assert synthetic.label_space == "centred" and read([path]).source == "frepo"
+    for content, said in (
+        (msgpack.packb({"params": {"x_proto": state["params"]["x_proto"]}}), "no array params/y_proto"),  # type: ignore[index]
+        (msgpack.packb({"params": {"x_proto": msgpack.ExtType(1, b"\x93")}}), "is damaged"),
+        (path.read_bytes()[:-9], "is damaged"),
+    ):
+        path.write_bytes(content)
+        assert said in refused(lambda: read([path]))
+
+
+def pictures(root: Path, *names: str) -> Path:
+    """A folder of two grey pictures for each class, whose level is the place of its name."""
+    for level, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number in range(IPC):
+            Image.new("L", (8, 8), level).save(root / name / f"{number}.png")
+    return root
+
+
+def test_pictures_in_a_folder_for_each_class(tmp_path: Path) -> None:
+    numbered = read([pictures(tmp_path / "a", *(f"new{i}" for i in range(12)))])
+    assert numbered.natural and numbered.class_names is None and numbered.images.shape == (24, *SHAPE)
+    levels = (numbered.images[:, 0, 0, 0] * 255).round()
+    assert torch.equal(levels, numbered.labels.float()), "10 comes after 9, and not after 1"
+    named = read([pictures(tmp_path / "b", "zebra", "ant")])
+    assert named.class_names == ("ant", "zebra") and named.labels.tolist() == [0, 0, 1, 1]
+    (digest,) = (sha for _, sha in named.files)
+    Image.new("L", (8, 8), 9).save(tmp_path / "b" / "ant" / "0.png")
+    assert read([tmp_path / "b"]).files[0][1] != digest
+    (tmp_path / "b" / "labels.csv").write_text("file,class,low,high,label_0\nant/0.png,0,0,1,1\n")
+    assert "no row for ant/1.png" in refused(lambda: read([tmp_path / "b"]))
+    (tmp_path / "b" / "labels.csv").write_text("name\n")
+    assert "the first columns must be file" in refused(lambda: read([tmp_path / "b"]))
+
+
 # What is refused
 
 
@@ -436,7 +494,7 @@ def test_parts_and_files_that_do_not_make_a_set(tmp_path: Path) -> None:
         ([other], "not a distilled set of this suite"),
         ([state], "neither a tensor nor the 'data'"),
         ([tmp_path / "missing.pt"], "no such file"),
-        ([tmp_path], "no such file"),
+        ([tmp_path], "neither records of this suite nor pictures"),
         ([npz(tmp_path / "b.npz", image=CENTRED, label=CENTRED)], "cannot be the images"),
         ([npz(tmp_path / "c.npz", picture=CENTRED)], "holds picture, and images with labels are expected as image and"),
     ):

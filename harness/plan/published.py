@@ -25,7 +25,7 @@ from harness.plan.jobs import Distillation, Job
 from harness.plan.pending import existing, reason_to_distil
 from harness.plan.planning import check_writable, device_of, inquiries_of, load_data, questions
 from harness.plan.request import EvaluateRequest
-from harness.records import artifact, importers, record
+from harness.records import artifact, importers, picture_folders, record
 from harness.records.artifact import Artifact
 from harness.records.class_orders import ClassOrder, class_order, own_order
 from harness.records.importers import Imported
@@ -34,15 +34,53 @@ from harness.records.record import RECORD, SET
 from methods.base import Synthetic
 from methods.checks import check_synthetic
 
+SUFFIXES = (".pt", ".pth", ".npz", ".safetensors")
+PARTS = ("images", "labels", "lr")
+"""Beginnings of the names of files that hold a part of a set, as MTT calls them."""
 
-def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[str]]:
+
+def sets_in(folder: Path, deeper: bool = True) -> list[list[Path]]:
+    """The files of every set in ``folder``, which is one itself where it holds pictures.
+
+    Tensors called images, labels and lr are the parts of one set; every other file is a set. The folders in it are
+    looked into where ``deeper`` says so.
+    """
+    if picture_folders.holds_pictures(folder):
+        return [[folder]]
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in entries if path.is_file() and path.suffix in SUFFIXES]
+    parts = [path for path in files if path.suffix != ".npz" and path.stem.startswith(PARTS)]
+    below = [each for path in entries if deeper and path.is_dir() for each in sets_in(path, False)]
+    return ([parts] if parts else []) + [[path] for path in files if path not in parts] + below
+
+
+def jobs_of(paths: Sequence[Path], request: EvaluateRequest) -> list[tuple[Job, list[str]]]:
+    """`job_of` for every experiment in the file where all are asked for, with a seed for each; else for the one set.
+
+    They differ in nothing but the seed, and so share a row: the mean over the experiments.
+    """
+    if request.experiment != "all":
+        return [job_of(paths, request)]
+    count = importers.read(paths, experiment=0).experiments or 0
+    seed = request.seed or 0
+    one_by_one = (dataclasses.replace(request, experiment=index, seed=seed + index) for index in range(count))
+    return [job_of(paths, each, together=True) for each in one_by_one]
+
+
+def job_of(paths: Sequence[Path], request: EvaluateRequest, *, together: bool = False) -> tuple[Job, list[str]]:
     """Copy the set in ``paths`` into a folder of its own, unless it is there, and ask what ``request`` asks.
 
-    Returns the job, and lines that say what was understood. Raises UserError as `importers.read`, `class_order` and
-    `importers.fitted` do, and for what neither the file nor the request says.
+    ``together``: the seed tells one experiment of a file from another. Returns the job, and lines that say what was
+    understood. Raises UserError as `importers.read`, `class_order` and `importers.fitted` do, and for what neither the
+    file nor the request says.
     """
+    assert not isinstance(request.experiment, str)
     imported = importers.read(paths, experiment=request.experiment)
     own = imported.own
+    if imported.natural and request.preprocess is None and request.protocol in PROTOCOLS and request.dataset:
+        labels = imported.labels
+        ipc = max(1, len(labels) // (labels.shape[1] if labels.ndim == 2 else len(set(labels.tolist()))))
+        request = dataclasses.replace(request, preprocess=PROTOCOLS[request.protocol].preprocess(request.dataset, ipc))
     request = _complete(request if own is None else _filled_in(request, own, paths[0]))
     assert request.dataset is not None and request.name is not None and request.preprocess is not None
     assert request.budget is not None and request.seed is not None
@@ -59,7 +97,7 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
             raise UserError(f"{inquiry.evaluation} asks about sets distilled from {views}, not about one in a file")
     raw = load_data(request.dataset, root, cache, request)
     synthetic, order, ipc = _fitted(paths[0], imported, raw, root, request)
-    authors = PROTOCOLS[{"dc": "vico", "own": "common"}.get(imported.source, imported.source)]
+    authors = PROTOCOLS[{"dc": "vico", "idc": "vico", "own": "common"}.get(imported.source, imported.source)]
     benchmark = load(
         request.dataset,
         ipc=ipc,
@@ -94,12 +132,16 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest) -> tuple[Job, list[s
         tf32=False,
         memory_limit_bytes=None,
     )
+    if imported.natural:
+        synthetic = _preprocessed(synthetic, benchmark)
     config: dict[str, Any] = {
         "sha256": [digest for _, digest in imported.files],
-        "experiment": imported.experiment,
+        "experiment": "all" if together else imported.experiment,
         "label_space": "logits" if request.label_space == "logits" else synthetic.label_space,
         "lr": request.lr,
     }
+    if request.factor is not None:
+        config["factor"] = request.factor
     if not order.is_ours:
         config["class_order"] = list(order.classes)
     job = Job(
@@ -178,7 +220,9 @@ def _fitted(
     """
     own, classes, shape = imported.own, len(raw.class_names), raw.train_images.shape[1:]
     present = tuple(class_sizes(raw.train_labels))
-    if own is None:
+    if own is None and imported.class_names is not None and request.class_order is None:
+        order = own_order(imported.class_names, raw.class_names, request.dataset or "")
+    elif own is None:
         order = class_order(request.dataset or "", raw.class_names, root, imported.source, request.class_order)
     elif request.class_order is None:
         order = own_order(own.class_names, raw.class_names)
@@ -193,6 +237,10 @@ def _fitted(
         most=len(raw.train_images),
         present=present,
     )
+    if request.factor is not None:
+        if own is not None:
+            raise UserError("--factor means nothing for a set of this suite, which knows its decoder: leave it out")
+        synthetic = dataclasses.replace(synthetic, factor=request.factor)
     known = {} if own is None else own.distillation
     if known.get("data_fingerprint") not in (None, raw.fingerprint):
         raise UserError(f"{path} was made from other images than those of {request.dataset}")
@@ -202,6 +250,21 @@ def _fitted(
     form: dict[str, Any] = {"classes": classes, "present": present, "ipc": ipc, "image": shape}
     check_synthetic(synthetic, str(path), **form, dtype=torch.float32, device=cpu)
     return synthetic, order, ipc
+
+
+def _preprocessed(synthetic: Synthetic, benchmark: Benchmark) -> Synthetic:
+    """``synthetic``, whose images are pixels, preprocessed.
+
+    Raises UserError where that is not the same before and after they are decoded.
+    """
+    preprocess = benchmark.preprocess
+    if synthetic.factor > 1 and (preprocess.zca or any(side % synthetic.factor for side in synthetic.images.shape[2:])):
+        raise UserError(
+            f"--factor {synthetic.factor}: the images are pixels, and IDC decodes them before it preprocesses them. "
+            "The order does not matter for a standardisation and equal tiles: take another --preprocess, or save them "
+            "decoded"
+        )
+    return dataclasses.replace(synthetic, images=preprocess.forward(synthetic.images))
 
 
 def _write(job: Job, synthetic: Synthetic, benchmark: Benchmark, about: dict[str, Any]) -> None:
@@ -229,6 +292,7 @@ def _notes(job: Job, imported: Imported, synthetic: Synthetic, order: ClassOrder
         f"{which if imported.experiments else ''}"
     ]
     lines += [f"Class order: {order.described}."] if imported.own is None else []
+    lines += [f"The images are pixels in [0, 1], and go through {asked.preprocess}."] if imported.natural else []
     lines += [f"warning: {line}" for line in doubts]
     for config in (question.config for question in job.questions if "protocol" in question.config):
         protocol, limit = PROTOCOLS[config["protocol"]], config["steps"]

@@ -53,6 +53,11 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(whole, parts)))
 
 
+def experiment_number(text: str) -> int | str:
+    """A number, or ``all``."""
+    return text if text == "all" else whole(text)
+
+
 def limit(parse: Callable[[str], float], most: float) -> Callable[[str], float]:
     """What reads a value as ``parse`` does, of at most ``most``, for an argument parser."""
 
@@ -266,7 +271,10 @@ class EvaluateRequest(Evaluating):
     dataset: str | None = flag("what the set was distilled from; folder:PATH where records name a folder", "NAME")
     name: str | None = flag("what the set of a file is called in the tables", "NAME")
     preprocess: str | None = flag("the space its images lie in; a foreign file does not say", "NAME")
-    experiment: int | None = flag("which one of a file of DC, DSA or DM with several (0)", "N", whole)
+    experiment: int | str | None = flag(
+        "which one of a file of DC, DSA or DM with several (0), or all, as so many seeds", "N", experiment_number
+    )
+    factor: int | None = flag("its images are cut into N by N by IDC's decoder (1); a file does not say", "N", whole)
     lr: float | None = flag("the step size that was learned with it, if no file has it", "X", finite)
     label_space: str | None = flag("of soft labels: probability, centred or logits (as their values say)", "NAME")
     class_order: str | None = flag(
@@ -289,6 +297,7 @@ class EvaluateRequest(Evaluating):
         if self.budget == COST:
             raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
         _at_least(1, "width", self.width)
+        _at_least(1, "factor", self.factor)
         _at_least(0, "seed", self.seed)
         if self.name is not None:
             if self.name in (*methods.names(), WHOLE_DATA) or not self.name.strip():
@@ -307,7 +316,9 @@ class EvaluateRequest(Evaluating):
         return self.evaluations or ("accuracy",)
 
 
-FILE_FIELDS = ("name", "preprocess", "experiment", "lr", "label_space", "class_order", "width", "seed", "output")
+FILE_FIELDS = (
+    *("name", "preprocess", "experiment", "factor", "lr", "label_space", "class_order", "width", "seed", "output"),
+)
 """Fields about sets in files: a folder of distillations knows them."""
 
 

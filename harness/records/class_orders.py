@@ -38,8 +38,9 @@ ORDERS: Mapping[str, Mapping[str, Order]] = {
 }
 """Data set → source → order, of the other data sets, as the code of the sources has it. What is not here is not known.
 
-Sources are called after what their code is known for: ``dc`` (DC, DSA, DM), ``mtt``, ``frepo``, ``kip``."""
-SOURCES = ("dc", "mtt", "frepo", "kip")
+Sources are called after what their code is known for: ``dc`` (DC, DSA, DM), ``idc`` (IDC, DREAM, NCFM), ``mtt``,
+``frepo``, ``kip``."""
+SOURCES = ("dc", "idc", "mtt", "frepo", "kip")
 SHARED = "mtt"
 """The source whose format, lone tensors, is anybody's: its order is assumed only where it is the sorted one as well."""
 NAMELESS = frozenset({"imagenet64"})
@@ -100,12 +101,13 @@ def class_order(dataset: str, class_names: Sequence[str], root: Path, source: st
     return ClassOrder(classes, printable(f"{', '.join(words)}; {_examples(classes, class_names)}"))
 
 
-def own_order(stated: Sequence[str], class_names: Sequence[str]) -> ClassOrder:
-    """The order of a set of this suite, whose file has the names of its classes.
+def own_order(stated: Sequence[str], class_names: Sequence[str], dataset: str = "") -> ClassOrder:
+    """The order of a set that has the names of its classes, or their WordNet ids.
 
     Raises UserError where these are not those of the data set.
     """
-    classes = _numbers(stated, class_names, class_names, "the set's own list of classes")
+    keys = [wordnet_ids(base_name(dataset)).get(name, name) for name in class_names]
+    classes = _numbers(stated, class_names, keys, "the set's own list of classes")
     return ClassOrder(classes, f"as in the set's own list of classes; {_examples(classes, class_names)}")
 
 

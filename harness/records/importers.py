@@ -6,18 +6,22 @@ What is read, told by the content of the files and not by their names:
   {network: [accuracy, …]}}``, an entry of ``data`` for each experiment.
 - MTT (github.com/GeorgeCazenavette/mtt-distillation) and those who save as it does: a ``.pt`` with the images, one with
   the labels, and one with the learned step size where it was kept. Labels are class indices, or soft.
-- FRePo (github.com/yongchao97/FRePo): one ``.npz`` with ``image`` and ``label``.
+- IDC, DREAM, NCFM (github.com/snu-mllab/Efficient-Dataset-Condensation): one ``.pt``, ``[images, labels]``, the images
+  in [0, 1] and before their decoder.
+- FRePo (github.com/yongchao97/FRePo): one ``.npz`` with ``image`` and ``label``, or a checkpoint of flax.
 - KIP (github.com/google-research/google-research/tree/master/kip): one ``.npz`` with ``images`` and ``labels``.
+- SRe2L, RDED, D4M and whoever else publishes pictures: a folder with a folder of them for each class.
 - This suite: one ``.safetensors``.
 
-``.pt`` holds images as (n, C, H, W), ``.npz`` as (n, H, W, C). Nothing in a file can run code: torch reads tensors and
-numpy's scalar numbers only, numpy no objects.
+``.pt`` holds images as (n, C, H, W), ``.npz`` and flax as (n, H, W, C). Nothing in a file can run code: torch reads
+tensors and numpy's scalar numbers only, numpy no objects.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
 import re
 import warnings
@@ -35,7 +39,7 @@ from torch.nn import functional as F
 
 from benchmarks.errors import UserError
 from benchmarks.preprocess import Preprocess
-from harness.records import artifact
+from harness.records import artifact, flax_checkpoints, picture_folders
 from harness.records.artifact import Artifact
 from methods.base import LabelSpace, Synthetic
 
@@ -48,6 +52,9 @@ USED_BY = {
 }
 """Preprocessing → whose published sets lie in its space. KIP's ZCA, which scales every image by its own norm, is none
 of ours."""
+OUTSIDE = 0.25
+"""The images of a pair of IDC are pixels where at most this share lies outside [0, 1]: they are optimised, and need not
+be clipped. Of images that are normalised or whitened about half lie below 0."""
 KEYS = {"frepo": ("image", "label"), "kip": ("images", "labels")}
 """Source → names of images and labels in its ``.npz``."""
 TOLERANCE = 1e-3
@@ -85,7 +92,7 @@ class Imported:
     labels: Tensor
     """(n,) class indices, or (n, num_classes); like ``images``."""
     lr: Tensor | None
-    """The learned step size, 0-d."""
+    """The learned step size, 0-d, or one for each step."""
     files: tuple[tuple[str, str], ...]
     """Name and SHA-256 of every file."""
     experiment: int | None = None
@@ -94,6 +101,12 @@ class Imported:
     """… of so many."""
     own: Artifact | None = None
     """A set of this suite, which knows all else about itself."""
+    natural: bool = False
+    """Whether the images are pixels in [0, 1], which are yet to be preprocessed."""
+    class_names: tuple[str, ...] | None = None
+    """Label number → name of the class, where the file tells; None: the numbers are all there is."""
+    label_space: str | None = None
+    """What the labels are, where the file tells."""
     arrays: Callable[[], tuple[Tensor, Tensor]] | None = None
     """Reads images and labels of an ``.npz``, which may be a thousand times larger than its file."""
 
@@ -105,9 +118,13 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
     missing, damaged, in none of the known formats or able to run code, for parts that are missing or there twice, and
     for an experiment that is not there.
     """
-    files = tuple((path.name, _sha256(path)) for path in paths)
     parts: dict[str, Tensor] = {}
     imported: Imported | None = None
+    if len(paths) == 1 and paths[0].is_dir():
+        imported = _of_pictures(paths[0])
+        paths, files = [], imported.files
+    else:
+        files = tuple((path.name, _sha256(path)) for path in paths)
     for path in paths:
         content = _content(path)
         if isinstance(content, Tensor):
@@ -119,6 +136,15 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
             raise UserError(f"{path} is a whole set: give no other file with it")
         elif isinstance(content, Artifact):
             imported = Imported("own", content.images, content.labels, content.lr, files, own=content)
+        elif isinstance(content, list):
+            images, labels = content
+            _expect(path, images, labels)
+            natural = float(((images < 0) | (images > 1)).double().mean()) <= OUTSIDE
+            imported = Imported("idc", images, labels, None, files, natural=natural)
+        elif isinstance(content.get("image"), Tensor):
+            images, labels = content["image"], content["label"]
+            _expect(path, images, labels)
+            imported = Imported("frepo", images.permute(0, 3, 1, 2), labels, None, files)
         elif "data" in content:
             imported = _of_experiments(path, content, experiment or 0, files)
         else:
@@ -127,10 +153,10 @@ def read(paths: Sequence[Path], *, experiment: int | None = None) -> Imported:
         for part in ("images", "labels"):
             if part not in parts:
                 raise UserError(f"no {part} in {', '.join(map(str, paths))}: give images_best.pt and labels_best.pt")
-        lr = parts["lr"].float().reshape(()) if "lr" in parts else None
+        lr = parts["lr"].float().squeeze() if "lr" in parts else None
         imported = Imported("mtt", parts["images"], parts["labels"], lr, files)
     if experiment is not None and imported.experiment is None:
-        raise UserError(f"--experiment means nothing for {paths[0]}, which holds one set")
+        raise UserError(f"--experiment means nothing for {files[0][0]}, which holds one set")
     return imported
 
 
@@ -187,7 +213,8 @@ def fitted(
     if labels.ndim == 1:
         labels = F.one_hot(to_class[labels], classes).float()
     else:
-        labels, space = _in_space(labels, label_space, imported.source, max(TOLERANCE, rounding))
+        told = label_space or imported.label_space
+        labels, space = _in_space(labels, told, imported.source, max(TOLERANCE, rounding))
         labels = labels[:, to_class.argsort()]
     rows = _class_major(labels, own_classes, class_names, hard=imported.labels.ndim == 1)
     return Synthetic(images[rows], labels[rows], space, imported.lr)
@@ -244,6 +271,8 @@ def _in_space(labels: Tensor, said: str | None, source: str, tolerance: float) -
 
     Raises UserError where labels are not of the space, or do not tell it, and for an image without a label.
     """
+    if said == "weighted":
+        return labels, "weighted"
     sums = labels.sum(1)
     are = (
         f"the labels go from {float(labels.min()):.3g} to {float(labels.max()):.3g}, "
@@ -354,7 +383,7 @@ def pixel_doubts(images: Tensor, real: Tensor, preprocess: Preprocess) -> list[s
 
 
 def _content(path: Path) -> Any:
-    """An `Artifact`, a tensor, or a mapping: an ``.npz`` as name → `_Array`, or what DC, DSA and DM save."""
+    """An `Artifact`, a tensor, a list of two, or a mapping: name → `_Array` or tensor, or what DC, DSA and DM save."""
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
@@ -368,6 +397,9 @@ def _content(path: Path) -> Any:
         return _open_npz(path) if arrays else _read_pt(path)
     if start[:2] == b"\x80\x02":  # torch.save before its files were archives
         return _read_pt(path)
+    if flax_checkpoints.begins_one(start):
+        with _damaged(path, UserError):
+            return flax_checkpoints.read(path)
     raise UserError(f"{path} is none of the known formats: .pt, .npz, and .safetensors of this suite")
 
 
@@ -433,7 +465,11 @@ def _read_pt(path: Path) -> Any:
         return _plain(path, content)
     if isinstance(content, dict) and "data" in content:
         return content
-    raise UserError(f"{path} holds neither a tensor nor the 'data' of DC, DSA and DM")
+    if isinstance(content, (list, tuple)) and len(content) == 2 and all(isinstance(each, Tensor) for each in content):
+        return [_plain(path, tensor) for tensor in content]
+    raise UserError(
+        f"{path} holds neither a tensor nor the 'data' of DC, DSA and DM, nor the pair of images and labels of IDC"
+    )
 
 
 def _plain(path: Path, tensor: Tensor) -> Tensor:
@@ -451,9 +487,9 @@ def _part(path: Path, tensor: Tensor) -> str:
     """Which part of a set a lone tensor is."""
     if tensor.ndim == 4:
         return "images"
-    if tensor.numel() == 1 and tensor.is_floating_point():
+    if tensor.is_floating_point() and (tensor.ndim == 1 or tensor.numel() == 1):
         return "lr"
-    if tensor.ndim == 2 or (tensor.ndim == 1 and not tensor.is_floating_point()):
+    if tensor.ndim == 2 or tensor.ndim == 1:
         return "labels"
     raise UserError(
         f"{path} holds a tensor {_times(tensor.shape)} of {_name(tensor.dtype)}: neither images, labels nor a step size"
@@ -474,6 +510,20 @@ def _of_experiments(path: Path, content: Any, experiment: int, files: tuple[tupl
     return Imported("dc", images, labels, None, files, experiment, len(data))
 
 
+def _of_pictures(folder: Path) -> Imported:
+    found = picture_folders.read(folder)
+    return Imported(
+        "mtt",  # whose order of classes is assumed only where it is the sorted one
+        found.images,
+        found.labels,
+        found.lr,
+        ((folder.resolve().name, found.sha256),),
+        natural=True,
+        class_names=found.class_names,
+        label_space=found.label_space,
+    )
+
+
 def _of_arrays(path: Path, arrays: dict[str, _Array], files: tuple[tuple[str, str], ...]) -> Imported:
     source = next((source for source, keys in KEYS.items() if arrays.keys() >= set(keys)), None)
     if source is None:
@@ -488,7 +538,12 @@ def _of_arrays(path: Path, arrays: dict[str, _Array], files: tuple[tuple[str, st
     with _damaged(path, UserError):  # there is no tensor of any shape that a header may hold
         images, labels = image_array.outline(), label_array.outline()
     _expect(path, images, labels)
-    return Imported(source, images.permute(0, 3, 1, 2), labels, None, files, arrays=read_both)
+    lr = (
+        arrays["lr"].read().float().squeeze()
+        if "lr" in arrays and math.prod(arrays["lr"].shape) <= LARGEST_HEADER
+        else None
+    )
+    return Imported(source, images.permute(0, 3, 1, 2), labels, lr, files, arrays=read_both)
 
 
 def _expect(path: Path, images: Tensor, labels: Tensor) -> None:

@@ -1,0 +1,171 @@
+"""The command line that writes distilled sets for other programs: ``python -m harness.export SET … --to FORMAT``."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.errors import UserError, choose
+from harness import exports
+from harness.command_line import Parser, end, exit_status, file_path, long_parser
+from harness.plan.request import DEFAULT_OUTPUT
+from harness.records.record import RECORD, SET
+
+if TYPE_CHECKING:
+    from harness.exports.base import Source
+    from harness.records.record import Record
+
+PROGRAM = "python -m harness.export"
+RANGES = ("clip", "fit")
+
+
+def _parser(program: str) -> Parser:
+    parser = long_parser(
+        program,
+        f"{program} SET [SET …] --to FORMAT [options]",
+        "Write distilled sets in formats that other programs read. SET: the folder of a distillation, a folder of\n"
+        "such folders, or a .safetensors of this suite. Sets of others: harness.evaluate makes folders of them first.",
+        "",
+    )
+    parser.add_argument("sets", type=file_path, nargs="*", metavar="SET", help="what is written")
+    parser.add_argument("--to", metavar="FORMAT", help=", ".join(exports.names()))
+    default = DEFAULT_OUTPUT / "exports/NAME-FORMAT"
+    parser.add_argument("--output", type=file_path, metavar="FOLDER", help=f"where to ({default})")
+    parser.add_argument("--range", metavar="NAME", help="pixels outside [0, 1] of pictures: clip (default), or fit")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
+    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program))
+
+
+def parse(arguments: Sequence[str], program: str = PROGRAM) -> Any:
+    """The options of a command line. Raises UserError for what is wrong without a look at the files."""
+    parser = _parser(program)
+    options = parser.parse(arguments)
+    if options.help:
+        parser.epilog = "\n".join(f"{name:<16}{exports.get(name).meaning}" for name in exports.names())
+        parser.print_help()
+        sys.exit(0)
+    if not options.sets:
+        raise UserError(f"no set is named; for instance: {program} results/local/NAME --to imagefolder")
+    if options.to is None:
+        raise UserError(f"--to is missing: {', '.join(exports.names())}")
+    choose("format", options.to, exports.names())
+    if options.range is not None:
+        choose("range", options.range, RANGES)
+        if not exports.get(options.to).pictures:
+            raise UserError(f"--range means nothing for {options.to}, which keeps all numbers: leave it out")
+    return options
+
+
+def _main(arguments: Sequence[str], program: str) -> int:
+    options = parse(arguments, program)
+    sources = _named([each for path in options.sets for each in sources_of(path, options.range or "clip")])
+    many, status = len(sources) > 1, 0
+    for name, source in sources.items():
+        base = options.output or DEFAULT_OUTPUT / "exports"
+        target = base if options.output and not many else base / (name if options.output else f"{name}-{options.to}")
+        try:
+            lines = write(source, options.to, target, force=options.force)
+        except UserError as error:
+            if not many:
+                raise
+            print(f"{name}: left out, {error}", file=sys.stderr)
+            status = 1
+        else:
+            print(f"{name}: {len(source.synthetic.images)} images written to {target}")
+            print("".join(f"  {line}\n" for line in lines), end="")
+    return status
+
+
+def sources_of(path: Path, pixels: Any = "clip") -> list[Source]:
+    """The sets that ``path`` means; a line for each that is missing or not as it was written.
+
+    ``pixels``: how pixels outside [0, 1] get into pictures. Raises UserError where there is none.
+    """
+    from harness.exports.base import Source
+    from harness.records import artifact, record
+
+    if path.is_dir():
+        all_distilled, damaged = record.read_all(path)
+        if damaged:
+            raise UserError(damaged[0])
+        files: list[tuple[Path, Record | None]] = []
+        for each in all_distilled:
+            if not (written := each.record["artifact"]):
+                continue
+            if not (reason := artifact.lost(each.folder / SET, written["sha256"])):
+                files.append((each.folder / SET, each.record))
+            elif len(all_distilled) == 1:
+                raise UserError(f"{path}: {reason}")
+            else:
+                print(f"{each.folder.name}: left out, {reason}", file=sys.stderr)
+        if not files:
+            raise UserError(f"no distilled set in {path}; of sets of others harness.evaluate makes folders first")
+    else:
+        beside = path.name == SET and (path.parent / RECORD).is_file()
+        files = [(path, record.load(path.parent / RECORD) if beside else None)]
+    names = [file.resolve().parent.name if written else file.stem for file, written in files]
+    return [
+        Source(file, name, artifact.load(file), written, pixels)
+        for name, (file, written) in zip(names, files, strict=True)
+    ]
+
+
+def _named(sources: Sequence[Source]) -> dict[str, Source]:
+    """Name → set. Raises UserError where two have one name."""
+    named: dict[str, Source] = {}
+    for each in sources:
+        if (other := named.setdefault(each.name, each)) is not each:
+            raise UserError(f"{other.path} and {each.path} have one name: export them one by one, with --output")
+    return named
+
+
+def write(source: Source, name: str, target: Path, *, force: bool = False) -> list[str]:
+    """Write ``source`` in the format ``name`` into the folder ``target``, whole or not at all.
+
+    Returns lines for the user. Raises UserError where ``target`` is there and not empty, unless ``force`` is given and
+    it is an earlier export, and where the format cannot express the set.
+    """
+    from harness.exports.base import write_json
+    from harness.records.picture_folders import FACTS
+
+    target = target.absolute()
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"{target} is no folder: name another --output")
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / FACTS).is_file():
+            raise UserError(f"{target} is not empty, and no export: name another --output")
+        if not force:
+            raise UserError(f"{target} is there already: give --force to replace it, or another --output")
+    kind = exports.get(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a command that was ended
+    partial.mkdir()
+    try:
+        lines = kind().write(source, partial)
+        if (factor := source.distilled.factor) > 1:
+            stored, count = len(source.distilled.images), len(source.synthetic.images)
+            lines = [f"Decoded: {stored} stored images are {count}, {factor**2} in the pixels of one.", *lines]
+        facts = {"format": name, **({"range": source.range} if kind.pictures else {}), **source.facts()}
+        facts["set_sha256"] = hashlib.sha256(source.path.read_bytes()).hexdigest()
+        write_json(partial / FACTS, facts)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return lines
+
+
+if __name__ == "__main__":
+    end(main())
