@@ -27,6 +27,7 @@ COMMANDS = {
     "report": Command("harness.report", "make the tables of a folder of records again"),
     "figures": Command("harness.figures", "draw the figures of a folder of records, and fit exponents"),
     "evaluate": Command("harness.evaluate", "ask questions of distilled sets that are there already"),
+    "tune": Command("harness.tune", "try as many settings for every method, each for as long; the best are shown"),
     "regress": Command("harness.regress", "compare two folders of records: is anything worse?"),
     "schedule": Command("harness.schedule", "how long a grid takes on many devices: a simulation"),
     "check-method": Command("harness.check_method", "does a method keep to the interface? a dozen checks, in seconds"),
