@@ -168,7 +168,7 @@ def _accuracy(values: Mapping[int, Sequence[float]], each: Tried) -> str:
 
 
 def _line(request: TuneRequest, chosen: Tried) -> str:
-    """The entry for ``BUDGETS`` of the method, with as many steps as the seconds were enough for; or why there is none."""
+    """The entry for ``BUDGETS`` of the method, with as many steps as the seconds allowed; or why there is none."""
     name, settings = chosen.trial.method, chosen.trial.settings
     if chosen.failures:
         return f"# {name}: no trial has an accuracy everywhere"
