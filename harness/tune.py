@@ -19,13 +19,13 @@ import methods
 from benchmarks import DATASETS
 from benchmarks.errors import UserError
 from harness import launch
-from harness.command_line import end, exit_status, long_parser
+from harness.command_line import end, exit_status, listed, long_parser
 from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.plan.jobs import ACCURACY, Job
 from harness.plan.options import split
 from harness.plan.outlook import outlook
 from harness.plan.request import add_flags, told
-from harness.plan.trials import Trial, TuneRequest, defaults, defaults_to_check, jobs_of, trials
+from harness.plan.trials import Trial, TuneRequest, defaults, defaults_to_check, jobs_of, trials, tuned
 from harness.records.files import write_texts
 from harness.run import carry_out, say
 
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> TuneRequest:
         f"{program} --methods {ALL} --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]",
         "Try as many settings for every method, each for as many seconds, and show the best of them. They are\n"
         "scored on training images that were held out. A plural takes a comma list; lists make a grid.",
-        f"methods     {ALL}, or some of {', '.join(known)}\n"
+        f"{listed('methods', [ALL, *known], 12)}\n"
         f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
         f"launchers   {', '.join(LAUNCHERS)}",
     )
@@ -75,17 +75,19 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
     from harness.reports import tuning
 
     request = parse(arguments, program)
+    if without := [name for name in request.methods if not tuned(request, name)]:
+        line = f"{', '.join(without)}: nothing to tune, as TUNE names no field that the command line leaves open"
+        left = tuple(name for name in request.methods if name not in without)
+        if not left:
+            raise UserError(line)
+        say(f"left out: {line}")
+        options = {name: words for name, words in request.options.items() if name not in without}
+        request = dataclasses.replace(request, methods=left, options=options)
     usual, to_check = defaults(request), defaults_to_check(request)  # data that are missing are noticed now
     of_method = {
         name: trials(request, name, [job for job in usual if job.distillation.method == name])
         for name in request.methods
     }
-    if without := ", ".join(name for name, own in of_method.items() if not own):
-        line = f"{without}: nothing to tune, as TUNE of the method names no field that the command line leaves open"
-        if not any(of_method.values()):
-            raise UserError(line)
-        say(f"left out: {line}")
-    of_method = {name: own for name, own in of_method.items() if own}
     chosen = dict[str, Trial]()
 
     def tried(own: Sequence[Trial], jobs: Sequence[Job]) -> list[tuning.Tried]:

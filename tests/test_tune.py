@@ -12,6 +12,7 @@ import pytest
 from harness import tune
 from harness.plan.jobs import Job
 from harness.plan.trials import defaults, trials
+from harness.plan.trials import tuned as tuned_fields
 from harness.records import record
 from methods.base import Range
 from tests.builders import all_in, in_process, quick
@@ -64,7 +65,7 @@ def test_the_default_and_the_paper_come_first_and_more_trials_begin_with_the_sam
     assert len(set(drawn)) == 7 and all(lr is not None and 0.05 <= lr <= 1 for lr in drawn)
     assert sum(lr is not None and lr < 0.05**0.5 for lr in drawn) in (3, 4), "half of them in half of the logarithm"
     assert settings(tmp_path, "--trials 9 --scramble 1") != many
-    assert settings(tmp_path, "--dummy.lr 0.1") == [], "a field of the command line is not tuned"
+    assert tuned_fields(request("--dummy.lr 0.1"), "dummy") == {}, "a field of the command line is not tuned"
 
 
 def test_whole_numbers_are_tried_once(tuned: type[Dummy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

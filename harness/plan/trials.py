@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import methods
 from benchmarks.data.views import base_name
@@ -21,6 +21,9 @@ from harness.plan.jobs import Job, as_json, from_json
 from harness.plan.options import typed
 from harness.plan.planning import plan
 from harness.plan.request import Request, flag, names
+
+if TYPE_CHECKING:
+    from methods.base import Range
 
 FOLDS = 5
 """One of so many random parts of the training images is held out."""
@@ -92,17 +95,19 @@ def _planned(request: TuneRequest, datasets: Sequence[str], fold: int, seeds: tu
     return plan(dataclasses.replace(request, datasets=views, seeds=seeds, check=()))
 
 
+def tuned(request: TuneRequest, name: str) -> dict[str, Range]:
+    """The fields of the method ``name`` that are tuned: those of ``TUNE`` that the command line does not set."""
+    fixed = typed(name, request.options.get(name, ()))
+    return {field: values for field, values in methods.get(name).TUNE.items() if field not in fixed}
+
+
 def trials(request: TuneRequest, name: str, jobs: Sequence[Job]) -> list[Trial]:
     """The default of the method ``name``, the values of its paper where they are within ``TUNE``, and drawn ones.
 
     ``jobs``: those of its default. The paper's values are those of ``Config``, changed by ``PAPER`` for a data set and
-    ipc. Points are those of a scrambled Halton sequence: more trials begin with the same. Fields that the command line
-    sets are not tuned; where no field is left there are no trials.
+    ipc. Points are those of a scrambled Halton sequence: more trials begin with the same.
     """
-    method, fixed = methods.get(name), typed(name, request.options.get(name, ()))
-    ranges = {field: values for field, values in method.TUNE.items() if field not in fixed}
-    if not ranges:
-        return []
+    method, ranges = methods.get(name), tuned(request, name)
 
     def candidates() -> Iterator[Trial]:
         for dataset, ipc in itertools.product(request.datasets, request.ipcs):
