@@ -6,20 +6,22 @@ them, so that the command line can list them without importing torch.
 
 from benchmarks.registry import Registry
 
-DATASETS = (
-    "digits",
-    "mnist",
-    "fashion_mnist",
-    "svhn",
-    "cifar10",
-    "cifar100",
-    "tiny_imagenet",
-    "cub200",
-    "imagenette",
-    "imagewoof",
-    "imagenet64",
-)
-"""Data sets by name; besides these, ``folder:PATH`` is an image folder of the user."""
+DATASETS = {
+    "digits": "handwritten digits, 8×8, which scikit-learn brings",
+    "patches": "a demo and no benchmark: pieces of scikit-learn's two photographs, 32×32, one class each",
+    "mnist": "handwritten digits, 28×28",
+    "fashion_mnist": "clothes, 28×28",
+    "svhn": "house numbers, 32×32",
+    "cifar10": "objects and animals, 32×32",
+    "cifar100": "objects and animals, 32×32, 100 classes",
+    "stl10": "objects and animals, 96×96, the labelled images",
+    "tiny_imagenet": "200 classes of ImageNet, 64×64",
+    "cub200": "200 species of birds, 32×32",
+    "imagenette": "10 classes of ImageNet, 128×128",
+    "imagewoof": "10 breeds of dogs of ImageNet, 128×128",
+    "imagenet64": "ImageNet, 64×64",
+}
+"""Published data sets, and what they are; ``benchmarks.data.names`` has the forms of other names."""
 
 NETWORK_REGISTRY = Registry(
     "network",

@@ -15,22 +15,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks import DATASETS, PREPROCESSINGS
+from benchmarks import PREPROCESSINGS
 from benchmarks import preprocess as preprocessing
 from benchmarks.cache import Entry
 from benchmarks.data import views
 from benchmarks.data.image_files import find_folder
+from benchmarks.data.names import check, flips, kind_of, place_of
 from benchmarks.data.published import (
     PUBLISHED,
     Shape,
     blank,
     check_image_size,
     find,
+    find_medmnist,
     listed_wnids,
     stand_in,
     wordnet_ids,
 )
-from benchmarks.data.source import NO_FLIP, RawData, Source, one_line
+from benchmarks.data.source import RawData, Source, one_line
 from benchmarks.errors import UserError, choose
 from benchmarks.networks import NetworkSpec
 from benchmarks.pictures import cover
@@ -75,7 +77,7 @@ class Benchmark:
 def load_raw(
     name: str, root: Path, *, image_size: int | None = None, download: bool = False, cache: Path | None = None
 ) -> RawData:
-    """The data set called ``name``, one of ``benchmarks.DATASETS`` or ``folder:PATH``, or a view of it.
+    """The data set called ``name``, one of ``benchmarks.data.names.KNOWN``, or a view of it.
 
     ``root``: where published sets lie. ``image_size``: side in pixels to which images of image folders are brought
     (shorter side resized, then cut from the centre). ``cache``: where to keep decoded images; None: nowhere.
@@ -85,7 +87,7 @@ def load_raw(
     """
     base, asked = views.parse(name)
     with one_line(name):
-        return views.apply(_find(base, root, image_size, download).read(cache), asked)
+        return views.apply(find_source(base, root, image_size, download).read(cache), asked)
 
 
 def load(
@@ -139,13 +141,13 @@ def load(
         return _preprocess(raw, preprocess, dtype)
 
     with one_line(name):
-        source = _find(base, root, image_size, download)
+        source = find_source(base, root, image_size, download)
         folder = cache if preprocess.startswith("zca") else None  # only the fit of ZCA is slow
         settings = [preprocess, str(dtype), torch.__version__, *(view.text for view in asked)]
         tensors, about = source.cached(folder, settings, preprocessed)
     images, class_names = tensors["train_images"].to(device), tuple(about["class_names"])
     spec = spec_for(images, tensors["train_labels"], class_names)
-    flip = base not in NO_FLIP
+    flip = flips(base)
     task = Task(
         images=images,
         labels=tensors["train_labels"].to(device),
@@ -169,15 +171,21 @@ def load(
     )
 
 
-def _find(name: str, root: Path, image_size: int | None, download: bool) -> Source:
+def find_source(name: str, root: Path, image_size: int | None, download: bool) -> Source:
+    """The files of the data set called ``name``, without a view. Arguments and errors as in `load_raw`."""
+    check(name)
     check_image_size(name, image_size)
-    if name.startswith("folder:"):
-        try:
-            folder = Path(name.removeprefix("folder:")).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"{name}: there is no such user") from error
-        return find_folder(name, folder, image_size)
-    return find(choose("data set", name, [*DATASETS, "folder:PATH"]), root, image_size, download)
+    match kind_of(name):
+        case "folder":
+            return find_folder(name, place_of(name), image_size)
+        case "hf":
+            from benchmarks.data.hugging_face import find_hub
+
+            return find_hub(name, image_size, download)
+        case "medmnist":
+            return find_medmnist(name, root)
+        case _:
+            return find(name, root, image_size, download)
 
 
 def _preprocess(raw: RawData, name: str, dtype: torch.dtype) -> Entry:

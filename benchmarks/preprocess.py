@@ -180,7 +180,7 @@ def fit(name: str, images: Tensor, *, constants: Statistics | None = None) -> Pr
     `zca_kornia` takes no constants: it has no channel normalisation. Raises UserError for an unknown name, and where
     the images are too large to whiten.
     """
-    choose("preprocessing", name, PREPROCESSINGS)
+    check(name, images)
     if name == "zca_kornia":
         constants = ((0.0,) * images.shape[1], (1.0,) * images.shape[1])
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in constants or channel_statistics(images))
@@ -188,6 +188,18 @@ def fit(name: str, images: Tensor, *, constants: Statistics | None = None) -> Pr
     if name == "zca_frepo":
         return replace(normalise, zca=zca_frepo(normalise, images, block=block_side(images.shape[-2:])))
     return replace(normalise, zca=zca_kornia(normalise, images)) if name == "zca_kornia" else normalise
+
+
+def check(name: str, images: Tensor) -> None:
+    """Raise UserError where `fit` would for ``images``, (N, C, H, W), without their pixels being looked at."""
+    choose("preprocessing", name, PREPROCESSINGS)
+    if name == "zca_frepo":
+        block_side(images.shape[-2:])
+    if name == "zca_kornia" and max(images.shape[-2:]) > ZCA_BLOCK:
+        size = "×".join(map(str, images.shape[-2:]))
+        raise UserError(f"zca_kornia cannot whiten {size} images (at most {ZCA_BLOCK}×{ZCA_BLOCK}): use zca_frepo")
+    if name == "zca_kornia" and len(images) < 2:
+        raise UserError("zca_kornia needs at least two training images")
 
 
 def channel_statistics(images: Tensor) -> Statistics:
@@ -231,11 +243,7 @@ def zca_kornia(scale: Preprocess, images: Tensor, *, eps: float = KORNIA_EPS) ->
     ``scale``: the preprocessing that only scales to [0, 1]; ``images``: (N, C, H, W) uint8. Raises UserError for images
     that are too large or fewer than two.
     """
-    if max(images.shape[-2:]) > ZCA_BLOCK:
-        size = "×".join(map(str, images.shape[-2:]))
-        raise UserError(f"zca_kornia cannot whiten {size} images (at most {ZCA_BLOCK}×{ZCA_BLOCK}): use zca_frepo")
-    if len(images) < 2:
-        raise UserError("zca_kornia needs at least two training images")
+    check("zca_kornia", images)
     mean, covariance = pixel_covariance(scale, images)
     return Zca(mean, *whitening(covariance * (len(images) / (len(images) - 1)), eps))
 

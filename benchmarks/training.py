@@ -257,6 +257,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
+def class_accuracies(logits: Tensor, labels: Tensor) -> list[float | None]:
+    """`accuracy` on the rows of each class, (num_classes,); None for a class without rows.
+
+    Their mean over the classes that have rows is the balanced accuracy (Brodersen et al., ICPR 2010).
+    """
+    classes = logits.shape[1]
+    counts, right = (rows.bincount(minlength=classes).tolist() for rows in (labels, labels[logits.argmax(1) == labels]))
+    return [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
+
+
 def dropped(step: int, lr: float, every: int, factor: float) -> float:
     """The rate of update ``step``, counted from 0: ``lr``, times ``factor`` once for every ``every`` steps before."""
     return lr * factor ** (step // every)

@@ -24,6 +24,7 @@ COMMANDS = {
     "run": Command("harness.run", "distil data sets, measure what it costs, test what it gives"),
     "forecast": Command("harness.run", "what each cell of a run will need; nothing is run", ("--forecast",)),
     "list": Command("harness.run", "methods, data sets, networks, protocols, budgets, experiments", ("--list",)),
+    "data": Command("harness.data", "report on a data set before a run: classes, duplicates, what fits"),
     "report": Command("harness.report", "make the tables of a folder of records again"),
     "figures": Command("harness.figures", "draw the figures of a folder of records, and fit exponents"),
     "evaluate": Command("harness.evaluate", "ask questions of distilled sets that are there already"),

@@ -24,6 +24,7 @@ from typing import Any, overload
 import torch
 from torch.nn import functional as F
 
+from benchmarks.data.names import kind_of
 from benchmarks.datasets import Benchmark, load
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
@@ -187,12 +188,15 @@ class _Cell:
                 numbers, before = _checked(values, evaluation_class, written, missing), written["values"]
                 busy = *(written["busy"] or "").split("; "), self._shared(), load_meter.stop()
                 seconds = self.clock.read() - started + (written["cost"]["seconds"] or 0.0)
-                return {
+                made: EvaluationRecord = {
                     **written,
                     "values": {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers},
                     "cost": {"seconds": seconds, **evaluation.cost},
                     "busy": "; ".join(dict.fromkeys(filter(None, busy))) or None,
                 }
+                if by_class := [*written.get("class_accuracies", []), *evaluation.class_accuracies]:
+                    made["class_accuracies"] = by_class
+                return made
 
             def keep(values: Mapping[str, Sequence[float]]) -> None:
                 """Write the values so far: they answer the question for fewer, and the rest can be asked later."""
@@ -255,8 +259,8 @@ class _Cell:
 
     def _provenance(self) -> dict[str, Any]:
         known = provenance(self.job.command, self.job.device, self.job.distillation.data_fingerprint)
-        # A folder of one's own is found there again, when more is asked of the set.
-        return known | ({"source": self.job.source} if self.job.source.startswith("folder:") else {})
+        # What is no published set is found there again, when more is asked of the set.
+        return known | ({"source": self.job.source} if kind_of(self.job.source) else {})
 
     @contextlib.contextmanager
     def outcome(

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
-from benchmarks import DATASETS, NETWORKS, PREPROCESSINGS
+from benchmarks import NETWORKS, PREPROCESSINGS
+from benchmarks.data.names import FORMS, LISTED, kind_of, place_of
 from benchmarks.data.views import base_name
 from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
@@ -61,7 +62,7 @@ def _parser(program: str) -> Parser:
         "Ask questions of distilled sets that are there already. FOLDER: results of this suite. FILE: a\n"
         "set of DC, DSA or DM (.pt), of MTT (images_best.pt labels_best.pt), of FRePo or KIP (.npz),\n"
         "or of this suite (.safetensors).",
-        f"data sets       {', '.join(DATASETS)},\n                folder:PATH\n"
+        f"{listed('data sets', LISTED, 16)}\n"
         f"evaluations     {', '.join(evaluations.names())}\n"
         f"preprocessings  {', '.join(PREPROCESSINGS)}\n"
         f"protocols       {', '.join(('native', *PROTOCOLS))}\n"
@@ -271,11 +272,11 @@ def _job(distilled: Distilled, request: EvaluateRequest, device: str, root: Path
     if distillation.cost_only:
         raise UserError("only the cost of its steps was asked for")
     source = distillation.dataset
-    if source.startswith("folder:"):
+    if kind := kind_of(source):
         # The place where they lay when it was distilled; the fingerprint tells whether they still do.
         base = base_name(request.dataset or written["provenance"].get("source") or "")
-        if not base.startswith("folder:") or not (request.dataset or Path(base.removeprefix("folder:")).is_dir()):
-            raise UserError(f"its images are those of {distillation.dataset}: say --dataset folder:PATH")
+        if kind_of(base) != kind or (kind == "folder" and not (request.dataset or place_of(base).is_dir())):
+            raise UserError(f"its images are those of {distillation.dataset}: say --dataset {FORMS[kind]}")
         source = base + split_views(distillation.dataset)[1]
     elif request.dataset not in (None, source, base_name(source)):
         raise UserError(f"it was distilled from {source}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import methods
 from benchmarks import DATASETS
+from benchmarks.data.names import FORMS
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations, launch
@@ -54,13 +55,16 @@ def listing() -> str:
     asked = described(evaluations, lambda evaluation: " ".join((evaluation.__doc__ or "").split()))
     built = described(networks, lambda network: " ".join((network.__doc__ or "").partition("\n\n")[0].split()))
     lines = ["methods", *_columns(cited)]
-    lines += ["data sets", *(f"  {name}" for name in (*DATASETS, "folder:PATH"))]
+    lines += ["data sets", *_columns({**DATASETS, **dict(zip(FORMS.values(), _OTHERS, strict=True))})]
     lines += ["networks", *_columns(built)]
     lines += ["evaluations", *_columns(asked)]
     lines += ["protocols (native or common)", *(f"  {name}" for name in PROTOCOLS)]
     lines += ["budgets", *_columns({name: budget.meaning for name, budget in BUDGETS.items()})]
     lines += ["experiments", *_columns({name: known.meaning for name, known in EXPERIMENTS.items()})]
     return "\n".join(lines)
+
+
+_OTHERS = ("your own images in folders of classes", "in a layout of Hugging Face", "a file of MedMNIST")
 
 
 def _columns(texts: Mapping[str, str]) -> list[str]:

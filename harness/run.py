@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import methods
-from benchmarks import DATASETS, NETWORKS
+from benchmarks import NETWORKS
+from benchmarks.data.names import LISTED
 from benchmarks.errors import UserError, printable
 from harness import evaluations, launch, progress, stopping
 from harness.command_line import Parser, end, exit_status, listed, long_parser
@@ -62,7 +63,7 @@ def _parser(program: str) -> Parser:
         f"       {program} --experiment NAME [--only NAMES] [options]",
         "Distil data sets, measure what it costs, test what it gives. A plural takes a comma list; lists make a grid.",
         f"methods     {', '.join(methods.names())}\n"
-        f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
+        f"{listed('data sets', LISTED, 12)}\n"
         f"{listed('networks', NETWORKS, 12)}\n"
         f"evaluations {', '.join(evaluations.names())}\n"
         f"experiments {', '.join(EXPERIMENTS)}\n"

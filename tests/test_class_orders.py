@@ -86,7 +86,7 @@ def test_a_word_that_says_nothing_is_refused(dataset: str, said: str, root: Path
 
 
 def test_every_data_set_is_in_the_table_and_every_order_is_of_its_classes() -> None:
-    assert set(DATASETS) == NUMBERED | set(ORDERS) and not NUMBERED & set(ORDERS)
+    assert set(DATASETS) - {"patches"} == NUMBERED | set(ORDERS) and not NUMBERED & set(ORDERS)
     assert {source for orders in ORDERS.values() for source in orders} <= set(SOURCES)
     assert sorted(ORDERS["imagewoof"]["mtt"]) == sorted(wordnet_ids("imagewoof").values())
 

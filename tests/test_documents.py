@@ -73,7 +73,14 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         named = COMMANDS[arguments[0]]
         program, arguments = ".venv/bin/python", ["-m", named.module, *named.arguments, *arguments[1:]]
     assert program in ("python", ".venv/bin/python")
-    if arguments[1] in ("harness.report", "harness.figures", "harness.regress", "harness.schedule", "pytest"):
+    if arguments[1] in (
+        "harness.data",
+        "harness.report",
+        "harness.figures",
+        "harness.regress",
+        "harness.schedule",
+        "pytest",
+    ):
         return
     if arguments[1] == "harness.evaluate":
         _, fields = evaluate.parse(arguments[2:])

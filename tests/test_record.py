@@ -169,6 +169,8 @@ def test_what_no_distillation_can_be_is_damage(tmp_path: Path, place: str, value
         ("values", {"accuracy": 0.5}, "values.accuracy is not a list"),
         ("values", {"accuracy": [7.5]}, "values.accuracy is out of range"),
         ("values", {"accuracy": [0.5], "krr_accuracy": [-0.1]}, "values.krr_accuracy is out of range"),
+        ("class_accuracies", [[0.5, None], [1.5]], "class_accuracies are out of range"),
+        ("class_accuracies", [["x"]], "class_accuracies.0.0 is not a number"),
         ("cost", {"seconds": -1.0}, "cost.seconds is not a number of at least 0"),
         ("busy", 3, "busy is not a text"),
         ("tf32", None, "tf32 is not true or false"),

@@ -17,6 +17,7 @@ from benchmarks.training import (
     Average,
     Stack,
     accuracy,
+    class_accuracies,
     half_squared_error,
     loss_gradient,
     predict,
@@ -507,3 +508,10 @@ def test_the_gradient_is_summed_over_chunks_of_images_that_do_not_see_each_other
     for ours, theirs in zip(summed, gradients, strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_accuracy_by_class() -> None:
+    logits = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    labels = torch.tensor([0, 0, 0, 1])
+    assert class_accuracies(logits, labels) == [2 / 3, 0.0, None]
+    assert accuracy(logits, labels) == 0.5

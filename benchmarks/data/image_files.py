@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from benchmarks.data.source import Decoded, Source, said
@@ -38,19 +40,24 @@ SYSTEM_NAMES = frozenset(
 """Files and folders of operating systems, in lower case; like hidden names they are passed over."""
 PROGRAMS = frozenset({"EPS"})
 """Formats that PIL hands over to another program: what stands in such a file would run there."""
+T = TypeVar("T")
 Labelled = Sequence[tuple[str, int]]
 """Image files with their classes. Paths are strings here: there may be a million."""
+SORTED = "sorted names of the class folders"
+"""The order of classes that have a folder each."""
+SWAPPED = (5, 6, 7, 8)
+"""EXIF orientations of pictures that lie on their side."""
 
 
-def find_folder(name: str, folder: Path, image_size: int | None) -> Source:
-    """The user's own set: ``train/<class>/*``, and ``test/`` or ``val/`` alike.
+def find_folder(name: str, folder: Path, image_size: int | None, test_names: Sequence[str] = ("test", "val")) -> Source:
+    """The user's own set: ``train/<class>/*``, and alike the first folder of ``test_names`` that is there.
 
     Raises UserError where the folder is no such set.
     """
     if not folder.is_dir():
         hint = f" (views are {FORMS})" if "@" in folder.name else ""
         raise UserError(f"{name}: there is no folder {folder.absolute()}{hint}")
-    test = next((folder / split for split in ("test", "val") if (folder / split).is_dir()), None)
+    test = next((folder / split for split in test_names if (folder / split).is_dir()), None)
     if test is None or not (folder / "train").is_dir():
         raise UserError(f"{name}: {folder} must hold train/ and test/ (or val/), with one folder per class in each")
     ((train_files, class_names), (test_files, test_names)), left_out = labelled(folder / "train", test)
@@ -190,6 +197,7 @@ def image_source(
     rgb: bool = False,
     left_out: Sequence[str] = (),
     by_area: bool = False,
+    class_order: str = SORTED,
 ) -> Source:
     """The set of the image files ``train`` and ``test`` in ``folder``.
 
@@ -210,22 +218,38 @@ def image_source(
         raise UserError(f"{name}: {twice} is listed twice: an image has one class and is in one split")
 
     def decode() -> Decoded:
-        images, targets = _decode(name, files, image_size, rgb, by_area), torch.tensor(labels)
+        images, targets = decoded(name, {file: file for file in files}, image_size, rgb, by_area), torch.tensor(labels)
         return images[:cut], targets[:cut], images[cut:], targets[cut:], class_names
 
     # Labels and names were read from paths and tables by now: these may change later, and are no part of `files`.
     facts = repr((image_size, rgb, by_area, cut, labels, class_names))
-    return Source(name, decode, files, facts, left_out=_left_out_line(name, folder, left_out))
+    return Source(
+        name,
+        decode,
+        files,
+        facts,
+        left_out=_left_out_line(name, folder, left_out),
+        class_order=class_order,
+        sizes=lambda: sizes(name, {file: file for file in files}),
+    )
 
 
-def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool, by_area: bool) -> Tensor:
-    """Images (N, C, H, W) uint8: C is 1 where every image is grey and ``rgb`` is not asked for, else 3."""
+def decoded(
+    name: str, sources: Mapping[str, str | bytes], image_size: int | None, rgb: bool = False, by_area: bool = False
+) -> Tensor:
+    """Images (N, C, H, W) uint8: C is 1 where every image is grey and ``rgb`` is not asked for, else 3.
+
+    ``sources``: where an image lies, in words → the path of its file, or what stands in it. Raises UserError for an
+    image that cannot be read, and for images of several sizes without an ``image_size``.
+    """
+    files = list(sources)
     parts = [files[start : start + PART] for start in range(0, len(files), PART)]
-    sample = files[:: len(parts)]
-    large = sum(map(os.path.getsize, sample)) >= LARGE_FILE * len(sample)
+    sample = [sources[file] for file in files[:: len(parts)]]
+    bytes_read = sum(len(each) if isinstance(each, bytes) else os.path.getsize(each) for each in sample)
+    large = bytes_read >= LARGE_FILE * len(sample)
 
     def read(part: Sequence[str]) -> list[NDArray[np.uint8]]:
-        return [_read_image(name, file, image_size, by_area) for file in part]
+        return [_read_image(name, file, sources[file], image_size, by_area) for file in part]
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         arrays = list(itertools.chain.from_iterable((threads.map if large else map)(read, parts)))
@@ -243,23 +267,41 @@ def _decode(name: str, files: Sequence[str], image_size: int | None, rgb: bool, 
     return torch.from_numpy(images)
 
 
-def _read_image(name: str, file: str, image_size: int | None, by_area: bool) -> NDArray[np.uint8]:
+def sizes(name: str, sources: Mapping[str, str | bytes]) -> Counter[tuple[int, int]]:
+    """Count the images by (height, width), upright and not resized; ``sources`` and errors as in `decoded`.
+
+    Only the beginnings of the files are read.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        return (width, height) if image.getexif().get(ExifTags.Base.Orientation) in SWAPPED else (height, width)
+
+    return Counter(_opened(name, file, source, size) for file, source in sources.items())
+
+
+def _read_image(name: str, file: str, source: str | bytes, image_size: int | None, by_area: bool) -> NDArray[np.uint8]:
     """Pixels (1, H, W) of a grey image and (3, H, W) of any other."""
-    with open(file, "rb", opener=regular) as stream:
+    pixels = _opened(name, file, source, upright)
+    if image_size is not None:
+        pixels = square(pixels, image_size) if by_area else cover(pixels, image_size, image_size)
+    array = np.asarray(pixels)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _opened(name: str, file: str, source: str | bytes, look: Callable[[Image.Image], T]) -> T:
+    """What ``look`` says of the image in ``source``, which lies in ``file``. Raises UserError where it fails."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", opener=regular) as stream:
         try:
             with Image.open(stream, formats=_formats()) as image:
-                pixels = upright(image)
+                return look(image)
         except UserError as error:
             raise UserError(f"{name}: {file} is {error}") from error
         except Exception as error:  # a decoder may raise anything
-            if not os.fstat(stream.fileno()).st_size:
+            if not stream.seek(0, io.SEEK_END):
                 reason = "it is empty"
             elif isinstance(error, UnidentifiedImageError):
                 reason = "its content is in no known format"
             else:
                 reason = said(error)
             raise UserError(f"{name}: {file} cannot be decoded as an image ({reason})") from error
-    if image_size is not None:
-        pixels = square(pixels, image_size) if by_area else cover(pixels, image_size, image_size)
-    array = np.asarray(pixels)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

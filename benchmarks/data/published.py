@@ -22,8 +22,9 @@ from torch import Tensor
 
 from benchmarks._torchvision import datasets as torchvision_datasets
 from benchmarks.data import views
-from benchmarks.data.image_files import image_source, labelled, passed_over
-from benchmarks.data.source import NO_FLIP, Decoded, RawData, Source, one_line, said
+from benchmarks.data.image_files import decoded, image_source, labelled, passed_over
+from benchmarks.data.names import flips, kind_of, place_of
+from benchmarks.data.source import UNNAMED, Decoded, RawData, Source, damaged, numbered, one_line, said
 from benchmarks.errors import UserError
 from benchmarks.files import regular
 
@@ -47,6 +48,7 @@ PUBLISHED = {
     "svhn": Shape(3, 32, 10, 73_257, 26_032),
     "cifar10": Shape(3, 32, 10, 50_000, 10_000),
     "cifar100": Shape(3, 32, 100, 50_000, 10_000),
+    "stl10": Shape(3, 96, 10, 5_000, 8_000),
     "tiny_imagenet": Shape(3, 64, 200, 100_000, 10_000),
     "cub200": Shape(3, 32, 200, 5_994, 5_794),
     "imagenette": Shape(3, 128, 10, 9_469, 3_925),
@@ -75,15 +77,19 @@ def blank(name: str, shape: Shape) -> RawData:
         return images, torch.arange(count) % shape.classes
 
     class_names = tuple(str(c) for c in range(shape.classes))
-    return RawData(name, *split(shape.train), *split(shape.test), class_names, name not in NO_FLIP, fingerprint="none")
+    return RawData(name, *split(shape.train), *split(shape.test), class_names, flips(name), fingerprint="none")
 
 
 def find(name: str, root: Path, image_size: int | None, download: bool) -> Source:
     """The published set ``name``. Raises UserError where it is not under ``root``."""
     if name == "digits":
         return Source(name, _digits, [_digits_file()], slow=False)
+    if name == "patches":
+        return _find_patches()
     if name in _TORCHVISION:
         return _find_torchvision(name, root, download)
+    if name == "stl10":
+        return _find_stl10(root, download)
     if name == "imagenet64":
         return _find_imagenet64(root)
     size = image_size or PUBLISHED[name].size
@@ -98,7 +104,7 @@ def check_image_size(name: str, image_size: int | None) -> None:
     """Raise UserError for a side below 1, and for any where the set has a size already."""
     if image_size is not None and image_size < 1:
         raise UserError(f"image size is {image_size}; it must be at least 1")
-    if name in FIXED_SIZE and image_size is not None:
+    if (name in FIXED_SIZE or kind_of(name) == "medmnist") and image_size is not None:
         raise UserError(f"{name} has one image size: leave out --image-size, which is for sets of image files")
 
 
@@ -120,10 +126,32 @@ def _digits() -> Decoded:
 
 
 def _digits_file() -> Path:
-    # Importing scikit-learn takes longer than all that a short run does with the images.
+    return _sklearn() / "data" / "digits.csv.gz"
+
+
+def _sklearn() -> Path:
+    """The folder with the data of scikit-learn. Importing it takes longer than all that a short run does with them."""
     package = find_spec("sklearn")
     assert package is not None and package.origin is not None
-    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return Path(package.origin).parent / "datasets"
+
+
+def _find_patches() -> Source:
+    """Pieces of scikit-learn's two photographs: a demo in colour, which asks for texture and is no benchmark.
+
+    Each photograph is cut into 13 rows of 20 pieces of 32×32 pixels. The ten to the left in each row are for training,
+    those to the right for testing.
+    """
+    photographs = [_sklearn() / "images" / f"{name}.jpg" for name in ("china", "flower")]
+
+    def decode() -> Decoded:
+        whole = decoded("patches", {str(file): str(file) for file in photographs}, None)
+        pieces = whole.unfold(2, 32, 32).unfold(3, 32, 32)  # (photographs, channels, rows, columns, 32, 32)
+        halves = [half.permute(0, 2, 3, 1, 4, 5).flatten(0, 2) for half in torch.split(pieces, 10, 3)]
+        labels = [torch.arange(len(photographs)).repeat_interleave(len(half) // len(photographs)) for half in halves]
+        return halves[0], labels[0], halves[1], labels[1], [file.stem for file in photographs]
+
+    return Source("patches", decode, photographs, slow=False, class_order="sorted names of the photographs")
 
 
 _IDX = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -139,7 +167,7 @@ _TORCHVISION: Mapping[str, tuple[str, str, Sequence[str]]] = {
     "svhn": ("SVHN", ".", ["train_32x32.mat", "test_32x32.mat"]),
 }
 """Data set → class of torchvision.datasets, its folder under the root, the files in it."""
-FIXED_SIZE = frozenset({"digits", "imagenet64", *_TORCHVISION})
+FIXED_SIZE = frozenset({"digits", "patches", "stl10", "imagenet64", *_TORCHVISION})
 """Sets that are no image files."""
 
 
@@ -159,7 +187,7 @@ def _find_torchvision(name: str, root: Path, download: bool) -> Source:
 
     def decode() -> Decoded:
         loader = getattr(torchvision_datasets(), class_name)
-        with _damaged(name, root / folder):
+        with damaged(name, root / folder):
             train, test = (loader(root, **split) for split in splits)
             train_images, test_images = (torch.as_tensor(part.data) for part in (train, test))
             train_labels, test_labels = (
@@ -175,19 +203,69 @@ def _find_torchvision(name: str, root: Path, download: bool) -> Source:
     return Source(name, decode, files)
 
 
+def _find_stl10(root: Path, download: bool) -> Source:
+    """``stl10_binary/``: images of 3×96×96 in column-major order, and labels from 1. Those without labels are not read.
+
+    torchvision's own loader wants the file of unlabelled images, 2.6 GB, even for the others.
+    """
+    folder = root / "stl10_binary"
+    files = [folder / f"{split}_{part}.bin" for split in ("train", "test") for part in ("X", "y")]
+    files.append(folder / "class_names.txt")
+    if not all(file.is_file() for file in files):
+        if not download:
+            raise _missing("stl10", folder, "add --download to fetch it (2.6 GB)")
+        loader = torchvision_datasets().STL10
+        with _downloading("stl10", root):
+            loader(root, split="train", download=True)
+
+    def numbers(file: Path) -> Tensor:
+        with open(file, "rb", opener=regular) as stream:
+            return torch.from_numpy(np.frombuffer(bytearray(stream.read()), dtype=np.uint8))
+
+    def decode() -> Decoded:
+        with damaged("stl10", folder):
+            parts = [numbers(file) for file in files[:-1]]
+            images = [part.view(-1, 3, 96, 96).mT for part in parts[::2]]
+            labels = [part.long() - 1 for part in parts[1::2]]
+            return images[0], labels[0], images[1], labels[1], _text(files[-1]).split()
+
+    return Source("stl10", decode, files)
+
+
+def find_medmnist(name: str, root: Path) -> Source:
+    """A file of MedMNIST as it is published, by its path or under ``root``: training and test images.
+
+    Yang et al., MedMNIST v2, Scientific Data 2023. Validation images are left out. The files do not have the names of
+    the classes. Raises UserError where it is not there.
+    """
+    place = place_of(name)
+    candidates = (place, root / place, root / "medmnist" / place)
+    file = next((each for each in candidates if each.is_file()), None)
+    if file is None:
+        raise _missing(name, candidates[1], "fetch it from https://medmnist.com and give its path")
+    names = [f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels")]
+
+    def decode() -> Decoded:
+        with damaged(name, file), open(file, "rb", opener=regular) as stream, np.load(stream) as content:
+            arrays = [content[each] for each in names]
+        tensors: list[Tensor] = []
+        for images, labels in zip(arrays[::2], arrays[1::2], strict=True):
+            if labels.ndim > 1 and labels[0].size > 1:
+                raise UserError(f"{name}: an image has {labels[0].size} labels, and a class is a single one: not taken")
+            if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
+                shape = "×".join(map(str, images.shape[1:]))
+                raise UserError(f"{name}: its images are {shape}; only flat ones are taken, grey or in colour")
+            pixels = torch.from_numpy(images)
+            pixels = pixels.unsqueeze(1) if images.ndim == 3 else pixels.permute(0, 3, 1, 2)
+            tensors += [pixels, torch.from_numpy(labels.astype(np.int64)).flatten()]
+        _, class_names = numbered(name, torch.cat(tensors[1::2]).tolist(), None)
+        return tensors[0], tensors[1], tensors[2], tensors[3], class_names
+
+    return Source(name, decode, [file], left_out=f"{name}: its validation images are left out", class_order=UNNAMED)
+
+
 def _missing(name: str, place: Path, remedy: str) -> UserError:
     return UserError(f"{name} is not in {place}: name its folder with --data-root, or {remedy}")
-
-
-@contextlib.contextmanager
-def _damaged(name: str, place: Path) -> Iterator[None]:
-    """Say in one line where a parser failed, and why."""
-    try:
-        yield
-    except (OSError, MemoryError, UserError):
-        raise
-    except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{name}: {place} is damaged ({said(error)}): delete it and fetch it again") from error
 
 
 @contextlib.contextmanager
@@ -212,7 +290,7 @@ def _lines(file: Path) -> list[str]:
 def listed_wnids(root: Path) -> list[str]:
     """WordNet ids in the order of Tiny ImageNet's own list, which is not sorted. Raises UserError if damaged."""
     file = root / "tiny-imagenet-200" / "wnids.txt"
-    with one_line("tiny_imagenet"), _damaged("tiny_imagenet", file):
+    with one_line("tiny_imagenet"), damaged("tiny_imagenet", file):
         return _text(file).split()
 
 
@@ -224,7 +302,7 @@ def _find_tiny_imagenet(root: Path, image_size: int) -> Source:
     [(train_files, class_names)], left_out = labelled(folder / "train")
     left_out = [path for path in left_out if not path.endswith("_boxes.txt")]  # part of the published set
     annotations, images = folder / "val" / "val_annotations.txt", folder / "val" / "images"
-    with _damaged("tiny_imagenet", folder):
+    with damaged("tiny_imagenet", folder):
         _expect("tiny_imagenet", class_names, listed_wnids(root))
         rows = [line.split("\t")[:2] for line in _lines(annotations)]
         test_files = [(str(images / file), class_names.index(wnid)) for file, wnid in rows]
@@ -249,7 +327,7 @@ def _find_cub200(root: Path, image_size: int) -> Source:
             raise ValueError(f"{file} has two rows with the same number")
         return values
 
-    with _damaged("cub200", folder):
+    with damaged("cub200", folder):
         names = table("classes.txt")
         classes = sorted(names, key=int)
         labels, is_train = table("image_class_labels.txt"), table("train_test_split.txt")
@@ -258,7 +336,8 @@ def _find_cub200(root: Path, image_size: int) -> Source:
             entry = str(folder / "images" / file), classes.index(labels[image])
             splits[("1", "0").index(is_train[image])].append(entry)
     class_names = [names[number] for number in classes]
-    return image_source("cub200", folder, *splits, class_names, image_size, rgb=True, by_area=True)
+    order = "the numbers in classes.txt"
+    return image_source("cub200", folder, *splits, class_names, image_size, rgb=True, by_area=True, class_order=order)
 
 
 _TEN_CLASSES: Mapping[str, Mapping[str, str]] = {
@@ -348,12 +427,12 @@ def _read_batches(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
         if file.suffix != ".npz":
             room += file.stat().st_size // pixels
             continue
-        with _damaged("imagenet64", file), np.load(file) as batch:  # may be compressed
+        with damaged("imagenet64", file), np.load(file) as batch:  # may be compressed
             room += len(batch["labels"])
     images = torch.empty(room, pixels, dtype=torch.uint8)
     labels: list[int] = []
     for file in files:
-        with _damaged("imagenet64", file), file.open("rb") as stream:
+        with damaged("imagenet64", file), file.open("rb") as stream:
             batch = np.load(stream) if file.suffix == ".npz" else _ArrayUnpickler(stream, encoding="latin1").load()
             data, own, start = batch["data"], batch["labels"], len(labels)
             if data.dtype != np.uint8 or data.shape != (len(own), pixels):

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import features
@@ -20,11 +21,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from benchmarks.cache import Cache, Entry
+from benchmarks.data.names import flips
 from benchmarks.errors import UserError
 from benchmarks.files import regular
 
-NO_FLIP = frozenset({"digits", "mnist", "svhn"})
-"""Sets whose mirrored images leave their class (DSA's rule; Fashion-MNIST *is* flipped)."""
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 CACHE_VERSION = 2
 """To be raised when decoding or preprocessing changes: cached tensors of older versions are then left alone."""
@@ -53,7 +53,9 @@ class RawData:
     fingerprint: str
     """SHA-256 over the four tensors, in hexadecimal; of a view, over that of the data behind it and the view."""
     left_out: str = ""
-    """One line about what lies in the class folders of an image folder and is not in the tensors; else empty."""
+    """One line about what lies beside the images and is not in the tensors; else empty."""
+    class_order: str = ""
+    """Where the order of the classes comes from, in words; empty where nobody knows."""
     fit_images: Tensor | None = None
     """(K, channels, height, width) uint8: what preprocessing is fitted on; None: the training images."""
     published_statistics: bool = True
@@ -73,6 +75,9 @@ class Source:
     slow: bool = True
     """Whether the result of ``decode`` is worth keeping."""
     left_out: str = ""
+    class_order: str = "the numbers in the published files"
+    sizes: Callable[[], Mapping[tuple[int, int], int]] | None = None
+    """Counts the images by (height, width) in their files, before they are resized; None: all have one size."""
 
     @functools.cached_property
     def stamp(self) -> str:
@@ -104,9 +109,10 @@ class Source:
             test_images=tensors["test_images"],
             test_labels=tensors["test_labels"],
             class_names=tuple(about["class_names"]),
-            flip=self.name not in NO_FLIP,
+            flip=flips(self.name),
             fingerprint=about["fingerprint"],
             left_out=self.left_out,
+            class_order=self.class_order,
         )
 
     def cached(self, folder: Path | None, settings: Sequence[str], make: Callable[[], Entry]) -> Entry:
@@ -162,6 +168,39 @@ def one_line(name: str) -> Iterator[None]:
             raise UserError(
                 f"{name}: {error.filename or 'its files'} cannot be read: {error.strerror or error}"
             ) from error
+
+
+@contextlib.contextmanager
+def damaged(name: str, place: Path | str) -> Iterator[None]:
+    """Say in one line where a parser failed, and why."""
+    try:
+        yield
+    except (OSError, MemoryError, UserError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{name}: {place} is damaged ({said(error)}): delete it and fetch it again") from error
+
+
+UNNAMED = "the labels: numbers as they are, words sorted"
+"""The order of classes whose names are not listed."""
+
+
+def numbered(name: str, labels: Sequence[Any], names: Sequence[str] | None) -> tuple[list[int], Sequence[str]]:
+    """Labels as class indices, and class names: ``names``, else the numbers up to the largest, or the sorted words.
+
+    Raises UserError for labels that are neither whole numbers nor words, and for numbers that cannot be classes.
+    """
+    if all(type(label) is int for label in labels):
+        if names is None and max(labels, default=0) >= max(len(labels), 2):
+            raise UserError(f"{name}: an image has the label {max(labels)}, and there are only {len(labels)} images")
+        return list(labels), names or [str(number) for number in range(max(labels, default=-1) + 1)]
+    if all(type(label) is str for label in labels):
+        order = {word: number for number, word in enumerate(names or sorted(set(labels)))}
+        if odd := next((label for label in labels if label not in order), None):
+            raise UserError(f"{name}: the label {odd!r} is not among its classes")
+        return [order[label] for label in labels], list(order)
+    odd = next(label for label in labels if type(label) not in (int, str) or type(label) is not type(labels[0]))
+    raise UserError(f"{name}: an image has the label {odd!r}; labels must be whole numbers, or words")
 
 
 def said(error: BaseException) -> str:

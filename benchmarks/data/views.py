@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.data.names import kind_of
 from benchmarks.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def parse(source: str) -> tuple[str, tuple[View, ...]]:
     Raises UserError for a view that does not exist, and for numbers that cannot be right whatever the data.
     """
     base, suffix = split(source)
-    if not base.startswith("folder:") and "@" in base:
+    if not kind_of(base) and "@" in base:
         unknown = next(text for text in re.findall("@[^@]*", source) if not _VIEW.fullmatch(text))
         raise UserError(f"{source}: unknown view {unknown!r}; views are {FORMS}")
     return base, tuple(_view(source, text) for text in _VIEW.findall(suffix))

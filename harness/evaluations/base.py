@@ -86,6 +86,9 @@ class Evaluation(ABC):
         self.config = config
         self.cost: dict[str, float] = {}
         """Numbers that ``run`` adds to the record's cost, beside the seconds."""
+        self.class_accuracies: list[list[float | None]] = []
+        """Accuracy on the test images of each class, which ``run`` of an evaluation that grows may add for each value;
+        None for a class without test images."""
         self.keep: Callable[[Mapping[str, list[float]]], None] = lambda values: None
         """``run`` of an evaluation that grows may call it with its values so far: they survive an interruption."""
         self.parts: MutableMapping[str, Mapping[str, Tensor]] = _Nowhere()

@@ -131,8 +131,9 @@ def begun(job: Job, ask: Ask, provenance: Mapping[str, Any]) -> EvaluationRecord
     )
     earlier = None if job.force else ask.earlier
     if earlier and all(earlier["provenance"].get(name) == provenance.get(name) for name in SAME_MACHINE):
-        for name in ("values", "cost", "busy"):
-            written[name] = earlier[name]
+        for name in ("values", "cost", "busy", "class_accuracies"):
+            if name in earlier:
+                written[name] = earlier[name]
     return written
 
 

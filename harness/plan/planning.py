@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.data.names import recorded
 from benchmarks.data.views import FORMS, base_name, split
 from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, printable
@@ -485,11 +486,9 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
         pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
         _fits(pixels, "cpu", f"--image-size {size}: the images alone")
     raw = _loaded(source, root, request.image_size, request.download, cache)
-    if source.startswith("folder:"):
-        base, suffix = split(source)
-        name = Path(base.removeprefix("folder:")).resolve().name
-        # The path belongs to this machine; the fingerprint tells two folders of the same name apart.
-        raw = dataclasses.replace(raw, name=f"folder:{printable(name)}{suffix}")
+    base, suffix = split(source)
+    # A path belongs to this machine; the fingerprint tells two folders of the same name apart.
+    raw = dataclasses.replace(raw, name=recorded(base) + suffix)
     if raw.left_out:
         _tell(raw.left_out)
     return raw

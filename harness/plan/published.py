@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.data.names import FORMS, kind_of
 from benchmarks.data.views import split
 from benchmarks.datasets import Benchmark, RawData, load
 from benchmarks.errors import UserError
@@ -137,9 +138,10 @@ def _filled_in(request: EvaluateRequest, own: Artifact, path: Path) -> EvaluateR
         raise UserError(f"{path} says that its preprocessing is {own.preprocess.name}: leave out --preprocess")
     known: dict[str, Any] = {"preprocess": own.preprocess.name}
     dataset = own.distillation.get("dataset")
-    if request.dataset is None and str(dataset).startswith("folder:"):
-        raise UserError(f"--dataset is missing: say where the images of {dataset} lie, as folder:PATH")
-    if request.dataset is not None and str(dataset).startswith("folder:") and not split(request.dataset)[1]:
+    form = FORMS.get(kind_of(str(dataset)) or "")
+    if request.dataset is None and form:
+        raise UserError(f"--dataset is missing: say where the images of {dataset} lie, as {form}")
+    if request.dataset is not None and form and not split(request.dataset)[1]:
         request = dataclasses.replace(request, dataset=request.dataset + split(str(dataset))[1])
     for name, kind in (("dataset", str), ("seed", int), ("image_size", int)):
         value = own.distillation.get(name)  # a set that was saved by hand need not know all of it

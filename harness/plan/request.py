@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import methods
-from benchmarks import DATASETS, NETWORKS, NORMS, PREPROCESSINGS
+from benchmarks import NETWORKS, NORMS, PREPROCESSINGS
+from benchmarks.data.names import check
 from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
@@ -203,13 +204,7 @@ class Request(Evaluating):
         for name in self.methods:
             choose("method", name, known_methods)
         for name in self.datasets:
-            name, _ = parse_views(name)
-            if not name.startswith("folder:"):
-                if name not in DATASETS and Path(name).is_dir():
-                    raise UserError(f"unknown data set {name!r}: a folder of your own is folder:{name}")
-                choose("data set", name, [*DATASETS, "folder:PATH"])
-            elif not name.removeprefix("folder:").strip():
-                raise UserError("--dataset folder: has no path: write folder:PATH")
+            check(parse_views(name)[0])
         choose("budget", self.budget, BUDGETS)
         if self.norm is not None:
             choose("norm", self.norm, NORMS)

@@ -18,7 +18,7 @@ FILES, SORTED, WNIDS = "files", "sorted", "wnids"
 """Orders that can be said in a word: the numbers in the published files of the data set; class folders sorted by name,
 as torchvision's ``ImageFolder`` has them; Tiny ImageNet's own list ``wnids.txt``."""
 
-NUMBERED = frozenset({"digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "cub200"})
+NUMBERED = frozenset({"digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "cub200"})
 """Data sets whose published files number the classes. All sources below take these numbers, and so does this suite."""
 
 Order = str | tuple[str, ...]

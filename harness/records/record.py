@@ -229,6 +229,10 @@ class EvaluationRecord(TypedDict):
     time_limit_seconds: float | None
     values: dict[str, list[float]]
     """Name of a quantity → its raw values, one per network, attacker or step."""
+    class_accuracies: NotRequired[list[list[float | None]]]
+    """Accuracy on the test images of each class, in the order of the data set's classes, one list per network; null
+    for a class without test images. Missing: not an accuracy of networks, or written before there was such a list; an
+    answer that has grown since then has lists for its last networks."""
     cost: dict[str, float | None]
     """``seconds`` of the evaluation, and whatever else it reports of its cost: ``networks_at_once``, ``parameters``."""
     busy: str | None
@@ -469,7 +473,7 @@ OPTIONAL: dict[str, Any] = {
     "provenance": {"threads": float | None, "device": str | None},
 }
 """Fields of parts that may be missing."""
-MAY_LACK = ("segments", "decoder")
+MAY_LACK = ("segments", "decoder", "class_accuracies")
 """Fields of a record that may be missing."""
 
 
@@ -490,6 +494,8 @@ def evaluation_problem(content: Any) -> str | None:
     for name, values in content["values"].items():
         if "accuracy" in name and not all(0 <= value <= 1 for value in values):
             return f"values.{name} is out of range"
+    if any(value is not None and value > 1 for own in content.get("class_accuracies", ()) for value in own):
+        return "class_accuracies are out of range"
     if not content["sets"]:
         return "sets are missing"
     if content["status"] == "ok" and not any(content["values"].values()):

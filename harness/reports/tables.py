@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks import DATASETS
+from benchmarks.data.views import base_name
 from harness.plan.budgets import BUDGETS
+from harness.plan.jobs import ACCURACY
 from harness.plan.request import FLOOR
 from harness.records.record import summarise
 from harness.reports.comparisons import best, interval_of
@@ -265,6 +268,10 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
         "Evaluated alike: on the same data at the same ipc, by the same recipe, network, width, preprocessing and "
         "training steps": evaluated and any(group.values for group in groups),
         "ipc all: networks trained on all real images by the same recipe": any(group.ceiling for group in groups),
+        "Balanced accuracy: the mean of the accuracies on the test images of each class": any(
+            result.values("balanced_accuracy") for g in groups for m in g.members for result in m.last(ACCURACY)
+        ),
+        f"patches: {DATASETS['patches']}": any(base_name(g.distillation["dataset"]) == "patches" for g in groups),
         f"Selection gap: the highest accuracy of {looks} sets on the way, chosen on the test images as most published "
         "code does, less that of the last set; over the seeds": evaluated and looks,
         "Stored pixels → decoded images: each of the stored images holds several smaller ones, which are enlarged, and "

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import methods
 from harness.plan.jobs import Job
 from harness.records.record import Distilled
 from harness.run import main
@@ -35,7 +36,6 @@ __all__ = ["quick"]  # a fixture
 LONG = os.environ.get("FAULTS") == "long"
 FEW = "--no-random --dataset digits --budget smoke --width 4 --device cpu --evaluate-steps 3"
 KILLS = (sys.executable, "-m", "tests.faults.kills")
-ALL = ("frepo", "mtt", "dc", "dsa", "dm", "bptt", "kip", "herding", "random_real")
 FAST = ("mtt", "dm", "random_real")
 RUN = (sys.executable, "-m", "harness.run")
 
@@ -52,7 +52,7 @@ def test_killed_at_random_events_runs_end_as_one_that_was_not_disturbed(
     tmp_path: Path, runners: int, kills: int
 ) -> None:
     """Preparing, distilling, evaluating, writing, and in the run around it; also of four that share a folder."""
-    grid = ALL if LONG else FAST
+    grid = methods.names() if LONG else FAST
     arguments = [*KILLS, str(tmp_path), ",".join(grid), str(kills), "0", str(runners)]
     # A fork of a process with threads for a GPU could not compute.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -26,7 +26,7 @@ if os.environ.get("FREPO_BENCH_RAY") != "1":
 SECONDS = 900.0
 """The longest that anything is waited for: a busy machine decides nothing."""
 SMALL = ["--dataset", "digits", "--budget", "smoke", "--device", "cpu"]
-LONG = [*SMALL, "--methods", "slow", "--no-random", "--checkpoint-every", "0.1s"]
+LONG = [*SMALL, "--methods", "slow", "--no-random", "--checkpoint-every", "2s"]
 """Cells that dawdle until the gate is open, so that no test races with them."""
 T = TypeVar("T")
 
