@@ -66,10 +66,10 @@ def check_class(cls: type[Method], where: str) -> None:
         choose("protocol", cls.PROTOCOL, PROTOCOLS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    _check_ranges(cls, where)
+    _check_tune(cls, where)
 
 
-def _check_ranges(cls: type[Method], where: str) -> None:
+def _check_tune(cls: type[Method], where: str) -> None:
     """Check ``TUNE``. Raises UserError where it is not as `Method` says, or allows what ``Config`` refuses."""
     if len(cls.TUNE) > MOST_TUNED:
         raise UserError(f"{where}: TUNE has {len(cls.TUNE)} fields; expected at most {MOST_TUNED}, step sizes first")

@@ -180,7 +180,7 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         (
             "all",
             [],
-            "a command is missing: run, forecast, list, data, report, figures, evaluate, regress, schedule, "
+            "a command is missing: run, forecast, list, data, report, figures, evaluate, tune, regress, schedule, "
             "check-method; see frepo-bench",
         ),
         ("all", ["rnu"], "unknown command 'rnu': did you mean 'run'? Known: "),
