@@ -30,6 +30,7 @@ COMMANDS = {
     "watch": Command("harness.watch", "show the cells that run in a folder, until none runs any more"),
     "evaluate": Command("harness.evaluate", "ask questions of distilled sets that are there already"),
     "export": Command("harness.export", "write distilled sets in formats that other programs read"),
+    "tune": Command("harness.tune", "try as many settings for every method, each for as long; the best are shown"),
     "regress": Command("harness.regress", "compare two folders of records: is anything worse?"),
     "schedule": Command("harness.schedule", "how long a grid takes on many devices: a simulation"),
     "check-method": Command("harness.check_method", "does a method keep to the interface? a dozen checks, in seconds"),

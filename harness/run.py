@@ -17,7 +17,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,8 +157,11 @@ def carry_out(
     force: bool,
     experiment: str | None = None,
     queue: bool = False,
+    show: Callable[[Sequence[Distilled]], str] | None = None,
 ) -> int:
     """Do what is left of ``jobs``, or with ``force`` all; then the tables, and those and the figures of ``experiment``.
+
+    ``show``: the text that is printed of the results, by default their table.
 
     Several runs may share ``output``: a cell that another does is left to it, and awaited. With ``queue`` the launcher
     is given such a cell all the same: it knows which are its own from an earlier command. Returns the exit status.
@@ -172,7 +175,7 @@ def carry_out(
         record.refuse_newer(output)
         run = _Run(jobs, output, command, force=force, queue=queue)
         run.through(launcher)
-        written = run.done == [] or _report(run.distilled(), output, experiment, command)
+        written = run.done == [] or _report(run.distilled(), output, experiment, command, show)
     if run.stopped is not None:
         on = " without --force goes on with those that have no result" if force else " goes on with the next"
         print(file=sys.stderr)
@@ -184,12 +187,21 @@ def carry_out(
     return 0 if written and not run.failed else 1
 
 
-def _report(distilled: Sequence[Distilled], output: Path, experiment: str | None, command: str) -> bool:
-    """Print the table of this run, and write the tables of everything in ``output``. Returns whether that went well."""
+def _report(
+    distilled: Sequence[Distilled],
+    output: Path,
+    experiment: str | None,
+    command: str,
+    show: Callable[[Sequence[Distilled]], str] | None,
+) -> bool:
+    """Print what this run has to ``show``, and write the tables of everything in ``output``.
+
+    Returns whether that went well.
+    """
     from harness import report
     from harness.reports.paper_tables import has_table
 
-    print(report.show(distilled))
+    print((show or report.show)(distilled))
     # The files tell everything that lies there: a smaller run takes no measured row away. What is read under the lease
     # is at least what any earlier holder has read, so the last files tell everything.
     try:

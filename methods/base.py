@@ -37,6 +37,23 @@ def missing(store: Store, names: Sequence[str], at_most: int) -> list[str]:
     return [name for name in names if name not in store][:at_most]
 
 
+@dataclass(frozen=True)
+class Range:
+    """Values of a hyper-parameter that are worth a trial, from ``low`` to ``high``; whole where both are ``int``."""
+
+    low: float
+    high: float
+    log: bool = True
+    """Whether trials are evenly spread over the logarithm of the value, or over the value itself."""
+
+    def at(self, share: float) -> float:
+        """The value at ``share`` of the way, 0 to 1, rounded to a whole number or to three digits."""
+        value = self.low + share * (self.high - self.low)
+        if self.log:
+            value = self.low * (self.high / self.low) ** share
+        return round(value) if isinstance(self.low, int) else float(f"{value:.3g}")
+
+
 LabelSpace = Literal["probability", "weighted", "centred"]
 """Kinds of labels: one-hot or soft, with a sum of 1; soft with another sum, the weight of the image in a cross entropy;
 or regression targets one-hot − 1/C, as FRePo and KIP learn."""
@@ -104,6 +121,9 @@ class Method(ABC):
     """``smoke`` and ``quick`` → changes of ``Config`` under that budget. ``cost``: changes that shorten ``prepare`` and
     leave the cost of a step as it is; without an entry a cost cell prepares everything. ``forecast``: changes for
     counting a step without computing it; by default those of ``cost``."""
+    TUNE: ClassVar[Mapping[str, Range]] = {}
+    """Field of ``Config`` → the values between which ``harness.tune`` looks for better ``quick`` settings, which lie
+    within: step sizes first, at most four. No entry: there is nothing to tune."""
     PROTOCOL: ClassVar[str] = "vico"
     """The native evaluation protocol, a name of ``benchmarks.protocols.PROTOCOLS``."""
     iterative: ClassVar[bool] = True

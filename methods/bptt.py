@@ -33,7 +33,7 @@ from benchmarks.networks import Network
 from benchmarks.task import Task
 from methods._optim import Optimised, initial_images
 from methods._unroll import flatten, outer_gradient, unroll
-from methods.base import Synthetic, check_ranges
+from methods.base import Range, Synthetic, check_ranges
 
 BETAS = (0.5, 0.999)
 """Decay rates of the outer Adam."""
@@ -122,6 +122,12 @@ class BPTT(Optimised):
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 3, "unroll": 3},
         "quick": {"steps": 150, "unroll": 20},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_outer": Range(1e-3, 1e-1),
+        "lr_init": Range(5e-3, 2e-1),
+        "unroll": Range(5, 30),
+        "batch_size": Range(128, 1024),
     }
 
     config: BPTTConfig

@@ -24,7 +24,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -37,10 +37,13 @@ from benchmarks.errors import UserError, choose, printable
 from benchmarks.networks import NetworkSpec
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import Task
-from methods.base import LabelSpace, Method, Store, Synthetic
+from methods.base import LabelSpace, Method, Range, Store, Synthetic
 
 TOLERANCE = 1e-3
 """How far a label may lie below 0, and a sum of labels from that of their space: rounding is far less."""
+
+MOST_TUNED = 4
+"""With more fields a dozen trials would leave most of the space unseen."""
 
 
 class NotFinite(UserError):
@@ -48,8 +51,8 @@ class NotFinite(UserError):
 
 
 def check_class(cls: type[Method], where: str) -> None:
-    """Check that no method is missing, that ``Config`` is a frozen dataclass of plain values, and that ``PAPER``,
-    ``BUDGETS`` and ``PROTOCOL`` name what exists.
+    """Check that no method is missing, that ``Config`` is a frozen dataclass of plain values, that ``PAPER``,
+    ``BUDGETS`` and ``PROTOCOL`` name what exists, and that ``TUNE`` has ranges around the ``quick`` settings.
 
     Raises UserError where not.
     """
@@ -63,6 +66,35 @@ def check_class(cls: type[Method], where: str) -> None:
         choose("protocol", cls.PROTOCOL, PROTOCOLS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    _check_tune(cls, where)
+
+
+def _check_tune(cls: type[Method], where: str) -> None:
+    """Check ``TUNE``. Raises UserError where it is not as `Method` says, or allows what ``Config`` refuses."""
+    if len(cls.TUNE) > MOST_TUNED:
+        raise UserError(f"{where}: TUNE has {len(cls.TUNE)} fields; expected at most {MOST_TUNED}, step sizes first")
+    smoke, quick = (
+        cls.Config(**{name: value for name, value in cls.BUDGETS.get(budget, {}).items() if name != "steps"})
+        for budget in ("smoke", "quick")
+    )
+    kinds = get_type_hints(cls.Config) if cls.TUNE else {}
+    for field, values in cls.TUNE.items():
+        shown = f"{where}: TUNE[{field!r}]"
+        if field not in kinds:
+            raise UserError(f"{shown}: Config does not have it")
+        kind = {int, float} & {kinds[field], *get_args(kinds[field])}
+        if not isinstance(values, Range) or {type(values.low), type(values.high)} != kind:
+            raise UserError(f"{shown} is {printable(repr(values))}; expected a Range of numbers of the field's type")
+        if not (values.low < values.high < float("inf") and (values.low > 0 or not values.log)):
+            raise UserError(f"{shown} is {values}; expected low below high, and above 0 where log is True")
+        usual = getattr(quick, field)
+        if usual is None or not values.low <= usual <= values.high:
+            raise UserError(f"{shown} is {values}; expected the quick setting within, which is {usual}")
+    for config, *ends in itertools.product((smoke, quick), *((each.low, each.high) for each in cls.TUNE.values())):
+        try:
+            dataclasses.replace(config, **dict(zip(cls.TUNE, ends, strict=True)))
+        except UserError as error:
+            raise UserError(f"{where}: TUNE has values that Config refuses: {error}") from None
 
 
 def config_of(cls: type[Any], where: str) -> type[Any]:
@@ -221,7 +253,7 @@ def run(running: Method, steps: int) -> Synthetic:
 
 
 def check_config(name: str, method: type[Method]) -> None:
-    """Config is a frozen dataclass with every field documented; PAPER and BUDGETS name what exists."""
+    """Config is a frozen dataclass with every field documented; PAPER, BUDGETS and TUNE name what exists."""
     check_class(method, name)
     config = method.Config
     fields = {field.name for field in dataclasses.fields(config)}

@@ -31,7 +31,7 @@ from methods._experts import Experts, logits_of
 from methods._gsam import GSAM
 from methods._optim import initial_images
 from methods._trajectories import Trajectories, TrajectoryConfig, matching_loss
-from methods.base import Store, Synthetic
+from methods.base import Range, Store, Synthetic
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,12 @@ class DATM(Trajectories):
         # A step reads two snapshots of an expert, whichever they are, and starts from any images.
         "cost": _SHORT,
         "forecast": {**_SHORT, "steps_per_epoch": 1},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_img": Range(10.0, 1e4),
+        "lr_y": Range(0.2, 20.0),
+        "lr_lr": Range(1e-7, 1e-4),
+        "lr_init": Range(1e-3, 0.1),
     }
 
     config: DATMConfig

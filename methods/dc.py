@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from methods._matching import PUBLISHED, GradientMatching, GradientMatchingConfig
+from methods.base import Range
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class DC(GradientMatching):
         # Few real images and short inner training; from noise, 100 published updates do not lead far enough.
         # Chosen on digits.
         "quick": {"steps": 100, "inner_loop": 10, "lr_img": 1.0, "batch_real": 64},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_img": Range(3e-2, 10.0),
+        "momentum": Range(0.0, 0.9, log=False),
+        "inner_loop": Range(1, 50),
+        "batch_real": Range(16, 256),
     }
     AUGMENT = "none"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.networks import Network, batch_norms
 from benchmarks.training import features
 from methods._matching import Matching, augment_alike, classes_together, sum_over_chunks
-from methods.base import check_ranges
+from methods.base import Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class DM(Matching):
         "smoke": {"steps": 5, "batch_real": 16},
         # Few real images. Chosen on digits.
         "quick": {"steps": 200, "batch_real": 64},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_img": Range(0.1, 30.0),
+        "momentum": Range(0.0, 0.9, log=False),
+        "batch_real": Range(16, 256),
     }
 
     def step(self) -> dict[str, Tensor]:

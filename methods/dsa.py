@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from methods._matching import PUBLISHED, GradientMatching, GradientMatchingConfig, augment_alike
+from methods.base import Range
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class DSA(GradientMatching):
         "smoke": {"steps": 4, "outer_loop": 2, "inner_loop": 1, "batch_real": 16},
         # Few real images and short inner training. Chosen on digits.
         "quick": {"steps": 100, "inner_loop": 10, "batch_real": 64},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_img": Range(1e-2, 3.0),
+        "momentum": Range(0.0, 0.9, log=False),
+        "inner_loop": Range(1, 50),
+        "batch_real": Range(16, 256),
     }
     AUGMENT = "dsa"
 

@@ -24,7 +24,7 @@ from benchmarks.task import Task
 from benchmarks.training import features, half_squared_error, warmup_cosine
 from methods._optim import LAMB, Optimised, initial_images
 from methods._pool import Member
-from methods.base import Synthetic, check_ranges
+from methods.base import Range, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,12 @@ class FRePo(Optimised):
         #   MNIST, 300 steps:  ipc 1  62.2, 73.5, 88.2, 84.0;  ipc 10  –, 96.6, 96.8, –
         #   digits, 500 steps: ipc 1  88.6, 91.9, 91.9, –;     ipc 10  96.9, 97.5, 97.8, –
         "quick": {"steps": 300, "lr": 1e-2},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr": Range(3e-4, 5e-2),
+        "lr_online": Range(1e-4, 3e-3),
+        "batch_size": Range(128, 1024),
+        "pool_size": Range(2, 20),
     }
     # Table 1, table 3 (Imagenette to ImageNet), and figure 5 a, b (CIFAR-100 at 20 images per class, in continual
     # learning): the same hyper-parameters everywhere, except for the flip.

@@ -31,7 +31,7 @@ from benchmarks.krr import centred_one_hot, regularised, solve
 from benchmarks.task import Task
 from methods._ntk import kernels
 from methods._optim import Optimised
-from methods.base import Synthetic, check_ranges
+from methods.base import Range, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ class KIP(Optimised):
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 20, "batch_size": 500},
         "quick": {"steps": 500},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr": Range(4e-3, 0.2),
+        "ridge": Range(1e-7, 1e-3),
+        "batch_size": Range(500, 5000),
     }
 
     config: KIPConfig

@@ -22,7 +22,7 @@ from benchmarks.task import Task
 from methods._experts import Experts
 from methods._optim import initial_images
 from methods._trajectories import Trajectories, TrajectoryConfig, matching_loss
-from methods.base import Synthetic
+from methods.base import Range, Synthetic
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,12 @@ class MTT(Trajectories):
             "train_epochs": 1,
             "steps_per_epoch": 1,
         },
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_img": Range(10.0, 1e4),
+        "lr_lr": Range(1e-7, 1e-4),
+        "lr_init": Range(1e-3, 0.1),
+        "syn_steps": Range(5, 40),
     }
 
     config: MTTConfig

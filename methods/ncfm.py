@@ -34,7 +34,7 @@ from benchmarks.task import Task, device_generator, generator_for
 from benchmarks.training import features
 from methods._optim import AdamW, Optimised, after_plateau
 from methods._pairs import Pairs
-from methods.base import Store, Synthetic, check_ranges
+from methods.base import Range, Store, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,11 @@ class NCFM(Optimised):
         # A step reads one pair, whichever it is.
         "cost": {"num_premodel": 1, "pretrain_epochs": 1},
         "forecast": {"num_premodel": 1, "pretrain_steps": 1},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_img": Range(3e-4, 3e-2),
+        "calib_weight": Range(0.1, 10.0),
+        "batch_real": Range(16, 256),
     }
 
     config: NCFMConfig

@@ -38,7 +38,7 @@ from benchmarks.training import draw_balanced, features
 from methods._optim import Optimised, initial_images
 from methods._unroll import AdamForm, flatten, outer_gradient, unroll
 from methods._windows import RULES, Stages, Window, gradient_norms
-from methods.base import LabelSpace, Synthetic, check_ranges
+from methods.base import LabelSpace, Range, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,12 @@ class RaTBPTT(Optimised):
         },
         # A window at random stays for a whole pass over the real images, and cells of costs may end before.
         "cost": {"place": "middle"},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr": Range(3e-4, 0.1),
+        "lr_inner": Range(3e-4, 1e-2),
+        "unroll": Range(20, 80),
+        "batch_size": Range(64, 1024),
     }
 
     config: RaTBPTTConfig

@@ -36,7 +36,7 @@ from methods._implicit import Inner, Solved, exact, faithful, image_gradients, o
 from methods._optim import AdaBelief, Optimised, initial_images
 from methods._pool import Member
 from methods._tangents import adam, names_of, smooth
-from methods.base import Store, Synthetic, check_ranges
+from methods.base import Range, Store, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,12 @@ class RCIG(Optimised):
         "quick": {"steps": 150, "lr": 0.1, "batch_size": 256, "softplus": 0.0},
         # A step size that is tuned needs values.
         "forecast": {"lr_inner": 1e-3, "lr_hessian": 1e-3},
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr": Range(3e-3, 0.3),
+        "lr_online": Range(1e-5, 1e-3),
+        "batch_size": Range(64, 1024),
+        "pool_size": Range(3, 30),
     }
 
     # The published configurations. Steps are those of the released sets, or else of the example in the README.

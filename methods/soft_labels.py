@@ -32,7 +32,7 @@ from benchmarks.training import accuracy, predict, train
 from methods._coresets import RULES, choose
 from methods._experts import Experts, logits_of
 from methods._selection import Selection
-from methods.base import Store, Synthetic, check_ranges
+from methods.base import Range, Store, Synthetic, check_ranges
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,11 @@ class SoftLabels(Selection):
             "target_accuracy": None,
             "student_steps": 300,
         },
+    }
+    TUNE: ClassVar[Mapping[str, Range]] = {
+        "lr_expert": Range(5e-4, 0.1),
+        "lr_student": Range(1e-3, 0.1),
+        "temp": Range(0.25, 4.0),
     }
 
     config: SoftLabelsConfig

@@ -180,8 +180,8 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         (
             "all",
             [],
-            "a command is missing: run, forecast, list, data, report, figures, watch, evaluate, export, regress, schedule, "
-            "check-method; see frepo-bench",
+            "a command is missing: run, forecast, list, data, report, figures, watch, evaluate, export, tune, regress, "
+            "schedule, check-method; see frepo-bench",
         ),
         ("all", ["rnu"], "unknown command 'rnu': did you mean 'run'? Known: "),
         ("all", ["run"], "--methods is missing; for instance: frepo-bench run --methods frepo,mtt --dataset digits"),

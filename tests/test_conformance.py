@@ -24,7 +24,7 @@ from benchmarks.networks import NetworkSpec, usual_norm
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import Task
 from methods import checks
-from methods.base import Method, Store, Synthetic
+from methods.base import Method, Range, Store, Synthetic
 from methods.checks import CHECKS, CLASSES, IPC
 
 Check = Callable[[str, type[Method]], None]
@@ -111,6 +111,20 @@ class SilentRate:
     rate: float = 0.1
     other: float = 0.1
     """Documented."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    rate: float = 0.1
+    """Below 1."""
+    many: int | None = None
+    """A number."""
+    word: str = "a"
+    """No number."""
+
+    def __post_init__(self) -> None:
+        if self.rate >= 1:
+            raise UserError("rate must be below 1")
 
 
 class Sound(Method):
@@ -201,6 +215,16 @@ MISTAKES: list[tuple[Check, str, dict[str, Any]]] = [
     (checks.check_config, "'cost' has 3 steps", {"BUDGETS": {**Sound.BUDGETS, "cost": {"steps": 3}}}),
     (checks.check_config, "cifar11", {"PAPER": {("cifar11", 1): {"steps": 3}}}),
     (checks.check_config, "unknown protocol", {"PROTOCOL": "nobody's"}),
+    (checks.check_config, "TUNE\\['rates'\\]: Config does not have it", {"TUNE": {"rates": Range(0.1, 1.0)}}),
+    (checks.check_config, "5 fields; expected at most 4", {"TUNE": dict.fromkeys("abcde", Range(0.1, 1.0))}),
+    (checks.check_config, "of the field's type", {"TUNE": {"rate": Range(1, 2)}}),
+    (checks.check_config, "of the field's type", {"TUNE": {"rate": (0.1, 1.0)}}),
+    (checks.check_config, "of the field's type", {"Config": Bounded, "TUNE": {"word": Range(0.1, 1.0)}}),
+    (checks.check_config, "low below high", {"TUNE": {"rate": Range(0.5, 0.1)}}),
+    (checks.check_config, "above 0 where log", {"TUNE": {"rate": Range(0.0, 0.5)}}),
+    (checks.check_config, "the quick setting within, which is 0.2", {"TUNE": {"rate": Range(0.3, 0.5)}}),
+    (checks.check_config, "within, which is None", {"Config": Bounded, "TUNE": {"many": Range(3, 5)}}),
+    (checks.check_config, "rate must be below 1", {"Config": Bounded, "TUNE": {"rate": Range(0.1, 2.0)}}),
     (checks.check_set, "class-major", {"synthetic": as_set(lambda labels: labels.roll(1, 0))}),
     (checks.check_set, "expected detached float64", {"synthetic": as_set(lambda labels: labels.float())}),
     (checks.check_set, "sums of 1", {"synthetic": as_set(lambda labels: labels - 1 / CLASSES)}),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import evaluate, export, launch, run, schedule
+from harness import evaluate, export, launch, run, schedule, tune
 from harness.__main__ import COMMANDS
 from harness.launch import Launcher
 from harness.plan.budgets import BUDGETS, WIDTH
@@ -85,6 +85,9 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         _, fields = evaluate.parse(arguments[2:])
         wanted = EvaluateRequest(**fields)
         inquiries_of(wanted, wanted.asked_evaluations, "quick")
+        return
+    if arguments[1] == "harness.tune":
+        tune.parse(arguments[2:])
         return
     assert arguments[:2] == ["-m", "harness.run"]
 

@@ -76,6 +76,7 @@ def shown(labels: Tensor) -> list[int]:
         ("mnist", "mnist", ""),
         ("mnist@images:0-2000", "mnist", "@images:0-2000"),
         ("mnist@half:3@images:10-20", "mnist", "@half:3@images:10-20"),
+        ("mnist@fold:0-of-5", "mnist", "@fold:0-of-5"),
         ("cifar100@step:2-of-5-order-0-leak", "cifar100", "@step:2-of-5-order-0-leak"),
         ("folder:/home/a@b/@eaDir", "folder:/home/a@b/@eaDir", ""),
         ("folder:/a@half:1/b@half:2", "folder:/a@half:1/b", "@half:2"),
@@ -90,12 +91,15 @@ def test_only_a_trailing_suffix_that_has_the_form_of_a_view_counts(source: str, 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("digits@imags:0-5", "unknown view '@imags:0-5'; views are @images:A-B, @half:K, @step:T-of-S-order-K"),
+        ("digits@imags:0-5", "unknown view '@imags:0-5'; views are @images:A-B, @half:K, @fold:K-of-N, @step"),
         ("digits@half:1@half", "unknown view '@half'"),
         ("digits@half:1@new@half:2", "unknown view '@new'"),
         ("digits@images:0-1439", "digits@images:0-1439: the set has 1438 training images"),
         ("digits@half:1@images:0-720", "the set has 719 training images"),
         ("digits@images:5-5", "A must be below B"),
+        ("digits@fold:3-of-3", "K must be below N"),
+        ("digits@fold:0-of-1", "has 2 folds or more"),
+        ("digits@images:0-5@fold:5-of-6", "5 images are too few for so many folds"),
         ("digits@step:5-of-5-order-0", "step 5 of 5 does not exist"),
         ("digits@step:0-of-0-order-0", "step 0 of 0 does not exist"),
         ("digits@step:0-of-3-order-0", "10 classes cannot be divided into 3 steps"),
@@ -117,7 +121,7 @@ def test_what_is_wrong_is_said_in_a_line(source: str, said: str) -> None:
 
 
 def test_published_settings_are_those_of_the_whole_set(dummy: type[Dummy]) -> None:
-    for suffix in ("@images:0-20", "@half:1", "@step:0-of-5-order-1"):
+    for suffix in ("@images:0-20", "@half:1", "@fold:0-of-5", "@step:0-of-5-order-1"):
         (config, steps) = resolve({"dummy": Dummy}, f"digits{suffix}", 2, "paper", {})["dummy"]
         assert (steps, config.lr) == (9, 0.2)
         for dataset, ipc, protocol in (("mnist", 10, "frepo"), ("cifar10", 10, "mtt"), ("cifar10", 50, "mtt")):
@@ -144,6 +148,25 @@ def test_a_half_is_a_half_and_every_number_another() -> None:
     assert int((mask & half_mask(1438, 4)).sum()) not in (0, 719)
     assert torch.equal(raw("digits@half:3").train_images, raw("digits").train_images[mask])
     assert int(half_mask(7, 0).sum()) == 3
+
+
+def test_folds_part_the_training_images_and_leave_the_test_images_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold is tested on by the others; images have a number of their own here, by which they are told apart."""
+    monkeypatch.setitem(preprocess.CONSTANTS["standardise"], "digits", STATISTICS)
+    numbers = torch.arange(1438)
+    whole = dataclasses.replace(raw("digits"), train_images=numbers.view(-1, 1, 1, 1), train_labels=numbers % 10)
+    tested = []
+    for fold in range(5):
+        view = apply(whole, parse(f"digits@fold:{fold}-of-5")[1])
+        own, held_out = view.train_images.flatten(), view.test_images.flatten()
+        assert sorted([*own.tolist(), *held_out.tolist()]) == numbers.tolist()
+        assert torch.equal(view.train_labels, own % 10) and torch.equal(view.test_labels, held_out % 10)
+        tested += held_out.tolist()
+    assert sorted(tested) == numbers.tolist() and tested[:200] != list(range(0, 1000, 5)), "each once, at random"
+    part = raw("digits@fold:1-of-5")
+    (mean,), (std,) = channel_statistics(part.train_images)
+    fitted = benchmark("digits@fold:1-of-5").preprocess
+    assert (float(fitted.mean), float(fitted.std)) == pytest.approx((mean, std), rel=1e-6), "not of the images held out"
 
 
 def test_views_apply_from_left_to_right() -> None:

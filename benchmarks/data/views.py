@@ -1,7 +1,8 @@
 """Views of a data set: a part of its training images, named by a suffix of its name, as in ``mnist@images:0-1000``.
 
 Suffixes chain, and apply from left to right. ``@images:A-B``: training images A to B − 1, in the set's own order.
-``@half:K``: a random half. ``@step:T-of-S-order-K``: step T of S, counted from 0, in continual learning.
+``@half:K``: a random half. ``@fold:K-of-N``: all but one of N random parts, which takes the place of the test images.
+``@step:T-of-S-order-K``: step T of S, counted from 0, in continual learning.
 
 Names are read without torch: the command line and the protocols ask for them.
 """
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
     from benchmarks.data.source import RawData
 
-FORMS = "@images:A-B, @half:K, @step:T-of-S-order-K, @step:T-of-S-order-K-leak"
+FORMS = "@images:A-B, @half:K, @fold:K-of-N, @step:T-of-S-order-K, @step:T-of-S-order-K-leak"
 _NUMBER = "(?:0|[1-9][0-9]{0,8})"
 _VIEW = re.compile(
-    rf"@(?:images:{_NUMBER}-{_NUMBER}|half:{_NUMBER}|step:{_NUMBER}-of-{_NUMBER}-order-{_NUMBER}(?:-leak)?)"
+    rf"@(?:images:{_NUMBER}-{_NUMBER}|half:{_NUMBER}|fold:{_NUMBER}-of-{_NUMBER}"
+    rf"|step:{_NUMBER}-of-{_NUMBER}-order-{_NUMBER}(?:-leak)?)"
 )
 _SUFFIX = re.compile(rf"(?:{_VIEW.pattern})+\Z")
 
@@ -66,6 +68,11 @@ def _view(source: str, text: str) -> View:
         return Images(text, first, end)
     if text.startswith("@half:"):
         return Half(text, numbers[0])
+    if text.startswith("@fold:"):
+        fold, folds = numbers
+        if fold >= folds or folds < 2:
+            raise UserError(f"{source}: @fold:K-of-N has 2 folds or more, counted from 0, so K must be below N")
+        return Fold(text, fold, folds)
     step, steps, seed = numbers
     if step >= steps:
         raise UserError(f"{source}: steps are counted from 0, so step {step} of {steps} does not exist")
@@ -97,6 +104,29 @@ class Half:
 
     def of(self, raw: RawData) -> RawData:
         return _reduced(raw, self.text, half_mask(len(raw.train_labels), self.seed))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The training images without fold ``fold`` of ``folds``, which are tested on: the test set is not looked at.
+
+    Preprocessing is fitted on the training images of the view, and takes no published statistics of the whole set.
+    """
+
+    text: str
+    fold: int
+    folds: int
+
+    def of(self, raw: RawData) -> RawData:
+        held_out = fold_mask(len(raw.train_labels), self.fold, self.folds)
+        if not bool(held_out.any()):
+            raise UserError(f"{raw.name}{self.text}: {len(raw.train_labels)} images are too few for so many folds")
+        return dataclasses.replace(
+            _reduced(raw, self.text, ~held_out),
+            test_images=_rows(raw.train_images, held_out),
+            test_labels=raw.train_labels[held_out],
+            published_statistics=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +164,7 @@ class Step:
         )
 
 
-View = Images | Half | Step
+View = Images | Half | Fold | Step
 
 
 def apply(raw: RawData, views: Sequence[View]) -> RawData:
@@ -179,6 +209,17 @@ def half_mask(count: int, seed: int) -> Tensor:
 
     mask = torch.zeros(count, dtype=torch.bool)
     mask[torch.randperm(count, generator=generator_for("half", seed, count))[: count // 2]] = True
+    return mask
+
+
+def fold_mask(count: int, fold: int, folds: int) -> Tensor:
+    """Which of ``count`` training images are in ``fold`` of ``folds`` random ones, (count,) bool; sizes differ by 1."""
+    import torch
+
+    from benchmarks.task import generator_for
+
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[torch.randperm(count, generator=generator_for("folds", count))[fold::folds]] = True
     return mask
 
 

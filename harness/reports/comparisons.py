@@ -197,12 +197,12 @@ def _table(key: Sequence[str], groups: Sequence[Group], made: Sequence[RowCompar
             f"Verdicts: {'; '.join(text for verdict, text in words.items() if verdict in verdicts)}.",
             f"p is corrected by Holm for the {tested} tests of this table; smallest p: the least that it could be with "
             "so many seeds." * (tested > 0),
-            _coverage(listed(c.comparison.interval.over for c in made if c.comparison and c.comparison.interval)),
+            coverage(listed(c.comparison.interval.over for c in made if c.comparison and c.comparison.interval)),
         ),
     )
 
 
-def _coverage(over: str) -> str:
+def coverage(over: str) -> str:
     """What the intervals cover, in a sentence; ``over``: what was drawn again."""
     if not over:
         return ""

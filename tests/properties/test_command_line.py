@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import methods
-from harness import __main__, check_method, choose_recipe, evaluate, evaluations, figures, regress, report, run
+from harness import __main__, check_method, choose_recipe, evaluate, evaluations, figures, regress, report, run, tune
 from harness.plan.experiments import EXPERIMENTS
 from tests.builders import made, saved
 from tests.properties.support import NUMBERS, WORDS, ended, examples, inside, watched
@@ -27,6 +27,7 @@ from tests.test_importers import CLASSES, IMAGES, mtt
 
 VIEWS = st.one_of(
     st.builds("@images:{}-{}".format, st.sampled_from([0, 1, 999, 10**8, 10**9, "00", -1]), st.integers(0, 2000)),
+    st.builds("@fold:{}-of-{}".format, *(st.sampled_from([0, 1, 5, 999_999_999]) for _ in range(2))),
     st.builds("@half:{}".format, st.sampled_from([0, 7, 10**8, 10**30, "x", ""])),
     st.builds(
         "@step:{}-of-{}-order-{}{}".format,
@@ -214,6 +215,14 @@ def test_choose_recipe(place: Path, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Enough):
         patch.setattr(choose_recipe.Bench, "score", enough)
         tried(place, choose_recipe.main, data.draw(words(flags_of(choose_recipe.main), beginning)))
+
+
+@examples(40)
+@given(data=st.data())
+def test_tune(place: Path, data: st.DataObject) -> None:
+    right = ["--methods", "dm", "--dataset", "digits", "--device", "cpu", "--output", "out"]
+    beginning = st.sampled_from([right, right[2:], [*right, "--check", "folder:own"]])
+    tried(place, tune.main, data.draw(words(flags_of(tune.main), beginning)), launcher=nothing)
 
 
 @examples(40)

@@ -1,0 +1,126 @@
+"""Tune methods alike: ``python -m harness.tune --methods all --dataset mnist --trials 12``.
+
+Every method gets the same number of trials, and each trial the same seconds (`harness.plan.trials`). A trial is a cell
+like any other: it is recorded, skipped where it has a result, and run by the same launchers. The best setting is that
+with the highest accuracy on held-out training images, in the mean over data sets and ipcs. Exit status as of
+``harness.run``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import shlex
+import sys
+from collections.abc import Sequence
+
+import methods
+from benchmarks import DATASETS
+from benchmarks.errors import UserError
+from harness import launch
+from harness.command_line import end, exit_status, listed, long_parser
+from harness.launch import LAUNCHERS, QUEUES, Launcher
+from harness.plan.jobs import ACCURACY, Job
+from harness.plan.options import split
+from harness.plan.outlook import outlook
+from harness.plan.request import add_flags, told
+from harness.plan.trials import Trial, TuneRequest, defaults, defaults_to_check, jobs_of, trials, tuned
+from harness.records.files import write_texts
+from harness.run import carry_out, say
+
+PROGRAM = "python -m harness.tune"
+ALL = "all"
+# torch and what draws tables are imported where they are used: --help must not wait for them.
+
+
+def parse(arguments: Sequence[str], program: str = PROGRAM) -> TuneRequest:
+    """The request of a command line. Raises UserError for what is wrong without a look at the data."""
+    known = methods.names()
+    others, options = split(arguments, [*known, ACCURACY, *LAUNCHERS])
+    parser = long_parser(
+        program,
+        f"{program} --methods {ALL} --dataset NAMES [options] [--METHOD.HYPER-PARAMETER VALUE]",
+        "Try as many settings for every method, each for as many seconds, and show the best of them. They are\n"
+        "scored on training images that were held out. A plural takes a comma list; lists make a grid.",
+        f"{listed('methods', [ALL, *known], 12)}\n"
+        f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
+        f"launchers   {', '.join(LAUNCHERS)}",
+    )
+    add_flags(parser, TuneRequest)
+    parsed = parser.parse(others)
+    if parsed.help:
+        parser.print_help()
+        sys.exit(0)
+    for flag, value in (("--methods", parsed.methods), ("--dataset", parsed.datasets)):
+        if value is None:
+            raise UserError(f"{flag} is missing; for instance: {program} --methods {ALL} --dataset mnist")
+    fields = told(parsed, TuneRequest) | {"options": options, "command": shlex.join([*program.split(), *arguments])}
+    if parsed.methods == (ALL,):
+        fields["methods"] = tuple(known)
+    return TuneRequest(**fields)
+
+
+def main(arguments: Sequence[str] | None = None, *, launcher: Launcher | None = None, program: str = PROGRAM) -> int:
+    """Run the command line ``arguments`` (by default those of the process); returns the exit status.
+
+    ``launcher``: runs the jobs; None: the one that the command line names. ``program``: what the user calls this
+    command.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(arguments, program, launcher))
+
+
+def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
+    from harness.reports import tuning
+
+    request = parse(arguments, program)
+    if without := [name for name in request.methods if not tuned(request, name)]:
+        line = f"{', '.join(without)}: nothing to tune, as TUNE names no field that the command line leaves open"
+        left = tuple(name for name in request.methods if name not in without)
+        if not left:
+            raise UserError(line)
+        say(f"left out: {line}")
+        options = {name: words for name, words in request.options.items() if name not in without}
+        request = dataclasses.replace(request, methods=left, options=options)
+    usual, to_check = defaults(request), defaults_to_check(request)  # data that are missing are noticed now
+    of_method = {
+        name: trials(request, name, [job for job in usual if job.distillation.method == name])
+        for name in request.methods
+    }
+    chosen = dict[str, Trial]()
+
+    def tried(own: Sequence[Trial], jobs: Sequence[Job]) -> list[tuning.Tried]:
+        return [tuning.tried(trial, jobs_of(trial, jobs)) for trial in own]
+
+    def checked(own: Sequence[Trial]) -> list[Trial]:
+        """The default and the best of a method, where they are two."""
+        best = chosen.get(own[0].method, own[0])
+        return [own[0], best] if best is not own[0] else []
+
+    def show(_: object) -> str:
+        results = [(tried(own, usual), tried(checked(own), to_check)) for own in of_method.values()]
+        text, files = tuning.report(request, results)
+        write_texts(files, request.output, "the table of trials")
+        return text
+
+    def carried_out(wanted: TuneRequest, jobs: Sequence[Job], launcher: Launcher) -> int:
+        for line in outlook([wanted], jobs, wanted.output):
+            say(line)
+        queue = wanted.launcher in QUEUES
+        return carry_out(jobs, wanted.output, launcher, force=wanted.force, queue=queue, show=show)
+
+    with contextlib.nullcontext(launcher) if launcher else launch.launcher(request, request.output) as launcher:
+        # Trial by trial, so that a run that is stopped has done as much for every method.
+        together = filter(None, itertools.chain(*itertools.zip_longest(*of_method.values())))
+        status = carried_out(request, [job for trial in together for job in jobs_of(trial, usual)], launcher)
+        if status or not request.check:
+            return status
+        chosen |= {name: tuning.best(tried(own, usual)).trial for name, own in of_method.items()}
+        jobs = [job for own in of_method.values() for trial in checked(own) for job in jobs_of(trial, to_check)]
+        checking = dataclasses.replace(request, datasets=request.check, check=())
+        return carried_out(checking, jobs, launcher) if jobs else status
+
+
+if __name__ == "__main__":
+    end(main())
