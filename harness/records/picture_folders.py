@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def read(folder: Path) -> Pictures:
     beside = [place for name in (TABLE, FACTS) if (place := folder / name).is_file()]
     for place in (*map(Path, paths), *beside):
         content = place.read_bytes()
-        digest.update(f"{place.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
+        name = os.fsencode(place.relative_to(folder).as_posix())  # which need not be text
+        digest.update(b"%b\0%d\0%b" % (name, len(content), content))
     facts = _facts(folder / FACTS)
     rate = None if facts.get("lr") is None else torch.tensor(facts["lr"], dtype=torch.float32)
     if (folder / TABLE).is_file():
