@@ -113,7 +113,8 @@ def accuracy_table(groups: Sequence[Group], places: Sequence[int]) -> AccuracyTa
     labels = {place: _label(groups[place], groups, marks) for place in places}
     tasks = list(dict.fromkeys((_data(g, groups), g.ipc) for g in shown if not g.ceiling))
     tasks += dict.fromkeys((_data(g, groups), g.ipc) for g in shown if _data(g, groups) not in dict(tasks))
-    tasks.sort(key=lambda task: [data for data, _ in tasks].index(task[0]))
+    order = list(dict.fromkeys(data for data, _ in tasks))
+    tasks.sort(key=lambda task: order.index(task[0]))
     found: dict[str, dict[Task, list[int]]] = {label: {} for label in dict.fromkeys(labels.values())}
     for place in places:
         group = groups[place]
@@ -133,10 +134,10 @@ def accuracy_table(groups: Sequence[Group], places: Sequence[int]) -> AccuracyTa
     evaluated = [(labels[place], groups[place]) for place in places if groups[place].values]
     sentences = [
         f"Test accuracy (%): top-1 after the last step, {words}",
-        *_apart("n", evaluated, lambda group: len(group.values), always=False),
-        *_apart("recipe", evaluated, lambda group: group.protocol),
-        *_apart("network", evaluated, lambda group: group.recipe.get("network") or group.distillation["network"]),
-        *_apart("width", evaluated, lambda group: group.recipe.get("width") or group.distillation["width"]),
+        *_apart("n =", evaluated, lambda group: len(group.values), always=False),
+        *_apart("Recipe", evaluated, lambda group: group.protocol),
+        *_apart("Network", evaluated, lambda group: group.recipe.get("network") or group.distillation["network"]),
+        *_apart("Width", evaluated, lambda group: group.recipe.get("width") or group.distillation["width"]),
         *meaning(groups, best)[1:],
         *([SECOND] if ranked(second) else []),
         *(["Ranks are among more rows than are shown"] if best and len(places) < len(groups) else []),
@@ -223,6 +224,6 @@ def _apart(
     for label, group in rows:
         values.setdefault(str(value(group)), {})[label] = None
     if len(values) == 1:
-        return [f"{name.capitalize()} {next(iter(values))}"] * always
+        return [f"{name} {next(iter(values))}"] * always
     told = ((text, ", ".join(own)) for text, own in values.items())
-    return [f"{name.capitalize()} {', '.join(f'{text} ({labels})' for text, labels in told)}"]
+    return [f"{name} {', '.join(f'{text} ({labels})' for text, labels in told)}"]
