@@ -20,7 +20,7 @@ from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
 from harness.reports import paper_tables
-from harness.reports.accuracies import accuracy_table
+from harness.reports.accuracies import AccuracyTable, accuracy_table
 from harness.reports.comparisons import comparison_rows, comparison_tables
 from harness.reports.groups import Group, grouped
 from harness.reports.render import PAPER_HEAD, TEX_HEAD, Table, csv, latex, literal, markdown, screen
@@ -71,11 +71,7 @@ def write(
         shown.append(claims_lines(groups))
     contents = _claims(groups, formats) if claims else {}
     if accuracies:
-        parts = [[group for group in groups if group.table == key] for key in sorted({g.table for g in groups})]
-        pairs = zip(parts, map(selection.places, whole), strict=True)
-        papers = [paper for part, places in pairs if (paper := accuracy_table(part, places))]
-        if not papers:
-            raise UserError("--accuracies has nothing to show: no set was evaluated")
+        papers = _accuracies(groups, list(map(selection.places, whole)))
         shown += [screen(paper.table) for paper in papers]
         texts = {
             "markdown": (".md", "\n\n".join(markdown(paper.table) for paper in papers) + "\n"),
@@ -112,6 +108,15 @@ def write_experiment(
     lines = [row for sheet in sheets for row in sheet.csv_rows()]
     write_texts(_files(experiment, made, lines, formats), folder, "the tables")
     return "\n\n".join(map(screen, made))
+
+
+def _accuracies(groups: Sequence[Group], places: Sequence[Sequence[int]]) -> list[AccuracyTable]:
+    """The accuracies of each table; ``places``: the rows that are shown of each. Raises UserError for none."""
+    parts = [[group for group in groups if group.table == key] for key in sorted({group.table for group in groups})]
+    papers = [made for part, own in zip(parts, places, strict=True) if (made := accuracy_table(part, own))]
+    if not papers:
+        raise UserError("--accuracies has nothing to show: no row that is shown has an accuracy")
+    return papers
 
 
 def _claims(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ class AccuracyTable:
             rules.append(rf"\cmidrule(lr){{{first}-{first + len(own) - 1}}}")
             first += len(own)
         lines = [
-            [escape(row[0]), *(emphasised_mean(self.table, (i, j)) for j in places)]
+            [escape(row[0]), *(_small_deviation(self.table, (i, j)) for j in places)]
             for i, row in enumerate(self.table.rows)
             if any(row[j] != NONE for j in places)
         ]
@@ -88,7 +88,7 @@ class AccuracyTable:
         ]
 
 
-def emphasised_mean(table: Table, place: tuple[int, int]) -> str:
+def _small_deviation(table: Table, place: tuple[int, int]) -> str:
     """The cell at ``place`` in LaTeX, its deviation in small type."""
     mean, plus, std = table.rows[place[0]][place[1]].partition(" ± ")
     shown = emphasised(table, place, escape(mean))

@@ -210,4 +210,5 @@ def emphasised(table: Table, place: tuple[int, int], text: str) -> str:
 
 
 def escape(text: str) -> str:
+    """``text`` for LaTeX, where it shows as it is."""
     return "".join(_TEX.get(character, character) for character in text)

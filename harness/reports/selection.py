@@ -94,6 +94,10 @@ class Selection:
 
         Raises UserError as `places` does.
         """
+
+        def moved(cells: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+            return frozenset((rows.index(i), columns.index(j)) for i, j in cells if i in rows and j in columns)
+
         rows = self.places(table)
         named = dict.fromkeys(j for name in self.columns for j in _places(name, table.columns))
         columns = list(named) if self.columns else list(range(len(table.columns)))
@@ -112,9 +116,8 @@ class Selection:
             caption=" ".join(filter(None, [table.caption, *told])),
             columns=tuple(table.columns[j] for j in columns),
             rows=tuple(tuple(table.rows[i][j] for j in columns) for i in rows),
-            bold=frozenset(
-                (new, place) for new, i in enumerate(rows) for place, j in enumerate(columns) if (i, j) in table.bold
-            ),
+            bold=moved(table.bold),
+            underlined=moved(table.underlined),
         )
 
     def of_tables(self, tables: Sequence[Table]) -> list[Table]:
