@@ -419,6 +419,15 @@ def test_pictures_in_a_folder_for_each_class(tmp_path: Path) -> None:
     assert read([tmp_path / "b"]).files[0][1] != digest
     (tmp_path / "b" / "labels.csv").write_text("file,class,low,high,label_0\nant/0.png,0,0,1,1\n")
     assert "no row for ant/1.png" in refused(lambda: read([tmp_path / "b"]))
+    head = "file,class,low,high,label_0\n"
+    (tmp_path / "b" / "labels.csv").write_text(f"{head}ant/0.png,0,0\n")
+    assert "more or fewer columns than the first" in refused(lambda: read([tmp_path / "b"]))
+    rows = [f"{name}/{number}.png,0,0,1,1\n" for name in ("ant", "zebra") for number in range(IPC)]
+    (tmp_path / "b" / "labels.csv").write_text(f"{head}{''.join(rows)}\n")
+    assert read([tmp_path / "b"]).labels.shape == (4, 1), "an empty line at the end is none"
+    (tmp_path / "b" / "export.json").write_text(f'{{"lr": {10**400}}}')
+    assert "export.json is damaged" in refused(lambda: read([tmp_path / "b"]))
+    (tmp_path / "b" / "export.json").unlink()
     (tmp_path / "b" / "labels.csv").write_text("name\n")
     assert "the first columns must be file" in refused(lambda: read([tmp_path / "b"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -107,6 +108,24 @@ def damaged(root: Path) -> None:
     (root / "data/test-00000-of-00001.parquet").write_bytes(b"PAR1")
 
 
+def all_replaced(labels: Sequence[Any], names: Sequence[str] | None = COLOURS) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        for path in (root / "data").iterdir():
+            parquet(path, [png("red")] * len(labels), labels, names)
+
+    return change
+
+
+no_images, another_type = all_replaced([]), all_replaced([0.0, 1.0], None)
+a_word_that_is_no_class = all_replaced(["red", ""])
+
+
+def a_pipe(root: Path) -> None:
+    path = root / "data/train-00000-of-00002.parquet"
+    path.unlink()
+    os.mkfifo(path)
+
+
 def replaced(*content: Any) -> Callable[[Path], None]:
     return lambda root: parquet(root / "data/test-00000-of-00001.parquet", *content)
 
@@ -123,6 +142,10 @@ def replaced(*content: Any) -> Callable[[Path], None]:
         (replaced([png("red", (4, 4))] * 2, [0, 1], COLOURS), "images differ in size .*: give --image-size"),
         (replaced([png("red")] * 2, [0, -1], COLOURS), "labels that are not among its 2 classes"),
         (replaced([png("red")] * 2, [0, None], COLOURS), "an image has the label None"),
+        (no_images, "there is no image in it"),
+        (another_type, "which of the columns image, id, label has the labels is not clear"),
+        (a_word_that_is_no_class, "the label '' is not among its classes"),
+        (a_pipe, "is no regular file"),
     ],
 )
 def test_what_is_no_whole_set_is_told_in_one_line(change: Callable[[Path], None], message: str, tmp_path: Path) -> None:
@@ -163,6 +186,11 @@ def test_an_image_folder_with_a_table(table: str, tmp_path: Path) -> None:
     with (tmp_path / "test" / table).open("a") as file:
         file.write("\n../../x.png,red" if table.endswith("csv") else '\n{"file_name": "../../x.png", "label": "red"}')
     fails("names '../../x.png', which is outside of", lambda: raw(tmp_path))
+    for extra, said in (("0.png", "gives '0.png' two labels"), ("9.png", "names 'test/9.png', and there is no such")):
+        row = {"file_name": extra, "label": "green"}
+        added = f"{extra},green" if table.endswith("csv") else json.dumps(row)
+        (tmp_path / "test" / table).write_text("\n".join([*lines, added]))
+        fails(said, lambda: raw(tmp_path))
 
 
 def test_the_hub_is_asked_only_with_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,13 @@ from harness.plan.jobs import Job
 from harness.records.lease import FOLDER, exchange_of, path_of, take
 from harness.records.record import AGAIN, EVENTS, PICTURE, RECORD, SET, TENSORBOARD, load
 from tests import builders
-from tests.builders import MIB, saved
+from tests.builders import MIB, quick, saved
 from tests.dummies import Dummy, dummy
 from tests.test_cell import Ticks, job
 from tests.test_checkpoint import alone, interrupt
 
-__all__ = ["dummy"]  # a fixture
+__all__ = ["dummy", "quick"]  # fixtures
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def board(folder: Path) -> list[Any]:

@@ -135,8 +135,8 @@ def _parquet(name: str, folder: Path, tables: Sequence[Path], image_size: int | 
     _check_one_configuration(name, folder, [*train, *test])
     _check_shards(name, [*train, *test])
     parquet = _needed("pyarrow.parquet", name)
-    with damaged(name, train[0]):
-        columns = _columns(name, parquet.read_schema(train[0]))
+    with damaged(name, train[0]), open(train[0], "rb", opener=regular) as stream:
+        columns = _columns(name, parquet.read_schema(stream))
 
     def rows(files: Sequence[Path]) -> tuple[dict[str, bytes], list[Any]]:
         images: dict[str, bytes] = {}
@@ -180,7 +180,9 @@ def _columns(name: str, schema: Any) -> _Columns:
         names: list[str] = schema.names
         typed = [column for column in names if known.get(column, {}).get("_type") == kind]
         found = typed or [column for column in names if re.search(types, str(schema.field(column).type))]
-        for column in (*preferred, *found[: len(found) == 1]):
+        # A column that is called as it should be, but is of another type, is not to be passed over for some other.
+        lone = found if len(found) == 1 and (typed or not set(preferred) & set(names)) else []
+        for column in (*preferred, *lone):
             if column in found:
                 return column
         raise UserError(
@@ -227,8 +229,11 @@ def _listed(name: str, folder: Path, tables: Sequence[Path], image_size: int | N
             place = os.path.normpath(table.parent.relative_to(folder) / row["file_name"])
             if place.startswith((os.pardir, os.sep)):
                 raise UserError(f"{name}: {table} names {row['file_name']!r}, which is outside of {folder}")
-            labels[folder / place] = label
+            if labels.setdefault(folder / place, label) != label:
+                raise UserError(f"{name}: {table} gives {row['file_name']!r} two labels: an image has one class")
     train, test, left_out = _chosen(name, folder, list(labels))
+    if missing := next((path for path in (*train, *test) if not path.is_file()), None):
+        raise UserError(f"{name}: a table names {str(missing.relative_to(folder))!r}, and there is no such file")
     numbers, class_names = numbered(name, [labels[path] for path in (*train, *test)], None)
     listed = [(str(path), number) for path, number in zip((*train, *test), numbers, strict=True)]
     cut = len(train)

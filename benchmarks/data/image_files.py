@@ -240,8 +240,10 @@ def decoded(
     """Images (N, C, H, W) uint8: C is 1 where every image is grey and ``rgb`` is not asked for, else 3.
 
     ``sources``: where an image lies, in words → the path of its file, or what stands in it. Raises UserError for an
-    image that cannot be read, and for images of several sizes without an ``image_size``.
+    image that cannot be read, for images of several sizes without an ``image_size``, and where there is none.
     """
+    if not sources:
+        raise UserError(f"{name}: there is no image in it")
     files = list(sources)
     parts = [files[start : start + PART] for start in range(0, len(files), PART)]
     sample = [sources[file] for file in files[:: len(parts)]]

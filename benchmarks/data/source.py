@@ -196,8 +196,8 @@ def numbered(name: str, labels: Sequence[Any], names: Sequence[str] | None) -> t
         return list(labels), names or [str(number) for number in range(max(labels, default=-1) + 1)]
     if all(type(label) is str for label in labels):
         order = {word: number for number, word in enumerate(names or sorted(set(labels)))}
-        if odd := next((label for label in labels if label not in order), None):
-            raise UserError(f"{name}: the label {odd!r} is not among its classes")
+        if odd := [label for label in labels if label not in order]:
+            raise UserError(f"{name}: the label {odd[0]!r} is not among its classes")
         return [order[label] for label in labels], list(order)
     odd = next(label for label in labels if type(label) not in (int, str) or type(label) is not type(labels[0]))
     raise UserError(f"{name}: an image has the label {odd!r}; labels must be whole numbers, or words")

@@ -92,7 +92,7 @@ def _facts(path: Path) -> dict[str, Any]:
         known = all(isinstance(name, str) for name in names) and facts.get("label_space") in (None, *_SPACES)
         if not known or not (lr is None or torch.tensor(lr, dtype=torch.float32).ndim <= 1):
             raise TypeError("class_names, label_space or lr is not what it should be")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise UserError(f"{path} is damaged ({first}): remove it, and say what it told") from error
     return dict(facts)
@@ -105,9 +105,11 @@ def _table(path: Path, files: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Low and high (n, 1, 1, 1) and labels (n, classes) of ``files``. Raises UserError where they are not all there."""
     try:
         with open(path, encoding="utf-8", newline="") as stream:
-            head, *rows = csv.reader(stream)
+            head, *rows = (row for row in csv.reader(stream) if row)  # editors leave empty lines
         if tuple(head[:4]) != COLUMNS or len(head) == len(COLUMNS):
             raise UserError(f"{path}: the first columns must be {', '.join(COLUMNS)}, and then those of the labels")
+        if any(len(row) != len(head) for row in rows):
+            raise ValueError("a row has more or fewer columns than the first")
         values = {row[0]: [float(cell) for cell in row[2:]] for row in rows}
         table = torch.tensor([values[file] for file in files], dtype=torch.float32)
     except UserError:
