@@ -411,9 +411,10 @@ def test_logits_are_another_set(published: Path, probe: list[Any], capsys: pytes
 
 def test_all_experiments_of_a_file_share_a_row(tmp_path: Path) -> None:
     ask = [dc(tmp_path / "res.pt", 3), *FILES, "--output", tmp_path / "out", "--preprocess", "standardise"]
-    assert main(*ask, "--name", "released", "--experiment", "all", "--seed", 4) == 0
+    assert main(*ask, "--name", "released", "--experiment", "all") == 0
+    assert main(*ask, "--name", "released", "--experiment", "all", "--seed", 4) == 2
     found = all_in(tmp_path / "out")
-    assert [each.record["distillation"]["seed"] for each in found] == [4, 5, 6]
+    assert [each.record["distillation"]["seed"] for each in found] == [0, 1, 2]
     first = [float(artifact.load(each.set_path).images[0, 0, 0, 0]) for each in found]
     assert np.diff(first) == pytest.approx([1, 1]), "every seed has an experiment of its own"
     rows = [line for line in (tmp_path / "out/table.md").read_text().splitlines() if line.startswith("| released")]

@@ -57,13 +57,15 @@ def sets_in(folder: Path, deeper: bool = True) -> list[list[Path]]:
 def jobs_of(paths: Sequence[Path], request: EvaluateRequest) -> list[tuple[Job, list[str]]]:
     """`job_of` for every experiment in the file where all are asked for, with a seed for each; else for the one set.
 
-    They differ in nothing but the seed, and so share a row: the mean over the experiments.
+    They differ in nothing but the seed, and so share a row: the mean over the experiments. Raises UserError for a seed
+    beside all experiments.
     """
     if request.experiment != "all":
         return [job_of(paths, request)]
+    if request.seed is not None:
+        raise UserError("--seed means nothing with --experiment all: the number of an experiment is its seed")
     count = importers.read(paths, experiment=0).experiments or 0
-    seed = request.seed or 0
-    one_by_one = (dataclasses.replace(request, experiment=index, seed=seed + index) for index in range(count))
+    one_by_one = (dataclasses.replace(request, experiment=index, seed=index) for index in range(count))
     return [job_of(paths, each, together=True) for each in one_by_one]
 
 
