@@ -46,9 +46,9 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --benchmark-disable --numprocesses $(WORKERS) --dist worksteal
 
-# The faults of tests/faults, ten times as often as in `make test`; some need root, to mount a small disk.
+# The faults of tests/faults: 140 kills over all methods, where `make test` has six; some need root, to mount a small disk.
 test-faults: $(VENV)/.dev
-	FAULTS=long $(BIN)/python -m pytest --quiet tests/faults
+	FAULTS=long $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal tests/faults
 
 # What tests/test_html_browser.py needs, which is skipped without: Debian's browser, as root, and what drives it.
 browser: $(VENV)/.dev

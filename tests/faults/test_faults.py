@@ -315,7 +315,7 @@ def messages(folder: Path) -> dict[str, tuple[str, str | None]]:
 def test_methods_that_behave_badly_do_not_stop_the_others(tmp_path: Path, plugin: dict[str, str]) -> None:
     """In processes of their own: it raises, talks nonsense, hangs, or prints, forks, ignores signals and exits."""
     bad = ["raises", "nonsense", "exits", *(["hangs"] if LONG else [])]
-    flags = [*FEW.split(), "--methods", ",".join([*bad, "random_real"]), "--cell-timeout", "5min"]
+    flags = [*FEW.split(), "--methods", ",".join([*bad, "random_real"]), "--cell-timeout", "3min"]
     started = Started(*flags, "--output", str(tmp_path / "o"), environment=plugin)
     output = started.ended()
     assert started.process.returncode == 1 and "Traceback" not in output, output
@@ -326,7 +326,7 @@ def test_methods_that_behave_badly_do_not_stop_the_others(tmp_path: Path, plugin
     }
     assert told["raises"][1] == "ValueError: not today (traceback in log.txt)"
     assert told["exits"][1] == "the process ended with status 7; its messages are above"
-    assert not LONG or told["hangs"][1] == "no sign of life for 5 min (--cell-timeout): the process was killed"
+    assert not LONG or told["hangs"][1] == "no sign of life for 3 min (--cell-timeout): the process was killed"
     for _, message in told.values():
         assert message is None or (message in output and "\n" not in message)
     (child,) = Path(plugin["CHILDREN"]).read_text().split()
