@@ -20,9 +20,11 @@ from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
 from harness.records.record import Distilled, read_all
 from harness.reports import paper_tables
+from harness.reports.accuracies import AccuracyTable, accuracy_table
 from harness.reports.comparisons import comparison_rows, comparison_tables
 from harness.reports.groups import Group, grouped
-from harness.reports.render import TEX_HEAD, Table, csv, latex, literal, markdown, screen
+from harness.reports.render import PAPER_HEAD, TEX_HEAD, Table, csv, latex, literal, markdown, screen
+from harness.reports.selection import Selection
 from harness.reports.tables import rows, tables
 from harness.reports.verdicts import claims_lines, claims_markdown, claims_rows, claims_table
 
@@ -32,6 +34,7 @@ USUAL = ("markdown", "latex", "csv")
 """Formats that are written where none are named."""
 PAGE = "report.html"
 CLAIMS = "claims"
+ACCURACIES = "accuracies"
 
 
 def write(
@@ -43,25 +46,38 @@ def write(
     intervals: bool = False,
     comparisons: bool = False,
     claims: bool = False,
+    accuracies: bool = False,
+    selection: Selection | None = None,
 ) -> str:
     """Write ``table.md``, ``table.tex``, ``table.csv`` and ``report.html``, those of ``formats``, into ``folder``.
     Returns the tables for a terminal.
 
     ``damaged``: a line for each file that could not be read; the page tells them. ``intervals``: with a column of them.
-    ``comparisons``, ``claims``: with tables of these, in files of their names.
+    ``comparisons``, ``claims``, ``accuracies``: with tables of these, in files of their names. ``selection``: what is
+    shown of the tables and the accuracies; ``table.csv`` and the page have everything.
 
-    Raises UserError where there are no records, and where the files cannot be written.
+    Raises UserError where there are no records, where the files cannot be written, and for a selection of what is not
+    there.
     """
     if not distilled:
         raise UserError(f"no records in {folder}")
     groups = grouped(distilled)
-    made = {"table": (tables(groups, intervals=intervals), rows(groups))}
+    whole, selection = tables(groups, intervals=intervals), selection or Selection()
+    made = {"table": (selection.of_tables(whole), rows(groups))}
     if comparisons:
         made["comparisons"] = comparison_tables(groups), comparison_rows(groups)
     shown = [screen(table) for own, _ in made.values() for table in own]
     if claims:
         shown.append(claims_lines(groups))
     contents = _claims(groups, formats) if claims else {}
+    if accuracies:
+        papers = _accuracies(groups, list(map(selection.places, whole)))
+        shown += [screen(paper.table) for paper in papers]
+        texts = {
+            "markdown": (".md", "\n\n".join(markdown(paper.table) for paper in papers) + "\n"),
+            "latex": (".tex", PAPER_HEAD + "\n".join(paper.latex() for paper in papers)),
+        }
+        contents |= {f"{ACCURACIES}{ending}": text for kind, (ending, text) in texts.items() if kind in formats}
     for name, (own, lines) in made.items():
         contents |= _files(name, own, lines, formats)
     if "html" in formats:
@@ -74,7 +90,12 @@ def write(
 
 
 def write_experiment(
-    experiment: str, distilled: Sequence[Distilled], folder: Path, *, formats: Sequence[str] = USUAL
+    experiment: str,
+    distilled: Sequence[Distilled],
+    folder: Path,
+    *,
+    formats: Sequence[str] = USUAL,
+    selection: Selection | None = None,
 ) -> str:
     """Write the tables of ``experiment`` into ``folder``, as ``table2.md``, ``.tex`` and ``.csv``. Returns their text.
 
@@ -83,10 +104,19 @@ def write_experiment(
     sheets = paper_tables.sheets(experiment, distilled)
     if not sheets:
         raise UserError(f"nothing of {experiment} is measured there: python -m harness.run --experiment {experiment}")
-    made = [sheet.table() for sheet in sheets]
+    made = (selection or Selection()).of_tables([sheet.table() for sheet in sheets])
     lines = [row for sheet in sheets for row in sheet.csv_rows()]
     write_texts(_files(experiment, made, lines, formats), folder, "the tables")
     return "\n\n".join(map(screen, made))
+
+
+def _accuracies(groups: Sequence[Group], places: Sequence[Sequence[int]]) -> list[AccuracyTable]:
+    """The accuracies of each table; ``places``: the rows that are shown of each. Raises UserError for none."""
+    parts = [[group for group in groups if group.table == key] for key in sorted({group.table for group in groups})]
+    papers = [made for part, own in zip(parts, places, strict=True) if (made := accuracy_table(part, own))]
+    if not papers:
+        raise UserError("--accuracies has nothing to show: no row that is shown has an accuracy")
+    return papers
 
 
 def _claims(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
@@ -208,21 +238,31 @@ def _main(arguments: Sequence[str], program: str) -> int:
     for name, meaning in (
         ("intervals", "with a 95 %% interval of each mean accuracy"),
         ("comparisons", "with a table of which method is better than which: comparisons.md, .tex, .csv"),
+        ("accuracies", "with a table of accuracies for a paper, methods by data sets and ipc: accuracies.md, .tex"),
         ("claims", "with the claims of FRePo's paper and what the records say of them: claims.md, .tex, .csv"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     parser.add_argument(
         "--experiment", metavar="NAME", help="the table of an experiment, as table2, beside the numbers of the paper"
     )
+    for name, form, meaning in (
+        ("columns", "A,B", "columns to show, in this order, by title or how it begins: method,ipc,accuracy"),
+        ("rows", "A=X,Y;B=Z", "rows to show: 'method=frepo,mtt; ipc=1'; * stands for any letters"),
+        ("sort", "A", "sort rows by a column: ipc, or accuracy:down for the largest first"),
+    ):
+        parser.add_argument(f"--{name}", metavar=form, help=meaning)
     options = parser.parse(arguments)
+    selection = Selection.of(options.columns, options.rows, options.sort)
+    if options.page is not None and (selection != Selection() or options.accuracies):
+        raise UserError("--page shows whole tables: leave out --columns, --rows, --sort and --accuracies")
     if options.page is not None and "markdown" not in options.format:
         raise UserError("--page shows the tables in Markdown: name markdown in --format")
     output, distilled, damaged = read_folders(parser, options)
-    wanted = {name: getattr(options, name) for name in ("intervals", "comparisons", "claims")}
+    wanted = {name: getattr(options, name) for name in ("intervals", "comparisons", "claims", "accuracies")}
     if options.experiment is not None:
-        print(write_experiment(options.experiment, distilled, output, formats=options.format))
+        print(write_experiment(options.experiment, distilled, output, formats=options.format, selection=selection))
     elif options.page is None:
-        print(write(distilled, output, formats=options.format, damaged=damaged, **wanted))
+        print(write(distilled, output, formats=options.format, damaged=damaged, selection=selection, **wanted))
     else:
         for folder in options.folders:
             inside = [each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())]

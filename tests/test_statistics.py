@@ -15,7 +15,7 @@ import pytest
 
 from harness import report
 from harness.records.record import Distilled
-from harness.reports.comparisons import best, comparison_rows, comparison_tables, row_comparisons
+from harness.reports.comparisons import comparison_rows, comparison_tables, leaders, row_comparisons
 from harness.reports.groups import grouped
 from harness.reports.statistics import (
     RESAMPLES,
@@ -218,9 +218,9 @@ def test_bold_are_the_best_and_what_is_not_told_from_it() -> None:
         "dsa": {0: (0.90,)},
     }
     groups = grouped(rows(values))
-    assert {groups[place].method for place in best(groups)} == {"frepo", "mtt"}
+    assert {groups[place].method for place in leaders(groups)[0]} == {"frepo", "mtt"}
     tied = grouped(rows({"dm": {0: (0.5,)}, "frepo": {0: (0.5,)}, "mtt": {0: (0.4,)}}))
-    assert {tied[place].method for place in best(tied)} == {"dm", "frepo"}
+    assert {tied[place].method for place in leaders(tied)[0]} == {"dm", "frepo"}
 
 
 def test_a_seed_that_was_distilled_twice_does_not_pair() -> None:
@@ -241,7 +241,7 @@ def test_the_better_row_is_that_of_the_pairs() -> None:
     groups = grouped(rows({"dm": pairs, "frepo": {**lower, 2: (0.99, 0.99, 0.99)}}))
     (each,) = row_comparisons(groups)
     assert (groups[each.first].method, each.verdict) == ("dm", "better for these sets")
-    assert {groups[place].method for place in best(groups)} == {"frepo"}
+    assert {groups[place].method for place in leaders(groups)[0]} == {"frepo"}
 
 
 def test_rows_that_were_evaluated_otherwise_are_not_compared() -> None:

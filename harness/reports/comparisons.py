@@ -85,22 +85,31 @@ def _alike(groups: Sequence[Group]) -> list[list[int]]:
     return [places for places in alike.values() if len(places) > 1]
 
 
-def best(groups: Sequence[Group]) -> set[int]:
-    """Places of the rows with the highest mean of those that were evaluated alike, and of those like them.
+def leaders(groups: Sequence[Group]) -> tuple[set[int], set[int]]:
+    """Places of the best rows of those that were evaluated alike, and of the second.
 
-    A row is like the highest where its mean is the same, or where a comparison does not tell the two apart.
+    The best are the row with the highest mean, and each row with the same mean or that a comparison does not tell from
+    it. The second are the same of the rows that are left, where at least three were evaluated alike and only one is
+    the best: two best rows leave no second rank.
     """
-    highest: set[int] = set()
-    for places in _alike(groups):
-        means = {place: statistics.fmean(groups[place].values) for place in places}
-        highest |= {place for place, mean in means.items() if mean == max(means.values())}
-    equal = {
-        place
+    same = {
+        frozenset((each.first, each.second))
         for each in row_comparisons(groups)
-        for place, other in ((each.first, each.second), (each.second, each.first))
-        if other in highest and each.verdict == "not distinguishable"
+        if each.verdict == "not distinguishable"
     }
-    return highest | equal
+
+    def top(places: Sequence[int]) -> set[int]:
+        means = {place: statistics.fmean(groups[place].values) for place in places}
+        highest = {place for place, mean in means.items() if mean == max(means.values())}
+        return highest | {place for place in places if any(frozenset((place, other)) in same for other in highest)}
+
+    best, second = set[int](), set[int]()
+    for places in _alike(groups):
+        first = top(places)
+        best |= first
+        if len(first) == 1 and len(places) > 2:
+            second |= top([place for place in places if place not in first])
+    return best, second
 
 
 def comparison_tables(groups: Sequence[Group]) -> list[Table]:

@@ -7,7 +7,6 @@ from outside: the template escapes every text, and its content-security policy l
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from harness.reports.drawing import ORDER
 from harness.reports.groups import NONE, Group, distinct, grouped
 from harness.reports.html_images import images
 from harness.reports.paper_tables import has_table, sheets
-from harness.reports.render import Table, listed, percent
+from harness.reports.render import Table, leading, listed, percent
 from harness.reports.tables import tables as measured_tables
 from harness.reports.verdicts import verdicts
 
@@ -84,12 +83,6 @@ class TableData:
 
 Pair = tuple[list[Group], Table]
 """Groups, and the table of which they are the rows."""
-
-
-def leading(text: str) -> float | None:
-    """The number with which ``text`` begins, as ``93.5`` of ``93.5 ± 1.4``; None where there is none."""
-    found = re.match(r"[-−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?(?![\w.])", text)
-    return float(found[0].replace(",", "").replace("−", "-")) if found else None
 
 
 def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableData]:

@@ -24,7 +24,7 @@ from harness.plan.request import FLOOR
 from harness.records.record import Distilled, EvaluationRecord, Record, summarise
 from harness.reports.groups import NONE, config_of, distinct, plugin
 from harness.reports.measures import with_marks
-from harness.reports.render import Table, listed, percent
+from harness.reports.render import Table, letter, listed, percent
 from harness.reports.reported import reported
 
 NAMES = {WHOLE_DATA: "real data", FLOOR: "random real"}
@@ -216,7 +216,7 @@ class Sheet:
                 for name, value in entry.settings.items()
                 if any(other.get(name) != value for other in others)
             )
-            mark = marks.setdefault(", ".join(differing), f"[{_letter(len(marks))}]") if differing else ""
+            mark = marks.setdefault(", ".join(differing), f"[{letter(len(marks))}]") if differing else ""
             texts.append(f"{entry.text} {mark}".strip())
         return "; ".join(texts) or NONE
 
@@ -326,11 +326,6 @@ def _shown(mean: float | None, std: float | None, *, fractions: bool) -> str:
     if fractions:
         return percent(mean, std)
     return NONE if mean is None else f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}")
-
-
-def _letter(number: int) -> str:
-    """a, b, …, z, aa, …"""
-    return chr(ord("a") + number) if number < 26 else _letter(number // 26 - 1) + _letter(number % 26)
 
 
 def _paper(experiment: str) -> dict[tuple[str, str], str]:

@@ -16,13 +16,14 @@ from harness.reports.groups import NONE
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, made printable; ``bold`` holds the (row, column) of the best."""
+    """Cells of text, made printable; ``bold`` holds the (row, column) of the best, ``underlined`` of the second."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[tuple[int, int]]
     notes: tuple[str, ...]
+    underlined: frozenset[tuple[int, int]] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", printable(self.caption))
@@ -70,12 +71,25 @@ def listed(values: Iterable[Any]) -> str:
     return ", ".join([*sorted(numbers, key=lambda text: texts[text]), *sorted(texts.keys() - set(numbers))])
 
 
+def leading(text: str) -> float | None:
+    """The number with which ``text`` begins, as ``93.5`` of ``93.5 ± 1.4``; None where there is none."""
+    found = re.match(r"[-−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?(?![\w.])", text)
+    return float(found[0].replace(",", "").replace("−", "-")) if found else None
+
+
+def letter(number: int) -> str:
+    """a, b, …, z, aa, …"""
+    return chr(ord("a") + number) if number < 26 else letter(number // 26 - 1) + letter(number % 26)
+
+
 # --- renderings -------------------------------------------------------------------------------------------------------
 
 tabulate.MIN_PADDING = 0
 _LEFT = {"method", "recipe", "setting", "data set", "network", "variant", "trained on"}
 _COMMON = {"recipe", "data set", "ipc", "network", "width", "parameters", "steps"}
 """Columns that a terminal has no room for where all rows have the same there."""
+TELLING = _LEFT | _COMMON
+"""Columns that tell rows apart."""
 SETTING = 30
 """Characters of a line of a setting on a terminal."""
 
@@ -83,7 +97,7 @@ SETTING = 30
 def markdown(table: Table) -> str:
     """The caption, the table, and the notes, a paragraph each."""
     rows = [[literal(cell) for cell in row] for row in table.rows]
-    grid = _grid([literal(column) for column in table.columns], _marked(rows, table.bold), "pipe")
+    grid = _grid([literal(column) for column in table.columns], _marked(rows, table, "<ins>", "</ins>"), "pipe")
     return "\n\n".join([literal(table.caption), grid, *map(literal, table.notes)])
 
 
@@ -103,7 +117,7 @@ def csv(rows: Iterable[Mapping[str, Any]]) -> str:
 def screen(table: Table) -> str:
     """The same for a terminal: narrow columns, wrapped text; what all rows have in common stands above them."""
     common, narrow = [], {}
-    for title, cells in zip(table.columns, zip(*_marked(table.rows, table.bold), strict=True), strict=True):
+    for title, cells in zip(table.columns, zip(*_marked(table.rows, table, "_", "_"), strict=True), strict=True):
         if title in _COMMON and len(cells) > 1 and len(set(cells)) == 1:
             common.append(f"{title} {cells[0]}")
         else:
@@ -120,8 +134,13 @@ def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> s
     return tabulate.tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True, colalign=align)
 
 
-def _marked(rows: Sequence[Sequence[str]], bold: frozenset[tuple[int, int]]) -> list[list[str]]:
-    return [[f"**{cell}**" if (i, j) in bold else cell for j, cell in enumerate(row)] for i, row in enumerate(rows)]
+def _marked(rows: Sequence[Sequence[str]], table: Table, begin: str, end: str) -> list[list[str]]:
+    """``rows`` with stars around what is bold, and ``begin`` and ``end`` around what is underlined."""
+
+    def marked(place: tuple[int, int], cell: str) -> str:
+        return f"**{cell}**" if place in table.bold else f"{begin}{cell}{end}" if place in table.underlined else cell
+
+    return [[marked((i, j), cell) for j, cell in enumerate(row)] for i, row in enumerate(rows)]
 
 
 def _narrow(title: str) -> list[str]:
@@ -129,6 +148,7 @@ def _narrow(title: str) -> list[str]:
 
 
 TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+PAPER_HEAD = "% Needs \\usepackage{booktabs}.\n"
 _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{character: f"{{{character}}}" for character in "[*"},  # what a line break would take for its argument
@@ -145,35 +165,50 @@ _TEX = {
 }
 
 
+COLUMN, LETTER, GAP = 234.0, 4.9, 3.0
+"""Points (1/72.27 inch): a narrow column of a paper, a letter of its small print with room to spare, and the white on
+either side of a cell.
+"""
+SMALL = rf"\footnotesize\setlength{{\tabcolsep}}{{{GAP:g}pt}}%"
+
+
 def latex(table: Table) -> str:
-    """A floating table with the rules of booktabs, as wide as the text."""
+    """A floating table with the rules of booktabs: small where it fits a column of a paper, else scaled."""
 
     def stack(column: str) -> str:
-        return r"\shortstack{" + r" \\ ".join(_escape(part) for part in _narrow(column)) + "}"
+        return r"\shortstack{" + r" \\ ".join(escape(part) for part in _narrow(column)) + "}"
 
     def line(i: int, row: Sequence[str]) -> str:
-        texts = [_escape(cell) for cell in row]
-        return " & ".join(rf"\textbf{{{t}}}" if (i, j) in table.bold else t for j, t in enumerate(texts)) + r" \\"
+        return " & ".join(emphasised(table, (i, j), escape(cell)) for j, cell in enumerate(row)) + r" \\"
 
+    widths = [max(map(len, (*_narrow(t), *cells))) for t, *cells in zip(table.columns, *table.rows, strict=True)]
+    fits = sum(LETTER * width + 2 * GAP for width in widths) <= COLUMN
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escape(table.caption)}}}",
-            r"\resizebox{\linewidth}{!}{%",
+            rf"\caption{{{escape(table.caption)}}}",
+            SMALL if fits else r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{''.join('l' if column in _LEFT else 'r' for column in table.columns)}}}",
             r"\toprule",
             " & ".join(stack(column) for column in table.columns) + r" \\",
             r"\midrule",
             *(line(i, row) for i, row in enumerate(table.rows)),
             r"\bottomrule",
-            r"\end{tabular}}",
-            *(rf"\par\smallskip{{\footnotesize {_escape(note)}\par}}" for note in table.notes),
+            r"\end{tabular}" + "}" * (not fits),
+            *(rf"\par\smallskip{{\footnotesize {escape(note)}\par}}" for note in table.notes),
             r"\end{table}",
             "",
         ]
     )
 
 
-def _escape(text: str) -> str:
+def emphasised(table: Table, place: tuple[int, int], text: str) -> str:
+    """``text`` as LaTeX shows the cell at ``place``."""
+    command = "textbf" if place in table.bold else "underline" if place in table.underlined else ""
+    return rf"\{command}{{{text}}}" if command else text
+
+
+def escape(text: str) -> str:
+    """``text`` for LaTeX, where it shows as it is."""
     return "".join(_TEX.get(character, character) for character in text)

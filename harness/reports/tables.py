@@ -17,7 +17,7 @@ from harness.plan.budgets import BUDGETS
 from harness.plan.jobs import ACCURACY
 from harness.plan.request import FLOOR
 from harness.records.record import summarise
-from harness.reports.comparisons import best, interval_of
+from harness.reports.comparisons import interval_of, leaders
 from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
 from harness.reports.ratios import base_of, reference, seconds_ratio, size_ratio, time_to_share
@@ -163,9 +163,9 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
     if evaluated:
         columns.append(column("reported by papers (%)", lambda group: _reported_text(group, numbering)))
     filled = [(title, cells) for title, cells in columns if set(cells) - {NONE}]
-    bold = best(groups)
+    bold, _ = leaders(groups)
     return Table(
-        caption=f"{'. '.join([*_caption(groups, bold), _where(groups), *_missing(groups)])}.",
+        caption=f"{'. '.join([*meaning(groups, bold), _where(groups), *missing(groups)])}.",
         columns=tuple(title for title, _ in filled),
         rows=tuple(zip(*(cells for _, cells in filled), strict=True)),
         bold=frozenset((i, filled.index(accuracies[0])) for i in bold),
@@ -178,18 +178,18 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
     )
 
 
-def _caption(groups: Sequence[Group], bold: set[int]) -> list[str]:
+def meaning(groups: Sequence[Group], bold: set[int]) -> list[str]:
     """Meaning of the numbers of the table: sentences without their stop."""
     if groups[0].evaluated:
         words = accuracy_words(groups)
         if words is None:
             return ["Nothing was evaluated"]
-        meaning = (
+        ranked = (
             "Bold: the highest mean of at least two rows that were evaluated alike, and every row that a comparison in "
             f"at least {FEWEST_PAIRS} pairs does not tell from it"
         )
         none = "No row is bold as the best: no two were evaluated alike"
-        return [f"Accuracy: top-1 on the test set after the last step, {words}", meaning if bold else none]
+        return [f"Accuracy: top-1 on the test set after the last step, {words}", ranked if bold else none]
     return [
         "Seconds and memory of one update of the synthetic images; nothing was distilled to its end or evaluated",
         f"÷ {_bases(groups)}: relative to it on the same data, network and width, else {NONE}",
@@ -205,7 +205,7 @@ def _where(groups: Sequence[Group]) -> str:
     return f"Measured on {device}{counted}, budget {budget}{meaning}, {kind} protocol, version {version}"
 
 
-def _missing(groups: Sequence[Group]) -> list[str]:
+def missing(groups: Sequence[Group]) -> list[str]:
     """Name the tasks on which no real images drawn at random stand beside the accuracies."""
     contests = {g.contest: f"{g.distillation['dataset']} at ipc {g.ipc}" for g in groups if not g.ceiling}
     drawn = {group.contest for group in groups if group.method == FLOOR}
