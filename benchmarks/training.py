@@ -27,6 +27,9 @@ On a CPU they should stay in its cache: of 1 to 32 MiB, 4 to 16 took within a te
 with a graph and without (one core, widths 16 to 64), and memory grows with them. For a GPU it is not measured.
 """
 
+WITHOUT_FLOAT64 = {"mps": "which mps does not have", "xpu": "which not every xpu has"}
+"""Kinds of devices on which nothing is computed in float64 → why."""
+
 Descent = Callable[[Sequence[Network], Callable[[], None]], None]
 """(networks, backward) → nothing. ``backward`` replaces the gradients of their parameters by those of the losses on the
 batch, at the parameters as they are. Leaves in the gradients what is to be followed, and the parameters as they were.
@@ -252,9 +255,14 @@ def predict(network: Network, images: Tensor) -> Tensor:
     return features(network.eval(), images, network.head)
 
 
+def double(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64, on its device or, where that has none, on the CPU."""
+    return tensor.cpu().double() if tensor.device.type in WITHOUT_FLOAT64 else tensor.double()
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Fraction of the rows of ``logits`` (n, num_classes) that are largest at the class index in ``labels`` (n,)."""
-    return float((logits.argmax(1) == labels).double().mean())
+    return float(double(logits.argmax(1) == labels).mean())
 
 
 def class_accuracies(logits: Tensor, labels: Tensor) -> list[float | None]:
@@ -408,7 +416,7 @@ def _draws(
 def _moved(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """``tensors`` (CPU, one dtype) on ``device``, in one transfer that nobody waits for: from memory that is pinned."""
     whole = torch.cat([tensor.flatten() for tensor in tensors])
-    if device.type == "cuda":
+    if device.type in ("cuda", "xpu"):
         whole = whole.pin_memory()
     parts = torch.split(whole.to(device, non_blocking=True), [tensor.numel() for tensor in tensors])
     return (part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))

@@ -400,7 +400,10 @@ def _benchmark(job: Job) -> Benchmark:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Also where torch has only words for it: its CPU allocator, and the libraries on a GPU."""
-    words = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    words = (
+        *("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"),
+        "MPS backend out of memory",
+    )
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

@@ -22,6 +22,7 @@ from benchmarks.errors import UserError, printable
 from benchmarks.folders import default_cache, default_root
 from benchmarks.protocols import PROTOCOLS
 from harness.command_line import Parser, end, exit_status, file_path, whole
+from harness.devices import NAMES
 from harness.plan.request import Request, integers, names, told
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _main(arguments: Sequence[str], program: str) -> int:
     add("--data-root", type=file_path, metavar="DIR", help="where data sets lie (FREPO_BENCH_DATA or a cache folder)")
     add("--cache", type=file_path, metavar="DIR", help="for decoded images (FREPO_BENCH_CACHE)")
     add("--download", action="store_true", help="fetch data sets that are missing")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there is one)")
+    add("--device", metavar="NAME", help=f"{NAMES} (cuda if there is one)")
     parsed = parser.parse(arguments)
     for line in report(Request(datasets=(parsed.dataset,), forecast=True, **told(parsed, Request))):
         print(line, flush=True)

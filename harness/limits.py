@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from harness import stopping
+from harness import devices, stopping
 
 if TYPE_CHECKING:
     import torch
@@ -128,15 +128,16 @@ def memory_limit(limit: int | None, device: torch.device) -> Iterator[None]:
     """
     if limit is None:
         yield
-    elif device.type == "cuda":
+    elif device.type != "cpu":
         import torch
 
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        module = torch.get_device_module(device)
+        total = module.get_device_properties(device).total_memory
+        module.set_per_process_memory_fraction(min(1.0, limit / total), device)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            module.set_per_process_memory_fraction(1.0, device)
     else:
         with _watch_resident(limit):
             yield
@@ -202,10 +203,4 @@ def _memory(device: str) -> tuple[int | None, int | None]:
                 name, _, value = line.partition(":")
                 sizes[name] = int(value.split()[0]) * 1024
         return sizes.get("MemAvailable"), sizes.get("MemTotal")
-    import torch
-
-    index = int(device.partition(":")[2] or 0)
-    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-        return None, None
-    free, total = torch.cuda.mem_get_info(index)
-    return int(free), int(total)
+    return devices.free_and_total(device)

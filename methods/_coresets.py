@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.protocols import Recipe
 from benchmarks.task import Task
-from benchmarks.training import features, train
+from benchmarks.training import double, features, train
 from methods._selection import Selection
 from methods.base import check_ranges
 
@@ -80,7 +80,7 @@ def k_means(features: Tensor, count: int, generator: torch.Generator, iterations
         sums = torch.zeros_like(centroids).index_add_(0, cluster, points)
         sizes = cluster.bincount(minlength=count)[:, None]
         centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), centroids)
-    distances, chosen = torch.cdist(centroids.double(), points.double()), list[Tensor]()
+    distances, chosen = torch.cdist(double(centroids), double(points)), list[Tensor]()
     for own in distances:
         # Both rows of a cluster of two are equally near: the lower one, whatever rounding says.
         chosen.append((own <= own.min() * (1 + 1e-5)).int().argmax())
@@ -93,7 +93,7 @@ def _spread(points: Tensor, count: int, generator: torch.Generator) -> list[int]
     rows = [int(torch.randint(len(points), (), generator=generator))]
     nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
     for _ in range(count - 1):
-        nearest = torch.minimum(nearest, (points - points[rows[-1]]).square().sum(1).double().cpu())
+        nearest = torch.minimum(nearest, (points - points[rows[-1]]).square().sum(1).cpu().double())
         # Where all that is left are copies of what was drawn, each weighs the same.
         weights = nearest.clamp_min(torch.finfo(torch.float64).tiny)
         rows.append(int(torch.multinomial(weights, 1, generator=generator)))

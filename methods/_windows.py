@@ -36,7 +36,7 @@ def gradient_norms(network: Network, batch: Callable[[int], Sequence[Tensor]], s
         norms.append(torch.nn.utils.get_total_norm(gradients))
         optimiser.step()
         optimiser.zero_grad()
-    return torch.stack(norms).double().cpu()
+    return torch.stack(norms).cpu().double()
 
 
 def changes(norms: Tensor) -> Tensor:

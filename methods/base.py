@@ -131,6 +131,8 @@ class Method(ABC):
     hard_labels_beside: ClassVar[bool] = False
     """Whether tables show beside the accuracy that of hard labels on the same images, because the labels may be what a
     set is good for. Runs then ask for both, and evaluate twice as long."""
+    float64: ClassVar[bool] = False
+    """Whether it computes in float64 on the device, whatever the dtype of the task. Some devices have none."""
     steps_per_cycle: int = 1
     """The cost repeats every so many steps; measuring windows hold whole cycles."""
 

@@ -301,7 +301,7 @@ FORBIDDEN = {
         "writes no log: step() returns losses": "logging tqdm print",
         "knows no command line and no process: Config holds settings": "argparse subprocess sys input",
         "draws from task.generator alone": "random torch.manual_seed",
-        "never waits for the device": "torch.cuda.synchronize",
+        "never waits for the device": "torch.accelerator.synchronize torch.cuda.synchronize torch.xpu.synchronize",
     }.items()
     for name in names.split()
 }

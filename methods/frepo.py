@@ -91,6 +91,7 @@ class FRePo(Optimised):
 
     Config = FRePoConfig
     PROTOCOL = "frepo"
+    float64 = True
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 20},
         # The published step size is made for 500 000 steps. Test accuracy in % at 1e-3, 3e-3, 1e-2, 3e-2 (one network):

@@ -83,6 +83,7 @@ class KIP(Optimised):
 
     Config = KIPConfig
     PROTOCOL = "kip"
+    float64 = True
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 20, "batch_size": 500},
         "quick": {"steps": 500},

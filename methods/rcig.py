@@ -135,6 +135,7 @@ class RCIG(Optimised):
 
     Config = RCIGConfig
     PROTOCOL = "rcig"
+    float64 = True
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 10, "batch_size": 256, "pool_size": 3},
         # The published step size is made for 10 000 steps. Test accuracy in % (digits, ipc 1, width 32, two networks):

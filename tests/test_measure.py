@@ -34,7 +34,7 @@ def test_the_clock_waits_for_a_gpu_before_it_reads(monkeypatch: pytest.MonkeyPat
         events.append("read")
         return 0.0
 
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(f"wait for {device}"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: events.append(f"wait for {device}"))
     Clock(torch.device("cuda"), now).read()
     assert events == ["wait for cuda", "read"]
 

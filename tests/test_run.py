@@ -1171,7 +1171,7 @@ def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
         ("--methods frepo --dataset digits --evaluate-steps 0", "--evaluate-steps must be at least 1"),
         ("--methods frepo --dataset digits --networks-at-once 0", "--networks-at-once must be at least 1"),
         ("--methods frepo --dataset digits --curve-points -1", "--curve-points must be at least 0"),
-        ("--methods frepo --dataset digits --device tpu", "--device must be cpu, cuda or cuda:N"),
+        ("--methods frepo --dataset digits --device tpu", "--device must be cpu, cuda, cuda:N"),
         ("--methods frepo --dataset digits --device cuda:99", "--device cuda:99"),
         ("--methods frepo --dataset digits --device cpu --tf32", "--tf32 needs a CUDA device"),
         ("--methods frepo --dataset digits --budget paper", "no published setting for frepo on digits"),

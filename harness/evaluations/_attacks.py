@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.task import generator_for
+from benchmarks.training import double
 from harness.evaluations.base import Quantity
 
 Array = NDArray[Any]
@@ -68,8 +69,8 @@ def observed(logits: Tensor, labels: Tensor) -> Observed:
 
     ``labels``: (N,) class indices.
     """
-    logits = logits.double()
-    targets = F.one_hot(labels, logits.shape[1]) - 1 / logits.shape[1]
+    logits = double(logits)
+    targets = F.one_hot(labels.to(logits.device), logits.shape[1]) - 1 / logits.shape[1]
     loss = (logits - targets).square().sum(1) / 2
     return Observed(logits.cpu().numpy(), loss.cpu().numpy())
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.training import double
 from harness.evaluations._attacks import Array
 
 ATTACKS = ("online", "online_fixed_variance", "offline", "offline_fixed_variance", "global_threshold")
@@ -22,7 +23,8 @@ LEAST = 2
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
     """φ = log(p_y / (1 − p_y)) of ``logits`` (..., C) for the class indices ``labels`` (...), float64, (...)."""
-    logits, index = logits.double(), labels[..., None]
+    logits = double(logits)
+    index = labels.to(logits.device)[..., None]
     own = logits.gather(-1, index)[..., 0]
     return own - logits.scatter(-1, index, -torch.inf).logsumexp(-1)
 

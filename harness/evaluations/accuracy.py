@@ -23,7 +23,7 @@ from benchmarks.krr import krr_weights
 from benchmarks.networks import Network
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import class_sizes
-from benchmarks.training import accuracy, centred, class_accuracies, features
+from benchmarks.training import accuracy, centred, class_accuracies, double, features
 from harness.evaluations.base import Quantity
 from harness.evaluations.training import NetworkEvaluation, Training
 from methods.base import Synthetic
@@ -87,8 +87,8 @@ def krr_head(network: Network, synthetic: Synthetic, *, flip: bool) -> Callable[
     images, targets = synthetic.images, regression_targets(synthetic)
     if flip:
         images, targets = torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
-    weights = krr_weights(features(network.eval(), images), targets, KRR_RIDGE)
-    return functools.partial(F.linear, weight=weights.to(images.dtype))
+    weights = krr_weights(double(features(network.eval(), images)), double(targets), KRR_RIDGE)
+    return functools.partial(F.linear, weight=weights.to(images))
 
 
 def regression_targets(synthetic: Synthetic) -> Tensor:

@@ -8,7 +8,6 @@ far apart they are; the exit status is 1 if anything is off by more than 5 %.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +15,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.errors import UserError
+from harness import devices
 from harness.command_line import Parser, end, exit_status
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter
-from harness.plan.planning import find_device
 from harness.records.provenance import device_name
 from harness.records.record import Memory
 
@@ -39,7 +38,7 @@ def measure(device: torch.device) -> tuple[float, float, Memory]:
     kept = torch.ones(KEPT // 4, device=device)
     meter.start()
     begin = clock.read()
-    expected = _on_gpu(device) if device.type == "cuda" else _on_cpu()
+    expected = _on_cpu() if device.type == "cpu" else _on_gpu(device)
     seconds = clock.read() - begin
     memory = meter.stop()
     del kept
@@ -60,8 +59,8 @@ def _on_cpu() -> Callable[[], float]:
 
 def _on_gpu(device: torch.device) -> Callable[[], float]:
     """Steps that the GPU's own timer times. They are only queued here: a clock that does not wait would miss them."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    with torch.cuda.device(device):
+    start, end = (torch.get_device_module(device).Event(enable_timing=True) for _ in range(2))
+    with torch.accelerator.device_index(device.index):
         start.record()
         for _ in range(STEPS):
             passing = torch.ones(PASSING // 4, device=device)
@@ -93,11 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m harness.measure.check", description="Check clock and meters.", allow_abbrev=False)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default=devices.find(None), help=devices.NAMES)
     device: str = parser.parse(arguments).device
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
-    expected, seconds, memory = measure(torch.device(find_device(device)))
+    devices.check_name(device)
+    expected, seconds, memory = measure(torch.device(devices.find(device)))
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(f"{'':42}{'expected':>10}{'measured':>10}{'error':>9}")
     worst = 0.0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from harness.devices import synchronize
+
 
 class Clock:
     """Seconds since an arbitrary moment, with everything queued on ``device`` finished.
@@ -19,6 +21,5 @@ class Clock:
         self._now = now
 
     def read(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         return self._now()

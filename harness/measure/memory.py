@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 
+from harness import devices
 from harness.measure.nvml import Gpu
 from harness.records.record import Memory, Meter
 
@@ -100,9 +101,11 @@ class MemoryMeter:
 
     def context(self) -> None:
         """Create the device's context and load its libraries, and note what they take."""
-        if self.gpu is None:
+        if self._device.type == "cpu":
             return
         create_context(self._device)
+        if self.gpu is None:
+            return
         self.gpu.find(str(getattr(torch.cuda.get_device_properties(self._device), "uuid", None)))
         if self.gpu.device and self.gpu.device.used_bytes is not None and (used := self.gpu.used()) is not None:
             self._context_bytes = used - self.gpu.device.used_bytes
@@ -110,18 +113,17 @@ class MemoryMeter:
     def idle(self) -> None:
         """Note the idle level, after giving back what earlier work has freed."""
         release()
-        levels: dict[str, int | None] = {"host": host_bytes("VmRSS")}
+        levels: dict[str, int | None] = {"host": host_bytes("VmRSS"), **devices.levels(self._device)}
         if self.gpu:
-            levels["allocated"] = torch.cuda.memory_allocated(self._device)
-            levels["reserved"] = torch.cuda.memory_reserved(self._device)
             levels["device"] = self.gpu.used()
         self._idle = {name: level for name, level in levels.items() if level is not None}
 
     def start(self) -> None:
         """From here on the peak counts; what preparing has freed by now is no part of it."""
         release()
-        if self.gpu:
-            torch.cuda.reset_peak_memory_stats(self._device)
+        devices.reset_peaks(self._device)
+        if "allocated" in self._idle and not devices.keeps_peaks(self._device):
+            self._samplers["allocated"] = Sampler(lambda: devices.levels(self._device)["allocated"])
         if self.gpu and "device" in self._idle:
             gpu = self.gpu
             self._samplers["device"] = Sampler(gpu.used)
@@ -131,17 +133,15 @@ class MemoryMeter:
 
     def level(self) -> int | None:
         """Bytes in use now above the idle level: allocated by torch on a GPU, else resident; None: unknown."""
-        if self.gpu:
-            return torch.cuda.memory_allocated(self._device) - self._idle.get("allocated", 0)
+        if now := devices.levels(self._device):
+            return now["allocated"] - self._idle.get("allocated", 0)
         resident = host_bytes("VmRSS")
         return None if resident is None or "host" not in self._idle else resident - self._idle["host"]
 
     def stop(self) -> Memory:
         """The peaks since ``start``, above idle."""
         peak = {name: sampler.stop() for name, sampler in self._samplers.items()}
-        if self.gpu:
-            peak["allocated"] = torch.cuda.max_memory_allocated(self._device)
-            peak["reserved"] = torch.cuda.max_memory_reserved(self._device)
+        peak |= devices.peaks(self._device)
         if "host" in self._idle and "host" not in peak:
             peak["host"] = host_bytes("VmHWM")
         above = {name: max(0, value - self._idle[name]) for name, value in peak.items() if value is not None}
@@ -157,7 +157,7 @@ class MemoryMeter:
             "busy": self._busy(),
             "missing": self.gpu.missing if self.gpu else None,
         }
-        meter: Meter = "nvml" if "device" in above else "torch" if self.gpu else "host_rss"
+        meter: Meter = "nvml" if "device" in above else "torch" if self._device.type != "cpu" else "host_rss"
         name = {"nvml": "device", "torch": "allocated", "host_rss": "host"}[meter]
         if name in above:
             memory["meter"], memory["idle_bytes"] = meter, self._idle[name]
@@ -181,7 +181,7 @@ class MemoryMeter:
             if (fallen := self._idle["device"] - sampler.lowest) > SLACK:
                 seen.append(f"{_mebibytes(fallen)} given back by others while measuring")
             if (used := self.gpu.used()) is not None:
-                ours = torch.cuda.memory_reserved(self._device) - self._idle["reserved"]
+                ours = devices.levels(self._device)["reserved"] - self._idle["reserved"]
                 if (grown := used - self._idle["device"] - ours) > SLACK:
                     seen.append(f"{_mebibytes(grown)} taken by others while measuring")
         return "; ".join(seen) or None
@@ -208,13 +208,13 @@ def create_context(device: torch.device) -> None:
     """Use the GPU for the first time, and the libraries of matrix products and convolutions."""
     square = torch.ones(8, 8, device=device)
     torch.nn.functional.conv2d((square @ square)[None, None], square[None, None])
-    torch.cuda.synchronize(device)
+    devices.synchronize(device)
 
 
 def release() -> None:
     """Give memory that is no longer used back to the device and to the system, so that levels show what is live."""
     gc.collect()
-    torch.cuda.empty_cache()  # nothing happens where CUDA was not used
+    devices.empty_caches()
     with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 

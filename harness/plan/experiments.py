@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.errors import UserError, choose
+from harness import devices
 from harness.launch import LAUNCHERS
 from harness.plan.budgets import BUDGETS, COST, default_width
 from harness.plan.options import flag_of, typed
-from harness.plan.planning import find_device
 from harness.plan.request import EVALUATION_FIELDS, FLOOR, Request
 
 Options = Mapping[str, Mapping[str, str]]
@@ -281,7 +281,7 @@ def requests(experiment: str, told: Mapping[str, Any], only: Sequence[str] = ())
     fields that mean nothing to its one part.
     """
     parts = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)].parts
-    device = find_device(told.get("device"), there=not told.get("forecast") and "launcher" not in told)
+    device = devices.find(told.get("device"), there=not told.get("forecast") and "launcher" not in told)
     made = []
     for part in parts:
         own = {name: value for name, value in told.items() if name not in part.not_mine}

@@ -22,7 +22,7 @@ from benchmarks.data.names import recorded
 from benchmarks.data.views import FORMS, base_name, split
 from benchmarks.data.views import parse as parse_views
 from benchmarks.errors import UserError, printable
-from harness import evaluations
+from harness import devices, evaluations
 from harness.limits import show_bytes, total_bytes
 from harness.plan.budgets import BUDGETS, COST, default_width
 from harness.plan.jobs import ACCURACY, HARD_LABELS, WHOLE_DATA, Distillation, Job, Question, as_json, from_json
@@ -53,6 +53,10 @@ def plan(request: Request, left_out: list[str] | None = None) -> list[Job]:
     cache = request.cache or default_cache()
     root = request.data_root or default_root()
     classes = {name: methods.get(name) for name in request.methods}
+    for name in (name for name, method in classes.items() if method.float64):
+        devices.check_float64(name, device)
+    if request.memory_limit is not None and device == "mps":
+        raise UserError("--memory-limit cannot be kept on mps: leave it out")
     missing = unpublished(request)
     if left_out is not None:
         left_out += [f"{name} on {dataset}, ipc {ipc}: no published setting" for name, dataset, ipc in missing]
@@ -389,26 +393,12 @@ def _is_reduced(method: type[Method], distillation: Distillation, config: Mappin
     return any(config[name] != full[name] for name in method.BUDGETS.get(COST, {}) if name != "steps")
 
 
-def find_device(wanted: str | None, *, there: bool = True) -> str:
-    """``wanted``, or a GPU where there is one. Raises UserError where CUDA is asked for, must be there, and is not."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted is None:
-        return "cuda" if count else "cpu"
-    if wanted.startswith("cuda") and there:
-        index = int(wanted.partition(":")[2] or 0)
-        if index >= count:
-            raise UserError(f"--device {wanted}: there are {count} CUDA devices here; take --device cpu")
-    return wanted
-
-
 def device_of(request: Evaluating, *, there: bool = True) -> str:
-    """The device that is asked for. Raises UserError as `find_device` does, and for TF32 where there is none.
+    """The device that is asked for. Raises UserError as `devices.find` does, and for TF32 where there is none.
 
     A launcher other than the local one runs the cells on machines with devices of their own.
     """
-    device = find_device(request.device, there=there and request.launcher == "local")
+    device = devices.find(request.device, there=there and request.launcher == "local")
     if request.tf32 and not device.startswith("cuda"):
         raise UserError("--tf32 needs a CUDA device")
     return device

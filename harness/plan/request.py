@@ -23,6 +23,7 @@ from benchmarks.errors import UserError, choose, printable
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.command_line import LARGEST, Parser, file_path, finite, whole
+from harness.devices import NAMES, check_name
 from harness.launch import LAUNCHERS, needed
 from harness.limits import parse_bytes, parse_seconds
 from harness.plan.budgets import BUDGETS, COST, WIDTH
@@ -128,7 +129,7 @@ class Evaluating:
     networks_evaluated: int | None = flag("networks trained on each distilled set (by budget)", "N", whole)
     evaluate_steps: int | None = flag("at most so many steps to train each of them (by budget)", "N", whole)
     networks_at_once: int | None = flag("train N of them at a time (as is fastest; 1 on a CPU)", "N", whole)
-    device: str | None = flag("cpu, cuda or cuda:N (cuda if there is one)", "NAME")
+    device: str | None = flag(f"{NAMES} (cuda if there is one)", "NAME")
     tf32: bool = flag("let a GPU round products to TF32; off, the ridge does not survive it")
     data_root: Path | None = flag("where data sets lie (FREPO_BENCH_DATA or a cache folder)", "DIR", file_path)
     image_size: int | None = flag("resize images to N×N", "N", whole)
@@ -161,8 +162,8 @@ class Evaluating:
             choose("evaluation", name, known)
         for name in ("networks_evaluated", "evaluate_steps", "networks_at_once", "image_size", "jobs"):
             _at_least(1, name, getattr(self, name))
-        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"--device must be cpu, cuda or cuda:N, not {self.device!r}")
+        if self.device is not None:
+            check_name(self.device)
         for name in self.options.keys() & LAUNCHERS.keys() - {self.launcher}:
             flags = ", ".join(flag_of(name, each) for each in typed(name, self.options[name]))
             raise UserError(f"{flags}: the launcher is {self.launcher}; say --launcher {name}, or leave it out")

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness import devices
 from harness.measure.nvml import driver_version
 
 ENVIRONMENT = (
@@ -27,7 +28,6 @@ def provenance(
     """The circumstances of this process, or of one that differs from it in the ``environment`` alone."""
     import torch
 
-    on_gpu = device.startswith("cuda")
     return {
         **_commit(),
         "command": command,
@@ -35,8 +35,8 @@ def provenance(
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "environment": {name: environment[name] for name in sorted(environment) if name.startswith(ENVIRONMENT)},
-        "driver": driver_version() if on_gpu else None,
-        "cuda": torch.version.cuda if on_gpu else None,
+        "driver": driver_version() if device.startswith("cuda") else None,
+        **devices.versions(device),
         "torch": _version("torch"),
         "torchvision": _version("torchvision"),
         "frepo_bench": _version("frepo-bench"),
@@ -58,14 +58,12 @@ def cpu_name() -> str:
 
 
 def device_name(device: str) -> str:
-    """The name of the processor or of the GPU ``device`` (``cuda`` or ``cuda:N``)."""
-    if not device.startswith("cuda"):
+    """The name of the processor or of the accelerator ``device``; itself where it is that of another machine."""
+    if device == "cpu":
         return cpu_name()
-    import torch
-
-    if not torch.cuda.is_available():  # it is that of another machine
-        return device
-    return torch.cuda.get_device_name(device)
+    if device == "mps" and devices.count("mps"):
+        return f"{cpu_name()} (mps)"
+    return devices.device_name(device) or device
 
 
 def _version(package: str) -> str | None:

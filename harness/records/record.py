@@ -89,7 +89,7 @@ class Memory(TypedDict):
     busy: str | None
     """Other work that was seen on the device or the cores meanwhile, in words; null: none, or no way to see it."""
     missing: str | None
-    """Why NVML has no number, or not all the time, in words; null: it has, or there is no GPU."""
+    """Why NVML has no number, or not all the time, in words; null: it has, or there is no GPU that it knows."""
 
 
 class Cost(TypedDict):
