@@ -113,7 +113,10 @@ def test_depth_by_image_size(
         ({"depth": 0}, "depth is 0"),
         ({"depth": 6}, "a network of depth 6 leaves nothing of 32×32 images; lower it"),
         ({"name": "resnet18", "norm": "none"}, "resnet18 has no form with norm 'none'; it has instance, batch"),
-        ({"name": "resnet18", "image_size": (8, 8)}, "maps of 1 pixel of 8×8 images, and norm 'instance' nothing"),
+        (
+            {"name": "resnet18", "image_size": (8, 8)},
+            "maps of 1 pixel of 8×8 images, of which norm 'instance' leaves nothing",
+        ),
         ({"name": "alexnet"}, "alexnet has no form with norm 'instance'; it has none, batch"),
         ({"name": "mlp", "norm": "batch"}, "mlp has no form with norm 'batch'; it has none"),
         ({"name": "frepo_alexnet", "norm": "batch"}, "frepo_alexnet has no form with norm 'batch'"),

@@ -82,7 +82,8 @@ class ResNet18(Network):
         if cls.norm_in_blocks and spec.norm == "instance" and (height, width) == (1, 1):
             sides = "×".join(map(str, spec.image_size))
             raise UserError(
-                f"{spec.name} makes maps of 1 pixel of {sides} images, and norm 'instance' nothing of those: use batch"
+                f"{spec.name} makes maps of 1 pixel of {sides} images, of which norm 'instance' leaves nothing: "
+                "take another norm or network"
             )
         return height, width
 
