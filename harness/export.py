@@ -149,7 +149,9 @@ def write(source: Source, name: str, target: Path, *, force: bool = False) -> li
     kind = exports.get(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a command that was ended
+    earlier = target.with_name(f".{target.name}.earlier")
+    for folder in (partial, earlier):
+        shutil.rmtree(folder, ignore_errors=True)  # of a command that was ended
     partial.mkdir()
     try:
         lines = kind().write(source, partial)
@@ -160,8 +162,9 @@ def write(source: Source, name: str, target: Path, *, force: bool = False) -> li
         facts["set_sha256"] = hashlib.sha256(source.path.read_bytes()).hexdigest()
         write_json(partial / FACTS, facts)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(earlier)
         partial.rename(target)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return lines

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 import methods
-from benchmarks import DATASETS
+from benchmarks.data.names import LISTED
 from benchmarks.errors import UserError
 from harness import launch
 from harness.command_line import end, exit_status, listed, long_parser
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> TuneRequest:
         "Try as many settings for every method, each for as many seconds, and show the best of them. They are\n"
         "scored on training images that were held out. A plural takes a comma list; lists make a grid.",
         f"{listed('methods', [ALL, *known], 12)}\n"
-        f"data sets   {', '.join(DATASETS)},\n            folder:PATH\n"
+        f"{listed('data sets', LISTED, 12)}\n"
         f"launchers   {', '.join(LAUNCHERS)}",
     )
     add_flags(parser, TuneRequest)
