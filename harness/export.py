@@ -13,6 +13,7 @@ from benchmarks.errors import UserError, choose
 from harness import exports
 from harness.command_line import Parser, end, exit_status, file_path, long_parser
 from harness.plan.request import DEFAULT_OUTPUT
+from harness.records.lease import FOLDER, Held, take
 from harness.records.record import RECORD, SET
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def _parser(program: str) -> Parser:
     parser.add_argument("sets", type=file_path, nargs="*", metavar="SET", help="what is written")
     parser.add_argument("--to", metavar="FORMAT", help=", ".join(exports.names()))
     default = DEFAULT_OUTPUT / "exports/NAME-FORMAT"
-    parser.add_argument("--output", type=file_path, metavar="FOLDER", help=f"where to ({default})")
+    parser.add_argument(
+        "--output", type=file_path, metavar="FOLDER", help=f"where to; several sets: into folders of it ({default})"
+    )
     parser.add_argument("--range", metavar="NAME", help="pixels outside [0, 1] of pictures: clip (default), or fit")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     return parser
@@ -69,14 +72,15 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> Any:
 def _main(arguments: Sequence[str], program: str) -> int:
     options = parse(arguments, program)
     sources = _named([each for path in options.sets for each in sources_of(path, options.range or "clip")])
-    many, status = len(sources) > 1, 0
+    base, status = options.output or DEFAULT_OUTPUT / "exports", 0
+    alone = len(options.sets) == 1 and (options.sets[0].is_file() or (options.sets[0] / RECORD).is_file())
     for name, source in sources.items():
-        base = options.output or DEFAULT_OUTPUT / "exports"
-        target = base if options.output and not many else base / (name if options.output else f"{name}-{options.to}")
+        own = name if options.output else f"{name}-{options.to}"
+        target = base if options.output and alone else base / own
         try:
             lines = write(source, options.to, target, force=options.force)
         except UserError as error:
-            if not many:
+            if len(sources) == 1:
                 raise
             print(f"{name}: left out, {error}", file=sys.stderr)
             status = 1
@@ -133,12 +137,23 @@ def write(source: Source, name: str, target: Path, *, force: bool = False) -> li
     """Write ``source`` in the format ``name`` into the folder ``target``, whole or not at all.
 
     Returns lines for the user. Raises UserError where ``target`` is there and not empty, unless ``force`` is given and
-    it is an earlier export, and where the format cannot express the set.
+    it is an earlier export, where another process writes it, and where the format cannot express the set.
     """
-    from harness.exports.base import write_json
+    target = target.absolute()
+    _check(target, force)
+    try:
+        lease = take(target.parent / FOLDER / f".{target.name}")
+    except Held as holder:
+        raise UserError(f"{target} is being written by {holder}; wait for it, or name another --output") from None
+    with lease:
+        _check(target, force)  # another process may have written it meanwhile
+        return _write(source, name, target)
+
+
+def _check(target: Path, force: bool) -> None:
+    """Raises UserError where ``target`` must not be written."""
     from harness.records.picture_folders import FACTS
 
-    target = target.absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError(f"{target} is no folder: name another --output")
     if target.is_dir() and any(target.iterdir()):
@@ -146,8 +161,14 @@ def write(source: Source, name: str, target: Path, *, force: bool = False) -> li
             raise UserError(f"{target} is not empty, and no export: name another --output")
         if not force:
             raise UserError(f"{target} is there already: give --force to replace it, or another --output")
+
+
+def _write(source: Source, name: str, target: Path) -> list[str]:
+    """As `write`, while nobody else writes ``target``."""
+    from harness.exports.base import write_json
+    from harness.records.picture_folders import FACTS
+
     kind = exports.get(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     earlier = target.with_name(f".{target.name}.earlier")
     for folder in (partial, earlier):

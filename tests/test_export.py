@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from benchmarks.datasets import Benchmark
 from benchmarks.decoder import decode
+from benchmarks.errors import UserError
 from benchmarks.task import generator_for
 from harness import export, exports
 from harness.exports.base import Source, class_folders
 from harness.records import artifact, importers, picture_folders
 from harness.records.artifact import Artifact
+from harness.records.lease import FOLDER, take
+from harness.records.record import RECORD, SET, load, write
 from methods.base import Synthetic
-from tests.builders import small
+from tests.builders import made, saved, small
 from tests.test_artifact import digits
 from tests.test_importers import NAMES, SHAPE
 
@@ -241,6 +245,31 @@ def test_nothing_is_written_elsewhere_and_nothing_is_lost(tmp_path: Path, capsys
     ):
         assert said in refused(*words)
     del before[tmp_path / "mine.png"]
+
+
+def test_sets_of_a_folder_get_folders_of_their_names_also_a_single_one(tmp_path: Path) -> None:
+    """And of one that somebody else writes at the same time nothing is touched."""
+    saved(tmp_path / "results", made())
+    (folder,) = (tmp_path / "results").iterdir()
+    path = set_of(folder, learned()).rename(folder / SET)
+    written = load(folder / RECORD)
+    written["artifact"] = {"name": SET, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    write(written, folder / RECORD)
+    out = tmp_path / "out"
+    assert main(tmp_path / "results", "--to", "npz", "--output", out) == 0
+    assert [each.name for each in out.iterdir()] == [folder.name] and (out / folder.name / "set.npz").is_file()
+    alone = tmp_path / "alone"
+    with take(alone.parent / FOLDER / ".alone", "another export"):
+        partial = tmp_path / ".alone.partial" / "set.npz"
+        partial.parent.mkdir()
+        partial.touch()
+        with pytest.raises(
+            UserError, match=r"alone is being written by process \d+ on .*: another export; wait for it"
+        ):
+            export.write(*export.sources_of(folder), "npz", alone)
+        assert partial.is_file() and not alone.exists()
+    assert main(folder, "--to", "npz", "--output", alone) == 0 and (alone / "set.npz").is_file()
+    assert {each.name for each in tmp_path.iterdir()} == {"results", "out", "alone"}
 
 
 def test_a_view_keeps_its_classes(tmp_path: Path) -> None:

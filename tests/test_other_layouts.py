@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -236,10 +237,14 @@ def test_a_run_on_classes_of_unequal_size(tmp_path: Path, quick: None) -> None:
     (path,) = out.glob("hf_set-*/evaluations/*.json")
     older = {name: value for name, value in answer.items() if name != "class_accuracies"}
     path.write_text(json.dumps({**older, "values": {"accuracy": answer["values"]["accuracy"]}}))
-    assert evaluate.main([str(out), "--networks-evaluated", "2"], launcher=in_process) == 0
+    assert evaluate.main([str(out), "--networks-evaluated", "3"], launcher=in_process) == 0
     ((answer,),) = (each.evaluations for each in all_in(out))
-    assert {name: len(values) for name, values in answer["values"].items()} == {"accuracy": 2, "balanced_accuracy": 1}
-    assert len(answer["class_accuracies"]) == 1
+    assert {name: len(values) for name, values in answer["values"].items()} == {"accuracy": 3, "balanced_accuracy": 2}
+    assert len(answer["class_accuracies"]) == 2
+    with (out / "table.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["n"], row["balanced_accuracy_n"]) == ("3", "2") and ", n = 2" in (out / "table.md").read_text()
+    assert float(row["balanced_accuracy_mean"]) == pytest.approx(sum(answer["values"]["balanced_accuracy"]) / 2)
 
 
 # MedMNIST

@@ -53,7 +53,8 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
     published = next(iter(reported_for(group)), {})
     to_share, is_bound = time_to_share(group) or (None, None)
     values = {measure.label: measure.values(group) for measure in measured}
-    known: dict[str, list[float]] = {"accuracy": [], "krr_accuracy": []} | values
+    always: dict[str, list[float]] = {"accuracy": [], "krr_accuracy": []}
+    known = always | values
     parts = {part: group.costs(part) for part in ("prepare_seconds", "compile_seconds", "distill_seconds")}
     parts["evaluate_seconds"] = group.test_costs("seconds")
     known_interval = interval_of(group)
@@ -77,7 +78,7 @@ def _row(group: Group, measured: Sequence[Measure]) -> dict[str, Any]:
         "accuracy_low": known_interval and known_interval.low,
         "accuracy_high": known_interval and known_interval.high,
         "accuracy_interval_over": known_interval and known_interval.over,
-        **{f"{label}_n": len(numbers) for label, numbers in values.items() if "." in label or label not in known},
+        **{f"{label}_n": len(numbers) for label, numbers in values.items() if label not in always},
         "step_seconds_median": group.median,
         "step_seconds_lower_quartile": lower,
         "step_seconds_upper_quartile": upper,
