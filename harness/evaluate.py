@@ -148,11 +148,11 @@ def _published(sets: Sequence[Sequence[Path]], request: EvaluateRequest) -> list
 
     jobs: list[Job] = []
     for paths in sets:
-        named = paths[0].parent if len(paths) > 1 else paths[0]
+        named = paths[0].parent if len(paths) > 1 or paths[0].name == SET else paths[0]
         own = request
-        if len(sets) > 1 and request.name is None:
-            own = dataclasses.replace(request, name=named.name if named.is_dir() else named.stem)
         try:
+            if len(sets) > 1 and request.name is None:
+                own = dataclasses.replace(request, name=named.name if named.is_dir() else named.stem)
             for job, lines in jobs_of(paths, own):
                 jobs.append(job)
                 for line in lines:

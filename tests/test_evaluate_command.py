@@ -27,7 +27,7 @@ from harness.records import artifact, record
 from harness.records.lease import path_of, take
 from harness.records.record import RECORD, SET
 from methods.base import Synthetic
-from tests.builders import all_in, in_process, probe, quick
+from tests.builders import all_in, in_process, probe, quick, small
 from tests.test_artifact import digits, some_set
 from tests.test_importers import CENTRED, CLASSES, IMAGES, IPC, NAMES, SHAPE, dc, mtt, pictures
 from tests.test_run import waiting
@@ -430,11 +430,32 @@ def test_a_folder_of_sets(tmp_path: Path, probe: list[Any], capsys: pytest.Captu
     dc(sets / "theirs.pt")
     (sets / "broken" / "torn.npz").write_bytes(b"PK")
     pictures(sets / "photos", *NAMES)
+    (sets / "frepo").mkdir()  # a name that is taken
+    mtt(sets / "frepo", images=IMAGES, labels=CLASSES)
     ask = (sets, *FILES, "--output", tmp_path / "out", "--evaluations", "probe")
     assert main(*ask, "--preprocess", "standardise") == 0
-    assert "torn.npz: left out, " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "torn.npz: left out, " in said and "/frepo: left out, --name 'frepo' is empty or taken" in said
     names = [each.record["distillation"]["method"] for each in all_in(tmp_path / "out")]
     assert sorted(names) == ["parts", "photos", "theirs"] and len(probe) == 3
+
+
+def test_sets_of_this_suite_that_have_lost_their_records_are_no_pictures(tmp_path: Path, probe: list[Any]) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / "sets" / folder).mkdir(parents=True)
+        artifact.save(
+            tmp_path / "sets" / folder / SET,
+            Synthetic(IMAGES, CENTRED, "centred"),
+            small(ipc=IPC),
+            distillation={"method": "frepo", "dataset": "digits", "ipc": IPC},
+            config={},
+        )
+        assert (tmp_path / "sets" / folder / "set.png").is_file()
+    ask = (*FAST, "--output", tmp_path / "out", "--evaluations", "probe")
+    assert main(tmp_path / "sets", *ask) == 0
+    assert main(tmp_path / "sets" / "one", *ask) == 0
+    names = [each.record["distillation"]["method"] for each in all_in(tmp_path / "out")]
+    assert sorted(names) == ["frepo_reevaluated", "one", "two"] and len(probe) == 3
 
 
 def test_pixels_are_preprocessed_and_decoded_where_the_command_says_so(
@@ -566,6 +587,7 @@ def test_a_set_of_this_suite_that_is_not_whole_is_refused(
         ("a.pt --seed -1", "--seed must be at least 0"),
         ("a.pt --label-space soft", "unknown label space"),
         ("a.pt", "no such file"),
+        ("PNG --dataset digits --preprocess standardise --name a", "one.png is a picture: a set of pictures is a folder"),
         ("SET --dataset digits --name a", "--preprocess is missing"),
         ("SET --preprocess standardise --name a", "--dataset is missing"),
         ("SET --preprocess standardise --dataset digits", "--name is missing"),
@@ -582,6 +604,8 @@ def test_a_set_of_this_suite_that_is_not_whole_is_refused(
 def test_a_bad_command_about_files_is_one_line_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, said: str
 ) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+    arguments = arguments.replace("PNG", str(tmp_path / "one.png"))
     words = arguments.replace("SET", str(dc(tmp_path / "res.pt"))).split()
     assert main(*words, *(("--output", tmp_path / "out") if words else ())) == 2
     shown = capsys.readouterr()

@@ -425,8 +425,17 @@ def test_pictures_in_a_folder_for_each_class(tmp_path: Path) -> None:
     rows = [f"{name}/{number}.png,0,0,1,1\n" for name in ("ant", "zebra") for number in range(IPC)]
     (tmp_path / "b" / "labels.csv").write_text(f"{head}{''.join(rows)}\n")
     assert read([tmp_path / "b"]).labels.shape == (4, 1), "an empty line at the end is none"
-    (tmp_path / "b" / "export.json").write_text(f'{{"lr": {10**400}}}')
-    assert "export.json is damaged" in refused(lambda: read([tmp_path / "b"]))
+    for content, said in (
+        (f'{{"lr": {10**400}}}', ""),
+        ('{"lr": true}', "lr is neither a number nor a list of numbers"),
+        ('{"lr": [0.1, "x"]}', "lr is neither"),
+        ('{"lr": []}', "lr is neither"),
+        ('{"class_names": "ab"}', "class_names is no list of texts"),
+        ('{"class_names": ["a", 1]}', "class_names is no list of texts"),
+        ('{"label_space": ["centred"]}', "label_space is none of probability"),
+    ):
+        (tmp_path / "b" / "export.json").write_text(content)
+        assert f"export.json is damaged ({said}" in refused(lambda: read([tmp_path / "b"]))
     (tmp_path / "b" / "export.json").unlink()
     (tmp_path / "b" / "labels.csv").write_text("name\n")
     assert "the first columns must be file" in refused(lambda: read([tmp_path / "b"]))

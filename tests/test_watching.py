@@ -159,6 +159,23 @@ def test_a_line_tells_how_far_a_running_cell_is(tmp_path: Path, capsys: pytest.C
     assert watch.main([str(tmp_path / "nowhere")]) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"step": 9, name: value} for name in ("steps", "seconds", "step_seconds") for value in ("x", None, [], 1e99)),
+        *({"step": 9, "losses": value} for value in (None, [0.5], {"loss": "x"}, {"loss": [1]}, {"loss": 10**400})),
+        *({"step": 9, "memory_bytes": value} for value in ("x", {}, float("nan"))),
+        {"step": 9.5},
+        {"step": True},
+    ],
+    ids=str,
+)
+def test_a_line_with_values_that_no_event_has_is_left_out(change: dict[str, Any], tmp_path: Path) -> None:
+    event(tmp_path / "cell" / EVENTS)
+    event(tmp_path / "cell" / EVENTS, **change)
+    assert watch.describe(tmp_path / "cell").startswith("step 3 of 300, loss 0.25, 0.5 s per iteration, 1 MiB")
+
+
 def test_it_ends_when_no_cell_runs_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pause between two cells is no end."""
     saved(tmp_path, *(builders.made(seed=seed) for seed in (0, 1)))

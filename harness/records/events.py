@@ -9,19 +9,36 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.files import put_aside, regular, replacing
 
-FIELDS = {"step", "steps", "seconds", "step_seconds", "losses", "memory_bytes"}
+LARGEST = 1e18
+"""Numbers are smaller."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The events in the file ``path``; none where there is no such file. Damaged lines are left out, such as a last one
-    that is not written to its end. Raises UserError for a folder or a pipe."""
-    return [event for _, event in _lines(path) if event.keys() >= FIELDS]
+    that is not written to its end, or one with a value that no event has. Raises UserError for a folder or a pipe."""
+    return [event for _, event in _lines(path) if _is_whole(event)]
+
+
+def _is_whole(event: Mapping[str, Any]) -> bool:
+    """Whether all fields are there and have their types."""
+
+    def number(value: Any) -> bool:
+        return type(value) in (int, float) and abs(value) < LARGEST
+
+    losses, memory = event.get("losses"), event.get("memory_bytes")
+    return (
+        all(type(event.get(name)) is int for name in ("step", "steps"))
+        and all(number(event.get(name)) for name in ("seconds", "step_seconds"))
+        and isinstance(losses, dict)
+        and all(value is None or number(value) for value in (memory, *losses.values()))
+        and "memory_bytes" in event
+    )
 
 
 def continued(path: Path, done: int) -> IO[str]:

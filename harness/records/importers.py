@@ -63,6 +63,8 @@ LARGEST_TARGET = 3.0
 """Regression targets are at most 1 before they are learned, and FRePo's learned ones at most 1.8. Logits reach 10."""
 LARGEST_HEADER = 1 << 16
 """Bytes of an array that are read for its header. numpy takes no header of more than 10000 letters."""
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
+"""Beginnings of PNG and JPEG files."""
 NUMBERS = frozenset(
     {
         *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
@@ -397,6 +399,8 @@ def _content(path: Path) -> Any:
         return _open_npz(path) if arrays else _read_pt(path)
     if start[:2] == b"\x80\x02":  # torch.save before its files were archives
         return _read_pt(path)
+    if start.startswith(PICTURES):
+        raise UserError(f"{path} is a picture: a set of pictures is a folder with a folder of them for each class")
     if flax_checkpoints.begins_one(start):
         with _damaged(path, UserError):
             return flax_checkpoints.read(path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.data.image_files import decoded, labelled, passed_over
 from benchmarks.errors import UserError
+from harness.records.record import SET
 
 TABLE, FACTS = "labels.csv", "export.json"
 COLUMNS = ("file", "class", "low", "high")
@@ -41,8 +42,12 @@ class Pictures:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether there is a picture in a folder in ``folder``, as in a set with a folder for each class."""
+    """Whether there is a picture in a folder in ``folder``, as in a set with a folder for each class.
+
+    The picture beside a set of this suite is none.
+    """
     below = (place for place in folder.iterdir() if place.is_dir() and not passed_over(place.name))
+    below = (place for place in below if not (place / SET).exists())
     return any(file.suffix.lower() in (".png", ".jpg", ".jpeg") for place in below for file in place.iterdir())
 
 
@@ -89,9 +94,14 @@ def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         names, lr = facts.get("class_names", []), facts.get("lr")
-        known = all(isinstance(name, str) for name in names) and facts.get("label_space") in (None, *_SPACES)
-        if not known or not (lr is None or torch.tensor(lr, dtype=torch.float32).ndim <= 1):
-            raise TypeError("class_names, label_space or lr is not what it should be")
+        rates = lr if isinstance(lr, list) else [] if lr is None else [lr]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("class_names is no list of texts")
+        if facts.get("label_space") not in (None, *_SPACES):
+            raise TypeError(f"label_space is none of {', '.join(_SPACES)}")
+        if not all(type(rate) in (int, float) for rate in rates) or lr == []:
+            raise TypeError("lr is neither a number nor a list of numbers")
+        torch.tensor(rates, dtype=torch.float32)  # which a whole number may be too large for
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise UserError(f"{path} is damaged ({first}): remove it, and say what it told") from error
