@@ -74,17 +74,19 @@ def report(request: Request) -> Iterator[str]:
     is named.
     """
     from benchmarks.data.source import one_line
-    from benchmarks.datasets import find_source, load_raw
+    from benchmarks.datasets import find_source
+    from harness.plan.planning import loaded
 
     (name,) = request.datasets
     root, cache = request.data_root or default_root(), request.cache or default_cache()
     with one_line(name):
         source = find_source(base_name(name), root, request.image_size, request.download)
         sizes = Counter(source.sizes() if source.sizes else {})
+    request = dataclasses.replace(request, download=False)  # it is there now
     own = kind_of(name) is not None and request.image_size is None
     if own and len(sizes) > 1:
         request = dataclasses.replace(request, image_size=_side(sizes))
-    raw = load_raw(name, root, image_size=request.image_size, cache=cache)
+    raw = loaded(name, root, request.image_size, False, cache)
     channels, height, width = raw.train_images.shape[1:]
     counts = f"{len(raw.train_labels):,} training and {len(raw.test_labels):,} test images"
     yield printable(f"{name}: {len(raw.class_names)} classes, {counts} of {channels}×{height}×{width}")

@@ -250,7 +250,7 @@ def mnist_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         return load(name, root, **options)
 
     monkeypatch.setattr(datasets, "load_raw", found)
-    planning._loaded.cache_clear()
+    planning.loaded.cache_clear()
 
 
 @pytest.mark.usefixtures("mnist_alone")

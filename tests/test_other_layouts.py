@@ -20,6 +20,7 @@ from PIL import Image
 
 from benchmarks.data import hugging_face
 from benchmarks.data.names import check, flips, recorded
+from benchmarks.data.source import Source
 from benchmarks.datasets import find_source, load_raw
 from benchmarks.errors import UserError
 from harness import data, evaluate, run
@@ -383,7 +384,16 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_report_tells_of_what_makes_a_result_doubtful(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_tells_of_what_makes_a_result_doubtful(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = [0], Source.read
+
+    def counted(self: Source, cache: Path | None) -> Any:
+        reads[0] += 1
+        return read(self, cache)
+
+    monkeypatch.setattr(Source, "read", counted)
     image_folder(tmp_path / "set", per_class=1, size=(40, 50))
     for place, colour, size in (
         ("train/red/b", "red", (40, 50)),
@@ -414,7 +424,7 @@ def test_a_report_tells_of_what_makes_a_result_doubtful(tmp_path: Path, capsys: 
         assert line in shown, line
     assert re.search(r"^\| red +\| 3 +\| 2 +\|$", shown, re.M)
     (row,) = [line.split("|") for line in shown.splitlines() if line.startswith("| random_real")]
-    assert row[3].strip() == "1"
+    assert row[3].strip() == "1" and reads == [1], "the forecast needs no second reading"
 
 
 def test_a_report_on_a_view_of_published_data_that_are_too_large_for_a_whitening(

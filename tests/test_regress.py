@@ -252,7 +252,12 @@ def test_so_few_samples_that_no_difference_is_significant_are_not_compared() -> 
     before.record["cost"]["step_seconds"], after.record["cost"]["step_seconds"] = [0.01] * 5, [0.1] * 5
     comparison = compare([before], [after])
     assert [finding.quantity for finding in comparison.of("not compared")] == ["seconds per step"]
-    assert not comparison.failed and "too few samples for p < 0.002 (1 cell)" in markdown(comparison)
+    assert "too few samples for p < 0.002 in BASELINE (1 cell)" in markdown(comparison)
+    assert comparison.status == comparison.strict().status == 0, "nothing that NEW could have measured is missing"
+    before.record["cost"]["step_seconds"], after.record["cost"]["step_seconds"] = [0.01] * 20, [0.1]
+    comparison = compare([before], [after])
+    assert "too few samples for p < 0.002 (1 cell)" in markdown(comparison)
+    assert (comparison.status, comparison.strict().status) == (3, 1)
 
 
 def test_noise_of_the_accuracy_is_not_a_regression() -> None:

@@ -30,13 +30,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from benchmarks.data.views import base_name
-from benchmarks.datasets import PUBLISHED, RawData, load_raw, stand_in
+from benchmarks.datasets import PUBLISHED, RawData, stand_in
 from benchmarks.errors import UserError
 from benchmarks.networks import NetworkSpec
 from benchmarks.task import Task, class_sizes, generator_for
 from harness.limits import available_bytes, show_bytes
 from harness.measure.counters import Counters, Uncounted, count, tensors_in
 from harness.plan.jobs import WHOLE_DATA, Distillation, Job, from_json
+from harness.plan.planning import loaded
 from harness.progress import Progress
 from methods.base import Method
 
@@ -132,7 +133,7 @@ def _row(job: Job, room: int | None) -> list[str]:
 def _read(source: str, root: str, cache: str, image_size: int | None) -> RawData:
     if base_name(source) in PUBLISHED:
         return stand_in(source, image_size)
-    return load_raw(source, Path(root), image_size=image_size, cache=Path(cache))
+    return loaded(source, Path(root), image_size, False, Path(cache))
 
 
 @functools.cache

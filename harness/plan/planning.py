@@ -476,7 +476,7 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
         shape = PUBLISHED.get(base_name(source))
         pixels = size**2 * (1 if shape is None else (shape.train + shape.test) * shape.channels)
         _fits(pixels, "cpu", f"--image-size {size}: the images alone")
-    raw = _loaded(source, root, request.image_size, request.download, cache)
+    raw = loaded(source, root, request.image_size, request.download, cache)
     base, suffix = split(source)
     # A path belongs to this machine; the fingerprint tells two folders of the same name apart.
     raw = dataclasses.replace(raw, name=recorded(base) + suffix)
@@ -486,8 +486,8 @@ def load_data(source: str, root: Path, cache: Path, request: Evaluating) -> RawD
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(source: str, root: Path, image_size: int | None, download: bool, cache: Path) -> RawData:
-    """The data set, which the parts of an experiment ask for one after another."""
+def loaded(source: str, root: Path, image_size: int | None, download: bool, cache: Path) -> RawData:
+    """The data set, for which the parts of an experiment, or of a report, ask one after another."""
     from benchmarks.datasets import load_raw
 
     return load_raw(source, root, image_size=image_size, download=download, cache=cache)

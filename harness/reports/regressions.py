@@ -370,8 +370,13 @@ def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
     ]
     tested = [[median for run in side for median in blocks(run)] for side in runs]
     counts = [len(side) for side in tested]
-    if 2 / math.comb(sum(counts), counts[0]) > bounds.p_value:  # the smallest p that the test can give
-        return _not_compared(name, quantity, f"too few samples for p < {bounds.p_value:g}")
+
+    def enough(counts: Sequence[int]) -> bool:
+        return 2 / math.comb(sum(counts), counts[0]) <= bounds.p_value  # the smallest p that the test can give
+
+    if not enough(counts):  # which is no loss where BASELINE could not even be compared with itself
+        reason, lost = f"too few samples for p < {bounds.p_value:g}", enough([counts[0], counts[0]])
+        return _not_compared(name, quantity, reason if lost else f"{reason} in BASELINE", lost=lost)
     from scipy.stats import mannwhitneyu
 
     p = float(mannwhitneyu(*tested).pvalue)
