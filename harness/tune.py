@@ -31,6 +31,8 @@ from harness.run import carry_out, say
 
 PROGRAM = "python -m harness.tune"
 ALL = "all"
+FAILED = 1
+"""Exit status of a run in which something has no result."""
 # torch and what draws tables are imported where they are used: --help must not wait for them.
 
 
@@ -84,10 +86,17 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
         options = {name: words for name, words in request.options.items() if name not in without}
         request = dataclasses.replace(request, methods=left, options=options)
     usual, to_check = defaults(request), defaults_to_check(request)  # data that are missing are noticed now
+    refused = list[str]()
+
+    def own_jobs(jobs: Sequence[Job], name: str) -> list[Job]:
+        return [job for job in jobs if job.distillation.method == name]
+
     of_method = {
-        name: trials(request, name, [job for job in usual if job.distillation.method == name])
+        name: trials(request, name, own_jobs(usual, name), own_jobs(to_check, name), refused)
         for name in request.methods
     }
+    for line in refused:
+        say(line)
     chosen = dict[str, Trial]()
 
     def tried(own: Sequence[Trial], jobs: Sequence[Job]) -> list[tuning.Tried]:
@@ -114,12 +123,17 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
         # Trial by trial, so that a run that is stopped has done as much for every method.
         together = filter(None, itertools.chain(*itertools.zip_longest(*of_method.values())))
         status = carried_out(request, [job for trial in together for job in jobs_of(trial, usual)], launcher)
-        if status or not request.check:
+        if status not in (0, FAILED) or not request.check:
             return status
-        chosen |= {name: tuning.best(tried(own, usual)).trial for name, own in of_method.items()}
+        for name, own in of_method.items():
+            results = tried(own, usual)
+            if any(tuning.MISSING in each.failures for each in results):  # the run was stopped
+                say(f"{name}: not checked, as trials are not done")
+            else:
+                chosen[name] = tuning.best(results).trial
         jobs = [job for own in of_method.values() for trial in checked(own) for job in jobs_of(trial, to_check)]
         checking = dataclasses.replace(request, datasets=request.check, check=())
-        return carried_out(checking, jobs, launcher) if jobs else status
+        return (carried_out(checking, jobs, launcher) if jobs else 0) or status
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.errors import UserError
 from harness import tune
 from harness.plan.jobs import Job
 from harness.plan.trials import defaults, trials
@@ -16,7 +17,7 @@ from harness.plan.trials import tuned as tuned_fields
 from harness.records import record
 from methods.base import Range
 from tests.builders import all_in, in_process, quick
-from tests.dummies import Dummy, dummy
+from tests.dummies import Dummy, DummyConfig, dummy
 from tests.test_run import Pretending
 
 __all__ = ["dummy", "quick"]  # fixtures
@@ -101,6 +102,53 @@ def test_the_best_is_chosen_checked_and_written_down(
     # The same command has nothing left to do, and says the same.
     assert tune.main(words, launcher=launcher) == 0
     assert len(launcher.jobs) == 16 and capsys.readouterr().out == shown.out
+
+
+def test_a_trial_that_fails_cannot_win_and_the_best_of_the_others_is_checked(
+    tuned: type[Dummy], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(ByStepSize):
+        def _run(self, job: Job) -> None:
+            self.status = "error" if job.config["lr"] == 0.3 else "ok"
+            super()._run(job)
+
+    words = [*WORDS.split(), "--trials", "4", "--check", "digits", "--output", str(tmp_path)]
+    assert tune.main(words, launcher=Failing()) == 1
+    checked = [(row["settings"], row["status"]) for row in rows(tmp_path) if row["part"] == "check"]
+    assert checked == [("", "error"), ("lr=0.2", "ok")]
+    assert "4 (1 error)" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_is_not_checked(
+    tuned: type[Dummy], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        raise UserError("the disk is full")
+
+    words = [*WORDS.split(), "--trials", "4", "--check", "digits", "--output", str(tmp_path)]
+    launcher = ByStepSize(after={2: stop})
+    assert tune.main(words, launcher=launcher) == 1 and len(launcher.jobs) == 2
+    assert "dummy: not checked, as trials are not done" in capsys.readouterr().err
+
+
+def test_settings_that_the_config_refuses_are_replaced_by_the_next(
+    tuned: type[Dummy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request("--trials 6", tmp_path)
+    jobs = [job for job in defaults(asked) if job.distillation.method == "dummy"]
+    many = trials(request("--trials 12", tmp_path), "dummy", jobs)
+    last = many[5].settings["lr"]
+    made = DummyConfig.__post_init__
+
+    def refusing(self: DummyConfig) -> None:
+        if self.lr == last:
+            raise UserError(f"dummy: lr is {self.lr}")
+        made(self)
+
+    monkeypatch.setattr(DummyConfig, "__post_init__", refusing)
+    lines: list[str] = []
+    assert trials(asked, "dummy", jobs, left_out=lines) == [*many[:5], many[6]]
+    assert lines == [f"dummy: left out, lr {last:g} (dummy: lr is {last}); the next settings are tried instead"]
 
 
 def test_a_choice_is_made_over_all_tasks(

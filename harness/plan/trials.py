@@ -101,11 +101,18 @@ def tuned(request: TuneRequest, name: str) -> dict[str, Range]:
     return {field: values for field, values in methods.get(name).TUNE.items() if field not in fixed}
 
 
-def trials(request: TuneRequest, name: str, jobs: Sequence[Job]) -> list[Trial]:
+def trials(
+    request: TuneRequest,
+    name: str,
+    jobs: Sequence[Job],
+    to_check: Sequence[Job] = (),
+    left_out: list[str] | None = None,
+) -> list[Trial]:
     """The default of the method ``name``, the values of its paper where they are within ``TUNE``, and drawn ones.
 
-    ``jobs``: those of its default. The paper's values are those of ``Config``, changed by ``PAPER`` for a data set and
-    ipc. Points are those of a scrambled Halton sequence: more trials begin with the same.
+    ``jobs``, ``to_check``: those of its default. The paper's values are those of ``Config``, changed by ``PAPER`` for a
+    data set and ipc. Points are those of a scrambled Halton sequence: more trials begin with the same. Where ``Config``
+    refuses a setting the next one takes its place, and ``left_out`` takes a line.
     """
     method, ranges = methods.get(name), tuned(request, name)
 
@@ -121,10 +128,19 @@ def trials(request: TuneRequest, name: str, jobs: Sequence[Job]) -> list[Trial]:
             yield Trial(name, "drawn", values)
 
     made, seen = [Trial(name, "default", {})], [{field: job.config[field] for field in ranges} for job in jobs]
+    refused: list[str] = []
     for trial in candidates():
         if len(made) < request.trials and trial.settings not in seen:
             seen.append(dict(trial.settings))
-            made.append(trial)
+            try:
+                jobs_of(trial, [*jobs, *to_check])
+            except UserError as reason:
+                refused.append(f"{trial} ({reason})")
+            else:
+                made.append(trial)
+    if refused and left_out is not None:
+        others = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+        left_out.append(f"{name}: left out, {refused[0]}{others}; the next settings are tried instead")
     return made
 
 
