@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.errors import UserError, choose
+from benchmarks.errors import UserError, choose, printable
 from harness import exports
 from harness.command_line import Parser, end, exit_status, file_path, long_parser
 from harness.plan.request import DEFAULT_OUTPUT
@@ -71,8 +71,9 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> Any:
 
 def _main(arguments: Sequence[str], program: str) -> int:
     options = parse(arguments, program)
-    sources = _named([each for path in options.sets for each in sources_of(path, options.range or "clip")])
-    base, status = options.output or DEFAULT_OUTPUT / "exports", 0
+    left_out: list[str] = []
+    sources = _named([each for path in options.sets for each in sources_of(path, options.range or "clip", left_out)])
+    base = options.output or DEFAULT_OUTPUT / "exports"
     alone = len(options.sets) == 1 and (options.sets[0].is_file() or (options.sets[0] / RECORD).is_file())
     for name, source in sources.items():
         own = name if options.output else f"{name}-{options.to}"
@@ -82,18 +83,20 @@ def _main(arguments: Sequence[str], program: str) -> int:
         except UserError as error:
             if len(sources) == 1:
                 raise
-            print(f"{name}: left out, {error}", file=sys.stderr)
-            status = 1
+            left_out.append(f"{name}: left out, {error}")
         else:
-            print(f"{name}: {len(source.synthetic.images)} images written to {target}")
+            print(printable(f"{name}: {len(source.synthetic.images)} images written to {target}"))
             print("".join(f"  {line}\n" for line in lines), end="")
-    return status
+    for line in left_out:
+        print(printable(line), file=sys.stderr)
+    return 1 if left_out else 0
 
 
-def sources_of(path: Path, pixels: Any = "clip") -> list[Source]:
-    """The sets that ``path`` means; a line for each that is missing or not as it was written.
+def sources_of(path: Path, pixels: Any, left_out: list[str]) -> list[Source]:
+    """The sets that ``path`` means. Raises UserError where there is none.
 
-    ``pixels``: how pixels outside [0, 1] get into pictures. Raises UserError where there is none.
+    ``pixels``: how pixels outside [0, 1] get into pictures. ``left_out`` takes a line for each set that is missing or
+    not as it was written.
     """
     from harness.exports.base import Source
     from harness.records import artifact, record
@@ -111,9 +114,13 @@ def sources_of(path: Path, pixels: Any = "clip") -> list[Source]:
             elif len(all_distilled) == 1:
                 raise UserError(f"{path}: {reason}")
             else:
-                print(f"{each.folder.name}: left out, {reason}", file=sys.stderr)
+                left_out.append(f"{each.folder.name}: left out, {reason}")
         if not files:
+            if left_out:
+                raise UserError(left_out[-1])
             raise UserError(f"no distilled set in {path}; of sets of others harness.evaluate makes folders first")
+    elif path.suffix in (".npz", ".pt", ".pth"):
+        raise UserError(f"{path} is no set of this suite; of sets of others harness.evaluate makes folders first")
     else:
         beside = path.name == SET and (path.parent / RECORD).is_file()
         files = [(path, record.load(path.parent / RECORD) if beside else None)]
@@ -128,7 +135,7 @@ def _named(sources: Sequence[Source]) -> dict[str, Source]:
     """Name → set. Raises UserError where two have one name."""
     named: dict[str, Source] = {}
     for each in sources:
-        if (other := named.setdefault(each.name, each)) is not each:
+        if (other := named.setdefault(each.name, each)).path.resolve() != each.path.resolve():
             raise UserError(f"{other.path} and {each.path} have one name: export them one by one, with --output")
     return named
 

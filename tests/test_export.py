@@ -233,6 +233,8 @@ def test_nothing_is_written_elsewhere_and_nothing_is_lost(tmp_path: Path, capsys
     assert main(path, "--to", "npz", "--output", tmp_path / "empty") == 0
     assert {file: file.read_bytes() for file in before} == before
     assert {each.name for each in tmp_path.iterdir()} == {"empty", "mine.png", "mine.safetensors", "out", "photos"}
+    copy = out / path.name
+    copy.write_bytes(path.read_bytes())
     for words, said in (
         (("--to", "torch"), "no set is named"),
         ((path,), "--to is missing"),
@@ -241,13 +243,16 @@ def test_nothing_is_written_elsewhere_and_nothing_is_lost(tmp_path: Path, capsys
         ((path, "--to", "imagefolder", "--range", "wrap"), "unknown range 'wrap'"),
         ((tmp_path / "photos", "--to", "npz"), "no distilled set in"),
         ((tmp_path / "mine.png", "--to", "npz"), "no .safetensors file"),
-        ((path, path, "--to", "npz"), "have one name"),
+        ((path, copy, "--to", "npz"), "have one name"),
+        ((out / "set.npz", "--to", "npz"), "is no set of this suite"),
     ):
         assert said in refused(*words)
     del before[tmp_path / "mine.png"]
 
 
-def test_sets_of_a_folder_get_folders_of_their_names_also_a_single_one(tmp_path: Path) -> None:
+def test_sets_of_a_folder_get_folders_of_their_names_also_a_single_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And of one that somebody else writes at the same time nothing is touched."""
     saved(tmp_path / "results", made())
     (folder,) = (tmp_path / "results").iterdir()
@@ -256,7 +261,10 @@ def test_sets_of_a_folder_get_folders_of_their_names_also_a_single_one(tmp_path:
     written["artifact"] = {"name": SET, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     write(written, folder / RECORD)
     out = tmp_path / "out"
-    assert main(tmp_path / "results", "--to", "npz", "--output", out) == 0
+    saved(tmp_path / "results", made(seed=1))  # whose set is missing
+    (other,) = (each for each in (tmp_path / "results").iterdir() if each != folder)
+    assert main(tmp_path / "results", "--to", "npz", "--output", out) == 1
+    assert f"{other.name}: left out, its set set.safetensors is missing" in capsys.readouterr().err
     assert [each.name for each in out.iterdir()] == [folder.name] and (out / folder.name / "set.npz").is_file()
     alone = tmp_path / "alone"
     with take(alone.parent / FOLDER / ".alone", "another export"):
@@ -266,7 +274,7 @@ def test_sets_of_a_folder_get_folders_of_their_names_also_a_single_one(tmp_path:
         with pytest.raises(
             UserError, match=r"alone is being written by process \d+ on .*: another export; wait for it"
         ):
-            export.write(*export.sources_of(folder), "npz", alone)
+            export.write(*export.sources_of(folder, "clip", []), "npz", alone)
         assert partial.is_file() and not alone.exists()
     assert main(folder, "--to", "npz", "--output", alone) == 0 and (alone / "set.npz").is_file()
     assert {each.name for each in tmp_path.iterdir()} == {"results", "out", "alone"}

@@ -35,6 +35,8 @@ from methods.base import Synthetic
 from methods.checks import check_synthetic
 
 SUFFIXES = (".pt", ".pth", ".npz", ".safetensors")
+PREPROCESS = "preprocess.pt"
+"""What `harness.exports.torch` writes beside a set, and no set."""
 PARTS = ("images", "labels", "lr")
 """Beginnings of the names of files that hold a part of a set, as MTT calls them."""
 
@@ -48,7 +50,7 @@ def sets_in(folder: Path, deeper: bool = True) -> list[list[Path]]:
     if picture_folders.holds_pictures(folder):
         return [[folder]]
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in entries if path.is_file() and path.suffix in SUFFIXES]
+    files = [path for path in entries if path.is_file() and path.suffix in SUFFIXES and path.name != PREPROCESS]
     parts = [path for path in files if path.suffix != ".npz" and path.stem.startswith(PARTS)]
     below = [each for path in entries if deeper and path.is_dir() for each in sets_in(path, False)]
     return ([parts] if parts else []) + [[path] for path in files if path not in parts] + below
