@@ -104,6 +104,8 @@ def file_path(text: str) -> Path:
     """A file or folder on the command line; ``~`` is the user's home, also where no shell replaced it."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the path is empty")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a path")
     try:
         return Path(text).expanduser()
     except RuntimeError:

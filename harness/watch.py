@@ -40,7 +40,10 @@ def running(folder: Path, watch: Watch) -> Iterator[Path]:
 
 def describe(cell: Path, now: Callable[[], float] = time.time) -> str:
     """How far the cell in the folder ``cell`` is. ``now``: seconds of the clock that files are dated by."""
-    last = next(reversed(events.read(cell / EVENTS)), None)
+    try:
+        last = next(reversed(events.read(cell / EVENTS)), None)
+    except UserError as error:  # the other cells are shown all the same
+        return str(error)
     if last is None or last["step"] == last["steps"]:
         return "evaluating" if last or _status(cell) in FINAL else "preparing"
     parts = [f"step {last['step']} of {last['steps']}"]

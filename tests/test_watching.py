@@ -130,6 +130,7 @@ def test_a_line_tells_how_far_a_running_cell_is(tmp_path: Path, capsys: pytest.C
     saved(tmp_path, builders.made())
     for name in ("prepares", "distils", "evaluates", "begins-again"):
         (tmp_path / name).mkdir()
+    (tmp_path / "broken" / EVENTS).mkdir(parents=True)
     event(tmp_path / "distils" / EVENTS)
     event(tmp_path / "distils" / EVENTS, step=7, losses={"loss": None}, step_seconds=0.25)
     with open(tmp_path / "distils" / EVENTS, "a") as file:
@@ -139,7 +140,7 @@ def test_a_line_tells_how_far_a_running_cell_is(tmp_path: Path, capsys: pytest.C
     again = tmp_path / AGAIN / "begins-again"
     again.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        for name in ("prepares", "distils", "evaluates", "begins-again"):
+        for name in ("prepares", "distils", "evaluates", "begins-again", "broken"):
             stack.enter_context(take(path_of(tmp_path / name)))
         stack.enter_context(take(exchange_of(again)))
         stack.enter_context(take(tmp_path / FOLDER / ".tables"))
@@ -149,6 +150,7 @@ def test_a_line_tells_how_far_a_running_cell_is(tmp_path: Path, capsys: pytest.C
         assert dead.exists(), "nothing is changed"
     assert capsys.readouterr().out.splitlines() == [
         "begins-again: preparing",
+        f"broken: {tmp_path}/broken/{EVENTS} is no regular file: remove it",
         "distils: step 7 of 300, loss not finite, 0.25 s per iteration, 1 MiB, last event 0 s ago",
         "evaluates: evaluating",
         "prepares: preparing",

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -246,8 +247,14 @@ def find_medmnist(name: str, root: Path) -> Source:
     names = [f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels")]
 
     def decode() -> Decoded:
-        with damaged(name, file), open(file, "rb", opener=regular) as stream, np.load(stream) as content:
-            arrays = [content[each] for each in names]
+        with damaged(name, file), open(file, "rb", opener=regular) as stream:
+            if not zipfile.is_zipfile(stream):
+                raise UserError(f"{name}: {file} is no .npz file: fetch it from https://medmnist.com")
+            stream.seek(0)
+            with np.load(stream) as content:
+                if missing := [each for each in names if each not in content]:
+                    raise UserError(f"{name}: {file} has no {missing[0]}, which every file of MedMNIST has")
+                arrays = [content[each] for each in names]
         tensors: list[Tensor] = []
         for images, labels in zip(arrays[::2], arrays[1::2], strict=True):
             if labels.ndim > 1 and labels[0].size > 1:
