@@ -115,7 +115,7 @@ def file_path(text: str) -> Path:
 def new_file(text: str) -> Path:
     """A file to be written, on the command line."""
     path = file_path(text)
-    if not path.name:
+    if not path.name or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
     return path
 

@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> TuneRequest:
         if value is None:
             raise UserError(f"{flag} is missing; for instance: {program} --methods {ALL} --dataset mnist")
     fields = told(parsed, TuneRequest) | {"options": options, "command": shlex.join([*program.split(), *arguments])}
-    if parsed.methods == (ALL,):
+    if ALL in parsed.methods:
         fields["methods"] = tuple(known)
     return TuneRequest(**fields)
 
@@ -133,7 +133,10 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
                 chosen[name] = tuning.best(results).trial
         jobs = [job for own in of_method.values() for trial in checked(own) for job in jobs_of(trial, to_check)]
         checking = dataclasses.replace(request, datasets=request.check, check=())
-        return (carried_out(checking, jobs, launcher) if jobs else 0) or status
+        if not jobs:
+            say("nothing to check: no setting was better than the default of its method")
+            return status
+        return carried_out(checking, jobs, launcher) or status
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def test_the_nearest_name_is_found_in_any_case() -> None:
     assert nearest("fooo", ["protocol", "force"], 0.6) is None
 
 
+FOLDER = str(Path(__file__).parent)
 RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
 
 
@@ -120,6 +121,8 @@ RUN = "--methods frepo --dataset digits --budget smoke --device cpu"
         ("figures", [""], "FOLDER: the path is empty"),
         ("regress", ["", "x"], "BASELINE: the path is empty"),
         ("regress", ["x", "y", "--output", ""], "--output: the path is empty"),
+        ("regress", ["x", "y", "--output", FOLDER], f"--output: {FOLDER} is a folder: name a file in it"),
+        ("regress", ["x\0", "y"], r"BASELINE: 'x\x00' cannot be a path"),
         ("evaluate", [""], "PATH: the path is empty"),
         ("evaluate", ["x", "--output", ""], "--output: the path is empty"),
         ("report", ["x", "--page", "."], "--page: . is a folder: name a file in it"),

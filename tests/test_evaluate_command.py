@@ -587,7 +587,10 @@ def test_a_set_of_this_suite_that_is_not_whole_is_refused(
         ("a.pt --seed -1", "--seed must be at least 0"),
         ("a.pt --label-space soft", "unknown label space"),
         ("a.pt", "no such file"),
-        ("PNG --dataset digits --preprocess standardise --name a", "one.png is a picture: a set of pictures is a folder"),
+        (
+            "PNG --dataset digits --preprocess standardise --name a",
+            "one.png is a picture: a set of pictures is a folder",
+        ),
         ("SET --dataset digits --name a", "--preprocess is missing"),
         ("SET --preprocess standardise --name a", "--dataset is missing"),
         ("SET --preprocess standardise --dataset digits", "--name is missing"),

@@ -273,7 +273,10 @@ def test_medmnist(tmp_path: Path) -> None:
     (tmp_path / "torn.npz").write_bytes(b"torn")
     fails("torn.npz is no .npz file", lambda: load_raw("medmnist:torn.npz", tmp_path))
     np.savez(tmp_path / "mine.npz", train_images=written["train_images"])
-    fails("mine.npz has no train_labels, which every file of MedMNIST has", lambda: load_raw("medmnist:mine.npz", tmp_path))
+    fails(
+        "mine.npz has no train_labels, which every file of MedMNIST has",
+        lambda: load_raw("medmnist:mine.npz", tmp_path),
+    )
     fails("name its folder with --data-root, or fetch it", lambda: load_raw("medmnist:pathmnist.npz", tmp_path))
 
 
