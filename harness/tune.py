@@ -133,10 +133,9 @@ def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> 
                 chosen[name] = tuning.best(results).trial
         jobs = [job for own in of_method.values() for trial in checked(own) for job in jobs_of(trial, to_check)]
         checking = dataclasses.replace(request, datasets=request.check, check=())
-        if not jobs:
+        if chosen and not jobs:
             say("nothing to check: no setting was better than the default of its method")
-            return status
-        return carried_out(checking, jobs, launcher) or status
+        return (carried_out(checking, jobs, launcher) if jobs else 0) or status
 
 
 if __name__ == "__main__":
