@@ -1,8 +1,8 @@
 """Runs of a grid that are killed at random moments, and compared with a run that nobody disturbed.
 
-``python -m tests.faults.kills FOLDER METHODS SEED KILLS:RUNNERS …`` prints as JSON what it saw with each number of runners.
-It is a process of its own, which imports everything once: a fork of it is a fresh run after milliseconds instead of
-seconds.
+``python -m tests.faults.kills FOLDER METHODS SEED KILLS:RUNNERS …`` prints what it saw as JSON, for each number of
+runners. It is a process of its own, which imports everything once: a fork of it is a fresh run after milliseconds
+instead of seconds.
 
 A moment is a number of events: signs of life (`harness.alive`: steps of the warm-up, of the distillation and of
 evaluations, experts) and operations on files below the folder. So the moments depend on the seed, and neither on the
