@@ -49,7 +49,7 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --benchmark-disable --numprocesses $(WORKERS) --dist worksteal
 
-# The faults of tests/faults: 140 kills over all methods, where `make test` has six; some need root, to mount a small disk.
+# The faults of tests/faults: 100 kills over all methods, where `make test` has six; some need root, to mount a small disk.
 # One after another: where the kernel ends a process for its memory, a kill of ours at that moment would look the same.
 test-faults: $(VENV)/.dev
 	FAULTS=long $(BIN)/python -m pytest --quiet tests/faults
