@@ -23,6 +23,9 @@ avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ONED
 PROCESSORS := old-1 old-2 avx2-1 avx2-2
 settings = $($(firstword $(subst -, ,$1))) TEST_THREADS=$(lastword $(subst -, ,$1))
 
+# Every process that the tests and the demo start would otherwise compile our modules anew, and every worker all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo smoke test test-faults test-slurm test-ray browser test-portable $(PROCESSORS:%=test-%) fuzz bench clean
 .DELETE_ON_ERROR:
 
@@ -46,7 +49,7 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --benchmark-disable --numprocesses $(WORKERS) --dist worksteal
 
-# The faults of tests/faults: 140 kills over all methods, where `make test` has six; some need root, to mount a small disk.
+# The faults of tests/faults: 100 kills over all methods, where `make test` has six; some need root, to mount a small disk.
 # One after another: where the kernel ends a process for its memory, a kill of ours at that moment would look the same.
 test-faults: $(VENV)/.dev
 	FAULTS=long $(BIN)/python -m pytest --quiet tests/faults

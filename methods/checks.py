@@ -446,13 +446,13 @@ def check_memory(name: str, method: type[Method]) -> None:
         running = prepared(method)
         sizes = []
         for _ in range(4):
-            run(running, 10)
+            run(running, 5)
             sizes.append(held())
     finally:
         gc.unfreeze()
     # What is made on first use (an optimiser's state, say) may grow for a while; a leak grows in every window.
     steady = any(later <= earlier for earlier, later in itertools.pairwise(sizes))
-    _expect(steady, name, f"bytes of tensors grow every 10 steps: {sizes}; something is appended and never freed")
+    _expect(steady, name, f"bytes of tensors grow every 5 steps: {sizes}; something is appended and never freed")
     attached = any(tensor.requires_grad for tensor in _tensors(running.state_dict()))
     _expect(not attached, name, "state_dict() has a tensor that requires a gradient; detach it")
 

@@ -26,8 +26,8 @@ from methods.base import Method
 
 COMMITTED = Path(__file__).with_suffix(".json")
 CPU = torch.device("cpu")
-SHAPES = ((Shape(1, 8, 2, 300, 60), 1, (16, 32)), (Shape(3, 32, 2, 1000, 200), 10, (32,)))
-"""Shape of the data, ipc, widths."""
+SHAPES = ((Shape(1, 8, 2, 300, 60), 1, 16), (Shape(3, 32, 2, 1000, 200), 10, 32))
+"""Shape of the data, ipc, width."""
 SHORTER = {
     "frepo": ("--frepo.pool-size", "2"),
     "bptt": ("--bptt.batch-size", "64", "--bptt.unroll", "2"),
@@ -43,13 +43,13 @@ def version() -> str:
 
 @functools.cache
 def cells() -> dict[str, tuple[Job, RawData]]:
-    """Name → a cell of every method here that has steps, at every width on every shape, with a short schedule."""
+    """Name → a cell of every method here that has steps, on every shape, with a short schedule."""
     names = [name for name in methods.names() if methods.get(name).__module__ == f"methods.{name}"]
     iterative = tuple(name for name in names if methods.get(name).iterative)
     made = {}
-    for shape, ipc, widths in SHAPES:
+    for shape, ipc, width in SHAPES:
         fields: dict[str, Any] = {"budget": "smoke", "device": "cpu", "options": SHORTER, "forecast": True}
-        for job in plan(Request(methods=iterative, datasets=("mnist",), ipcs=(ipc,), widths=widths, **fields)):
+        for job in plan(Request(methods=iterative, datasets=("mnist",), ipcs=(ipc,), widths=(width,), **fields)):
             asked, size = job.distillation, (shape.size, shape.size)
             depth = NetworkSpec(cast(Any, asked.network), shape.channels, size, shape.classes).blocks
             name = f"{asked.method} {shape.channels}x{shape.size}x{shape.size} ipc {ipc} width {asked.width}"

@@ -27,8 +27,8 @@ from harness.plan.jobs import Job
 from harness.plan.options import describe, parse, split
 from harness.plan.planning import plan, unpublished
 from harness.plan.request import Request
-from harness.records import record
 from harness.stopping import Stopped
+from tests.builders import all_in
 from tests.dummies import Dummy, dummy
 
 __all__ = ["dummy"]  # a fixture
@@ -523,7 +523,8 @@ def test_what_lies_in_the_working_directory_is_not_imported(strangers: Path) -> 
     arguments = "--methods random_real --dataset digits --budget smoke --width 4 --device cpu --no-random"
     ended = process("harness.run", *arguments.split(), cwd=strangers, environment=installed)
     assert ended.returncode == 0 and "a stranger" not in ended.stdout + ended.stderr
-    assert [each.set_path.exists() for each in record.read_all(strangers / "results" / "local")[0]] == [True]
+    (distilled,) = all_in(strangers / "results" / "local")
+    assert distilled.record["status"] == "ok" and distilled.set_path.exists()
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "methods"])

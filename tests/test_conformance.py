@@ -42,7 +42,6 @@ def test_method(name: str, check: Check) -> None:
     [
         ("bptt", {"rematerialize": True}),
         ("mtt", {"rematerialize": True}),
-        ("datm", {"rematerialize": True}),
         ("rat_bptt", {"rematerialize": True}),
         ("rat_bptt", {"learn_label": True}),
         ("bptt", {"learn_label": True}),
@@ -58,8 +57,8 @@ def test_method_with_an_option(name: str, options: dict[str, Any], check: Check)
     check(name, type(method.__name__, (method,), {"BUDGETS": budgets, "__module__": method.__module__}))
 
 
-ITERATIVE = [name for name in methods.names() if methods.get(name).iterative and name not in ("dc", "kip")]
-"""Methods with steps; DC does to a network what DSA does, and KIP uses none."""
+ITERATIVE = [name for name in methods.names() if methods.get(name).iterative and name not in ("dc", "datm", "kip")]
+"""Methods with steps; DC and DATM do to a network what DSA and MTT do, and KIP uses none."""
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -178,10 +178,14 @@ def test_the_code_that_uses_a_distilled_set_runs(tmp_path: Path) -> None:
     path = re.search(r'load\("(.*)"\)', three_lines)
     assert path
     shown = three_lines.replace(path[1], str(tmp_path / "set.safetensors"))
-    script = f"import torch\ntorch.manual_seed(0)\n{shown}{own_loop}"
+    without = own_loop.splitlines()[-1].replace("transform(images)", "images")
+    shorter = own_loop.replace("range(200)", "range(60)")
+    script = f"import torch\ntorch.manual_seed(0)\n{shown}{shorter}{without}"
     ran = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert float(ran.stdout.removeprefix("accuracy")) > 0.75
+    transformed, untransformed = (float(line.removeprefix("accuracy")) for line in ran.stdout.splitlines())
+    assert transformed > 0.75
+    assert untransformed < transformed - 0.2, "images that skip the transform are noise to the network"
 
 
 def test_the_tables_of_schedules_are_those_of_the_script(

@@ -584,10 +584,9 @@ def test_answers_that_another_run_adds_meanwhile_outlive_an_exchange(tmp_path: P
     assert {each["config"]["steps"] for each in distilled.evaluations} == {7, 20}
 
 
-@pytest.mark.parametrize(("runs", "killed"), [(2, 0), (4, 2)])
-def test_runs_in_one_folder_share_the_work(tmp_path: Path, quick: None, runs: int, killed: int) -> None:
+def test_runs_in_one_folder_share_the_work(tmp_path: Path, quick: None) -> None:
     """Processes for real, some of which are killed in the middle of a cell: no cell twice, and none lost."""
-    log = tmp_path / "log"
+    runs, killed, log = 4, 2, tmp_path / "log"
     distil = cell._Cell.distil
 
     def leased(jobs: Iterable[Job]) -> Generator[Job, None, None]:
@@ -1221,27 +1220,16 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         assert name in shown
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
+def test_neither_planning_nor_the_start_of_a_cell_imports_what_it_can_do_without(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nimport harness.cell\n"
         "from harness.plan.planning import plan\nfrom harness.plan.request import Request\n"
         "wanted = {'methods': ('frepo', 'mtt'), 'datasets': ('digits',), 'budget': 'smoke', 'device': 'cpu'}\n"
-        "plan(Request(**wanted, output=Path(sys.argv[1])))",
-        "import harness.cell",
-    ],
-)
-def test_neither_planning_nor_the_start_of_a_cell_imports_what_it_can_do_without(code: str, tmp_path: Path) -> None:
-    heavy = "{'sklearn', 'scipy', 'pandas', 'torchvision', 'matplotlib', 'seaborn', 'higher', 'sympy', 'torch._dynamo'}"
-    code = f"import sys\nfrom pathlib import Path\n{code}\nheavy = {heavy} & set(sys.modules)\nassert not heavy, heavy"
+        "plan(Request(**wanted, output=Path(sys.argv[1])))\n"
+        "heavy = {'sklearn', 'scipy', 'pandas', 'torchvision', 'matplotlib', 'seaborn', 'higher', 'sympy'}\n"
+        "heavy = (heavy | {'torch._dynamo'}) & set(sys.modules)\nassert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
-
-
-def test_a_wrong_request_and_a_right_one_in_processes_of_their_own(tmp_path: Path) -> None:
-    start = [sys.executable, "-m", "harness.run", *command(tmp_path, "--no-random", "--dataset digits --width 4")]
-    for method, status in (("fripo", 2), ("random_real", 0)):
-        asked = [*start, "--methods", method, "--budget", "smoke", "--device", "cpu"]
-        assert subprocess.run(asked, cwd=ROOT, capture_output=True).returncode == status
-    assert [distilled.record["status"] for distilled in all_in(tmp_path)] == ["ok"]
 
 
 def test_help_shows_the_options_of_methods_and_evaluations_and_writes_nothing(

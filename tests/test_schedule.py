@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.datasets import PUBLISHED, Shape
 from benchmarks.errors import UserError
 from harness import schedule
 from harness.measure.forecast import forecast
@@ -146,13 +148,15 @@ def test_flat_experts_take_two_passes_and_leave_the_snapshots_that_can_be_touche
     assert flat.disk_bytes / plain.disk_bytes == pytest.approx(7 / 51)
 
 
-@pytest.mark.parametrize("method", ["dc", "dm"])
-def test_the_operations_of_a_step_are_those_of_the_whole_forecast(method: str, tmp_path: Path) -> None:
-    options = {"dc": ["--dc.outer-loop", "2", "--dc.inner-loop", "3"]} if method == "dc" else {}
-    request = Request(
-        methods=(method,), datasets=("mnist",), budget="smoke", forecast=True, device="cpu", options=options
-    )
-    (job,) = plan(request)
+@pytest.mark.parametrize(("method", "options"), [("dc", "--dc.outer-loop 2 --dc.inner-loop 3"), ("dm", "")])
+def test_the_operations_of_a_step_are_those_of_the_whole_forecast(
+    method: str, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PUBLISHED, "two_classes", Shape(1, 8, 2, 60, 20))
+    fields: dict[str, Any] = {"budget": "smoke", "forecast": True, "device": "cpu"}
+    (job,) = plan(Request(methods=(method,), datasets=("mnist",), options={method: options.split()}, **fields))
+    small = dataclasses.replace(job.distillation, dataset="two_classes", depth=1)
+    job = dataclasses.replace(job, distillation=small, source="two_classes")
     assert durations._stepping(job) == pytest.approx(forecast(job).flops, rel=1e-12)
 
 

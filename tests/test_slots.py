@@ -25,7 +25,7 @@ from harness.records import record
 from harness.records.lease import LEASED
 from harness.records.record import Distilled
 from harness.run import main
-from tests.builders import all_in
+from tests.builders import all_in, in_process
 from tests.test_run import command
 
 pytestmark = pytest.mark.usefixtures("default_signals")
@@ -171,17 +171,17 @@ def test_a_signal_reaches_all_cells_and_the_second_ends_them(tmp_path: Path, mon
 
 
 def test_two_at_a_time_give_what_one_after_the_other_gives(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """For real: the same sets and values, and the records say that the device was shared."""
+    """For real, and in this process: the same sets and values, and the records say that the device was shared."""
     base = "--methods random_real,dm --dataset digits --budget smoke --width 4 --device cpu --evaluate-steps 3"
 
-    def run(name: str, extra: str) -> list[Distilled]:
-        assert main(command(tmp_path / name, extra, base)) == 0
+    def run(name: str, extra: str, **launcher: Any) -> list[Distilled]:
+        assert main(command(tmp_path / name, extra, base), **launcher) == 0
         return all_in(tmp_path / name)
 
     def busy(each: Distilled) -> str:
         return str(each.record["cost"]["memory"]["busy"]) + str(each.evaluations[0]["busy"])
 
-    one, two = run("one", "--jobs 1"), run("two", "--jobs 2")
+    one, two = run("one", "", launcher=in_process), run("two", "--jobs 2")
     lines = capfd.readouterr().err.splitlines()
     for alone_, shared in zip(one, two, strict=True):
         assert alone_.record["identity"] == shared.record["identity"]

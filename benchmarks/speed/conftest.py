@@ -25,6 +25,8 @@ class Settings:
     """Number and shape of the images that whitening is fitted to."""
     scale: int = 1
     """Divides the sizes of the machine's own convolutions."""
+    training_steps: int = 20
+    """Of every network that is trained."""
 
 
 class Timed(Protocol):
@@ -51,7 +53,7 @@ def settings(pytestconfig: pytest.Config) -> Settings:
     if threads := option("--threads"):
         torch.set_num_threads(threads)
     if option("--tiny"):
-        return Settings(SHAPES["digits"], 4, (100, SHAPES["digits"]), scale=16)
+        return Settings(SHAPES["digits"], 4, (100, SHAPES["digits"]), scale=16, training_steps=2)
     zca = (50_000, SHAPES["cifar"]) if option("--full-zca") else (10_000, SHAPES["mnist"])
     return Settings(SHAPES[option("--shape")], option("--width"), zca)
 

@@ -21,7 +21,6 @@ from benchmarks.task import generator_for
 from benchmarks.training import predict, train_together
 
 CLASSES = 10
-TRAINING_STEPS = 20
 NETWORKS = 3
 """Networks that are trained, in sequence or together."""
 TEST_IMAGES = 1000
@@ -65,10 +64,10 @@ def test_training(name: str, ipc: int, at_once: int, settings: Settings, timed: 
                 protocol.recipe,
                 flip=True,
                 generators=[generator_for("evaluation", index) for index in indices],
-                max_steps=TRAINING_STEPS,
+                max_steps=settings.training_steps,
             )
 
-    timed(call, NETWORKS * TRAINING_STEPS * len(images), "images")
+    timed(call, NETWORKS * settings.training_steps * len(images), "images")
 
 
 @pytest.mark.benchmark(group="evaluation: testing")

@@ -1,7 +1,8 @@
 """Runs of a grid that are killed at random moments, and compared with a run that nobody disturbed.
 
-``python -m tests.faults.kills FOLDER METHODS KILLS SEED RUNNERS`` prints what it saw as JSON. It is a process of its
-own, which imports everything once: a fork of it is a fresh run after milliseconds instead of seconds.
+``python -m tests.faults.kills FOLDER METHODS SEED KILLS:RUNNERS …`` prints what it saw as JSON, for each number of
+runners. It is a process of its own, which imports everything once: a fork of it is a fresh run after milliseconds
+instead of seconds.
 
 A moment is a number of events: signs of life (`harness.alive`: steps of the warm-up, of the distillation and of
 evaluations, experts) and operations on files below the folder. So the moments depend on the seed, and neither on the
@@ -149,15 +150,22 @@ def left_over(folder: Path) -> Iterator[str]:
             yield str(path.relative_to(folder))
 
 
-def main(folder: Path, methods: str, kills: int, seed: int, runners: int) -> dict[str, Any]:
-    """Kill ``runners``, which share a folder, until there were ``kills``, and then let them end."""
+def main(folder: Path, methods: str, seed: int, *counts: str) -> list[dict[str, Any]]:
+    """Kill runs of the grid of ``methods``; each of ``counts``: how many kills there are, and how many runners."""
     distil.WARMUP_CYCLES = 1
-    chance, straight, output, cache = random.Random(seed), folder / "straight", folder / "killed", folder / "cache"
     with open(folder / "log.txt", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         warm = [*SMALL.split(), "--methods", "dm", "--output", str(folder / "first"), "--cache", str(folder / "first")]
         assert run.main(warm, launcher=leased) == 0, "what is imported late is imported here"
     arguments = ["--methods", methods, *FLAGS.split(), "--checkpoint-every", "0.000001"]
-    total, expected = undisturbed(arguments, straight, folder / "other cache")
+    total, expected = undisturbed(arguments, folder / "straight", folder / "other cache")
+    return [_kill(arguments, folder, total, expected, seed, *map(int, each.split(":"))) for each in counts]
+
+
+def _kill(
+    arguments: Sequence[str], folder: Path, total: int, expected: dict[str, Any], seed: int, kills: int, runners: int
+) -> dict[str, Any]:
+    """Kill ``runners``, which share a folder, until there were ``kills``, and then let them end."""
+    chance, output, cache = random.Random(seed), folder / f"killed {runners}", folder / f"cache {runners}"
     seen: dict[str, Any] = {"events": total, "kills": 0, "runs": 0, "whole": 0, "lost": 0, "left": [], "differ": []}
     seen["records"] = len(expected)
     running: dict[int, Moments] = {}
@@ -196,4 +204,4 @@ def _compare(
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])))

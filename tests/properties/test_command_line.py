@@ -159,7 +159,7 @@ def tried(place: Path, main: Callable[..., int], arguments: list[str], **more: A
 RUN = st.just(["--methods", "random_real", "--dataset", "digits", "--no-random", "--device", "cpu"])
 
 
-@examples(80)
+@examples(40)
 @given(data=st.data())
 def test_run(place: Path, data: st.DataObject) -> None:
     beginning = st.one_of(
@@ -172,7 +172,7 @@ EVALUATE = [["records"], ["records", "--protocol", "common"], ["."], []]
 FILES = ["images_best.pt", "labels_best.pt", "--dataset", "digits", "--preprocess", "standardise", "--name", "x"]
 
 
-@examples(80)
+@examples(40)
 @given(data=st.data())
 def test_evaluate(place: Path, data: st.DataObject) -> None:
     beginning = st.sampled_from([*EVALUATE, FILES, [*FILES, "--output", "out"], FILES[:2], ["own"]])

@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sets")
 
 
-@examples(400)
+@examples(200)
 @given(data=st.data())
 def test_damaged_files(good: Path, folder: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(path.name for path in good.iterdir())))
@@ -134,7 +134,7 @@ LAYOUTS: list[Any] = [
 ]
 
 
-@examples(150)
+@examples(80)
 @given(data=st.data())
 def test_tensors_of_every_kind(folder: Path, data: st.DataObject) -> None:
     parts = {"images": IMAGES, "labels": data.draw(st.sampled_from([CLASSES, CENTRED, (CENTRED > 0).float()]))}
@@ -254,7 +254,7 @@ def test_streams_of_opcodes(folder: Path, stream: bytes) -> None:
 # Archives
 
 
-@examples(100)
+@examples(50)
 @given(data=st.data())
 def test_archives_of_any_arrays(folder: Path, data: st.DataObject) -> None:
     """Headers that lie about shape, type and their own length, with content that compresses a thousand times."""
@@ -334,7 +334,7 @@ def test_archives_of_torch_with_other_members(good: Path, folder: Path, data: st
 # Sets of this suite
 
 
-@examples(120)
+@examples(60)
 @given(data=st.data())
 def test_own_files_that_say_nonsense(good: Path, folder: Path, data: st.DataObject) -> None:
     """The file is well formed, and header and tensors are not those of a set."""

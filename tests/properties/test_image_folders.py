@@ -149,7 +149,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("folders")
 
 
-@examples(200)
+@examples(100)
 @given(data=st.data())
 def test_a_folder_is_a_data_set_or_a_line(root: Path, data: st.DataObject) -> None:
     folder = data.draw(trees(root / data.draw(st.sampled_from(["set", "a\nb", "\udcff", "-x"]))))

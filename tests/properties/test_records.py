@@ -84,7 +84,7 @@ def texts(draw: st.DrawFn, content: bytes) -> bytes:
     return content.replace(b": 1", b": 1" + b"0" * 5000, 1)
 
 
-@examples(400)
+@examples(200)
 @given(data=st.data())
 def test_a_record_is_read_or_a_line(good: Path, root: Path, data: st.DataObject) -> None:
     name, content = data.draw(st.sampled_from(range(len(contents(good)))).map(contents(good).__getitem__))
@@ -114,7 +114,7 @@ def folders(draw: st.DrawFn, good: Path, place: Path) -> Path:
     return place
 
 
-@examples(25)
+@examples(10)
 @given(data=st.data())
 def test_a_report_of_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "report"))
@@ -127,7 +127,7 @@ def test_a_report_of_any_records(good: Path, root: Path, data: st.DataObject) ->
     assert shown.status == 2 or (shown.status == 1) == damage
 
 
-@examples(4)
+@examples(2)
 @given(data=st.data())
 def test_figures_of_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "figures"))
@@ -136,7 +136,7 @@ def test_figures_of_any_records(good: Path, root: Path, data: st.DataObject) -> 
         ended(figures.main, [str(place)], (0, 1, 2))
 
 
-@examples(60)
+@examples(30)
 @given(data=st.data())
 def test_comparisons_with_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "regress"))
@@ -147,7 +147,7 @@ def test_comparisons_with_any_records(good: Path, root: Path, data: st.DataObjec
         ended(regress.main, [*arguments, "--output", str(place / "page.md")], (0, 1, 2, 3))
 
 
-@examples(30)
+@examples(15)
 @given(data=st.data())
 def test_questions_about_any_records(good: Path, root: Path, data: st.DataObject) -> None:
     place = data.draw(folders(good, root / "evaluate"))
