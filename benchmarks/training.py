@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.augment import DSA_STRATEGY, FLIP_ROTATE, apply_dsa, apply_frepo, draw_dsa, draw_frepo
 from benchmarks.networks import Network, batch_norms
-from benchmarks.networks.layers import AveragePool, BatchNorm, Residual
+from benchmarks.networks.layers import AveragePool, BatchNorm, Residual, WideConv2d
 from benchmarks.protocols import Recipe
 
 BLOCK = 256
@@ -160,8 +160,8 @@ class Stack(nn.Module):
     """
 
     LAYERS = (
-        *(nn.Sequential, Residual, nn.Conv2d, nn.GroupNorm, nn.BatchNorm2d, BatchNorm, nn.ReLU),
-        *(AveragePool, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+        *(nn.Sequential, Residual, nn.Conv2d, WideConv2d, nn.GroupNorm, nn.BatchNorm2d, BatchNorm),
+        *(nn.ReLU, AveragePool, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
     )
     """Layers that keep channels apart, or can be made to."""
 
@@ -434,5 +434,5 @@ def _augmented(recipe: Recipe, images: Tensor, draws: Sequence[tuple[str, Tensor
 def _optimiser(recipe: Recipe, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
     if recipe.optimiser != "sgd":
         kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return kind(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)

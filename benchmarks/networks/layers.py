@@ -14,6 +14,17 @@ Drawn = nn.Conv2d | nn.Linear
 """Layers whose initial values are random."""
 
 
+class WideConv2d(nn.Conv2d):
+    """A convolution 3×3 with a padding as wide as its kernel, or wider.
+
+    oneDNN's fast kernels take no such padding. So all but one pixel of it is put around the images first.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        border = int(self.padding[0]) - 1
+        return F.conv2d(F.pad(x, [border] * 4), self.weight, self.bias, padding=1, groups=self.groups)
+
+
 class AveragePool(nn.Module):
     """Average pool 2×2 of (B, C, H, W); an odd last row or column is left out."""
 

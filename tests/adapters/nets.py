@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import FlaxNetwork, Network, NetworkSpec
-from benchmarks.networks.layers import AveragePool, BatchNorm, Residual
+from benchmarks.networks.layers import AveragePool, BatchNorm, Residual, WideConv2d
 from tests.adapters import KINK32, Adapter, Case, Mistake
 from tests.adapters.networks import plant
 
@@ -57,7 +57,9 @@ def flax_names(network: Network) -> Iterator[tuple[str, Tensor]]:
         # Layers are numbered by kind inside a block, whose shortcut comes last.
         inner = module.modules() if isinstance(module, Residual) else module.children()
         for layer in inner:
-            kind = {nn.Conv2d: "Conv", nn.GroupNorm: "GroupNorm", BatchNorm: "BatchNorm"}.get(type(layer))
+            kind = {nn.Conv2d: "Conv", WideConv2d: "Conv", nn.GroupNorm: "GroupNorm", BatchNorm: "BatchNorm"}.get(
+                type(layer)
+            )
             if isinstance(layer, Residual) and layer is not module:
                 yield from layers(layer, f"{scope}BasicBlock_{counts['block']}/")
                 counts["block"] += 1
