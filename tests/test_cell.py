@@ -978,7 +978,7 @@ def test_the_first_process_is_started_before_its_job_and_ended_where_there_is_no
 
 def test_a_cell_killed_midway_leaves_nothing_and_ends_with_its_parent(tmp_path: Path) -> None:
     """Its own process, for real: it ends when its input does, without a record."""
-    made = job(tmp_path, "frepo", steps=100_000)
+    made = job(tmp_path, "dm", steps=100_000)
     process = subprocess.Popen(local.COMMAND, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None and process.stderr is not None
     process.stdin.write(made.to_json().encode() + b"\n")

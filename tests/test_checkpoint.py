@@ -89,15 +89,15 @@ def losses(made: Job) -> list[tuple[int, Mapping[str, float]]]:
     return [(event["step"], event["losses"]) for event in events]
 
 
-@pytest.mark.parametrize("method", ITERATIVE)
+@pytest.mark.parametrize("method", [name for name in ITERATIVE if name != "dc"])  # DSA keeps the same state
 def test_an_interrupted_cell_gives_the_same_bytes(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.distil.WARMUP_CYCLES", 1)
     monkeypatch.setattr("harness.distil._Distilling.count", lambda self: None)
-    config = {"outer_loop": 3, "inner_loop": 2} if method in ("dc", "dsa") else {}
+    config = {"outer_loop": 3, "inner_loop": 2} if method == "dsa" else {}
     steps, at = (40, 25) if method == "frepo" else (5, 2)  # until networks of the pool are trained again
     straight, interrupted = (alone(job(tmp_path / name, method, config=config, steps=steps)) for name in "ab")
     expected = run(straight).record
-    interrupt(interrupted, at)  # of DC and DSA inside a cycle
+    interrupt(interrupted, at)  # of DSA inside a cycle
     assert not (interrupted.path / RECORD).exists() and sorted(steps_in(interrupted.path / CHECKPOINT)) == [0, at]
     written = run(interrupted).record
     assert (interrupted.path / SET).read_bytes() == (straight.path / SET).read_bytes()

@@ -2,7 +2,7 @@
 
 Every record is there in the end and equal to that of an undisturbed run, once, and nothing is left over.
 
-``FAULTS=long`` (``make test-faults``) kills more often.
+``FAULTS=long`` (``make test-faults``) kills more often, and also processes whole.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.test_documents import ROOT
 
 __all__ = ["quick"]  # a fixture
 LONG = os.environ.get("FAULTS") == "long"
+only_long = pytest.mark.skipif(not LONG, reason="processes of their own, for minutes: only in make test-faults")
 FEW = "--no-random --dataset digits --budget smoke --width 4 --device cpu --evaluate-steps 3"
 KILLS = (sys.executable, "-m", "tests.faults.kills")
 FAST = ("mtt", "dm", "random_real")
@@ -95,15 +96,15 @@ def alive(pid: int) -> bool:
     return False
 
 
+@only_long
 def test_killed_processes_leave_no_process_and_no_record_is_missing(tmp_path: Path) -> None:
     """The run, its cell, or both, by SIGKILL, and politely, after random times."""
-    grid = "mtt,dm" if LONG else "dm"
-    arguments = [*FEW.split(), "--methods", grid, "--networks-evaluated", "2", "--checkpoint-every", "0.001"]
+    arguments = [*FEW.split(), "--methods", "mtt,dm", "--networks-evaluated", "2", "--checkpoint-every", "0.001"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     begin = time.monotonic()
     assert main([*arguments, "--output", str(straight)], launcher=in_process) == 0
     span, chance, killed_any = 5 + 2 * (time.monotonic() - begin), random.Random(0), 0
-    for _ in range(8 if LONG else 1):
+    for _ in range(8):
         started = Started(*arguments, "--output", str(killed))
         with contextlib.suppress(subprocess.TimeoutExpired):
             started.process.wait(chance.random() * span)
@@ -310,9 +311,10 @@ def messages(folder: Path) -> dict[str, tuple[str, str | None]]:
     return {method(each): (each.record["status"], each.record["message"]) for each in all_in(folder)}
 
 
+@only_long
 def test_methods_that_behave_badly_do_not_stop_the_others(tmp_path: Path, plugin: dict[str, str]) -> None:
     """In processes of their own: it raises, talks nonsense, hangs, or prints, forks, ignores signals and exits."""
-    bad = ["exits", *(["raises", "nonsense", "hangs"] if LONG else [])]
+    bad = ["raises", "nonsense", "exits", "hangs"]
     flags = [*FEW.split(), "--methods", ",".join([*bad, "random_real"]), "--cell-timeout", "1min"]
     started = Started(*flags, "--output", str(tmp_path / "o"), environment=plugin)
     output = started.ended()
@@ -322,9 +324,9 @@ def test_methods_that_behave_badly_do_not_stop_the_others(tmp_path: Path, plugin
         **dict.fromkeys(bad, "error"),
         "random_real": "ok",
     }
-    assert not LONG or told["raises"][1] == "ValueError: not today (traceback in log.txt)"
+    assert told["raises"][1] == "ValueError: not today (traceback in log.txt)"
     assert told["exits"][1] == "the process ended with status 7; its messages are above"
-    assert not LONG or told["hangs"][1] == "no sign of life for 1 min (--cell-timeout): the process was killed"
+    assert told["hangs"][1] == "no sign of life for 1 min (--cell-timeout): the process was killed"
     for _, message in told.values():
         assert message is None or (message in output and "\n" not in message)
     (child,) = Path(plugin["CHILDREN"]).read_text().split()
@@ -334,7 +336,7 @@ def test_methods_that_behave_badly_do_not_stop_the_others(tmp_path: Path, plugin
     assert not alive(int(child)), "what the method has forked runs on"
 
 
-@pytest.mark.skipif(not LONG, reason="the kernel's out-of-memory killer: only in make test-faults")
+@only_long
 def test_the_kernel_s_out_of_memory_killer_is_a_result(tmp_path: Path, plugin: dict[str, str]) -> None:
     group = Path("/sys/fs/cgroup/memory/frepo-bench-faults")
     limit = "memory.limit_in_bytes"
