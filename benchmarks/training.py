@@ -432,7 +432,8 @@ def _augmented(recipe: Recipe, images: Tensor, draws: Sequence[tuple[str, Tensor
 
 
 def _optimiser(recipe: Recipe, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    fused = parameters[0].device.type == "cpu"  # elsewhere torch cannot forecast its fused SGD
     if recipe.optimiser != "sgd":
         kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=True)
-    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+        return kind(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
