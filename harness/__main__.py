@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.errors import UserError, choose
-from harness.command_line import end, exit_status
+from harness.command_line import command, end
 from harness.startup import begin
 
 
@@ -37,27 +36,20 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = "frepo-bench") -> int:
-    """Run the command that ``arguments`` begin with (by default those of the process); returns the exit status.
-
-    ``program``: what the user calls all of this.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command("frepo-bench")
+def main(arguments: Sequence[str], program: str) -> int:
+    """Run the command that ``arguments`` begin with; ``program`` is what the user calls all of this."""
     name, *others = arguments or [""]
     if name in ("-h", "--help"):
         print(f"usage: {program} COMMAND [options]\n\nBenchmark of dataset distillation.\n")
-        print("\n".join(f"  {known:<12} {command.meaning}" for known, command in COMMANDS.items()))
+        print("\n".join(f"  {known:<12} {each.meaning}" for known, each in COMMANDS.items()))
         print(f"\n{program} COMMAND --help tells the options of a command.")
         return 0
     if not name:
         raise UserError(f"a command is missing: {', '.join(COMMANDS)}; see {program} --help")
-    command = COMMANDS[choose("command", name, COMMANDS)]
-    module = importlib.import_module(command.module)  # no other: help must not wait for torch
-    status: int = module.main([*command.arguments, *others], program=f"{program} {name}")
+    chosen = COMMANDS[choose("command", name, COMMANDS)]
+    module = importlib.import_module(chosen.module)  # no other: help must not wait for torch
+    status: int = module.main([*chosen.arguments, *others], program=f"{program} {name}")
     return status
 
 

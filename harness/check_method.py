@@ -13,19 +13,15 @@ from collections.abc import Sequence
 
 import methods
 from benchmarks.errors import UserError, choose, printable
-from harness.command_line import Parser, end, exit_status
+from harness.command_line import Parser, command, end
 
 PROGRAM = "python -m harness.check_method"
 # torch is imported where it is used: --help must not wait for it.
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Check the method that is named, a line for each check."""
     parser = Parser(
         prog=program,
         description="Check that a method keeps to the interface of methods/base.py. It runs a few steps on tiny "

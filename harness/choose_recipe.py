@@ -40,7 +40,7 @@ from benchmarks.preprocess import CONSTANTS, Preprocess, fit
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.task import generator_for
 from benchmarks.training import accuracy, predict, train
-from harness.command_line import Parser, end, exit_status, file_path, whole
+from harness.command_line import Parser, command, end, file_path, whole
 from harness.plan.planning import check_writable
 from harness.records.files import only_runner, write_texts
 from harness.records.provenance import provenance
@@ -323,13 +323,9 @@ def _append(path: Path, row: Mapping[str, object]) -> None:
         writer.writerow(row)
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Train and test networks by each recipe, and print which is best."""
     parser = Parser(
         prog=program,
         description="Choose the recipe, network and preprocessing of the protocol `common`, by networks that are "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import math
 import os
@@ -13,7 +14,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from benchmarks.errors import UserError, nearest, printable
 from harness.startup import INTERRUPTED, interruptible
@@ -118,6 +119,24 @@ def new_file(text: str) -> Path:
     if not path.name or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
     return path
+
+
+def command(program: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make the ``main`` of a command, which returns the exit status, of what the command does with its arguments.
+
+    That is given the arguments, by default those of the process, and what the user calls the command, by default
+    ``program``; ``main`` hands further keywords on.
+    """
+
+    def made(work: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(work)
+        def main(arguments: Sequence[str] | None = None, *, program: str = program, **more: Any) -> int:
+            given = sys.argv[1:] if arguments is None else arguments
+            return exit_status(lambda: work(given, program, **more))
+
+        return main
+
+    return made
 
 
 def exit_status(work: Callable[[], int]) -> int:

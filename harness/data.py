@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import shlex
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from benchmarks.data.views import base_name
 from benchmarks.errors import UserError, printable
 from benchmarks.folders import default_cache, default_root
 from benchmarks.protocols import PROTOCOLS
-from harness.command_line import Parser, end, exit_status, file_path, whole
+from harness.command_line import Parser, command, end, file_path, whole
 from harness.devices import NAMES
 from harness.plan.request import Request, integers, names, told
 
@@ -38,13 +37,9 @@ MOST_CLASSES = 40
 # torch is imported where it is used: --help must not wait for it.
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Print the report on a data set."""
     parser = Parser(
         prog=program,
         description="Report on a data set before a run: classes, sizes, duplicates, preprocessing, and the work and "

@@ -25,7 +25,7 @@ from benchmarks.data.views import split as split_views
 from benchmarks.errors import UserError
 from benchmarks.protocols import PROTOCOLS
 from harness import evaluations, launch
-from harness.command_line import Parser, end, exit_status, file_path, listed, long_parser
+from harness.command_line import Parser, command, end, file_path, listed, long_parser
 from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.listing import launcher_options
 from harness.plan.budgets import BUDGETS, COST
@@ -76,16 +76,6 @@ def _parser(program: str) -> Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, *, launcher: Launcher | None = None, program: str = PROGRAM) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status.
-
-    ``launcher``: runs the jobs; None: the one that the command line names. ``program``: what the user calls this
-    command.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program, launcher))
-
-
 def parse(arguments: Sequence[str], program: str = PROGRAM) -> tuple[list[Path], dict[str, Any]]:
     """The paths of a command line, and the fields of `EvaluateRequest` that it sets.
 
@@ -109,7 +99,9 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> tuple[list[Path],
     return parsed.paths, fields
 
 
-def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str, launcher: Launcher | None = None) -> int:
+    """Ask more of sets that are there. ``launcher`` runs the jobs; None: the one that the command line names."""
     paths, fields = parse(arguments, program)
 
     def run(jobs: Sequence[Job], request: EvaluateRequest, output: Path) -> int:

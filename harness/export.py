@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError, choose, printable
 from harness import exports
-from harness.command_line import Parser, end, exit_status, file_path, long_parser
+from harness.command_line import Parser, command, end, file_path, long_parser
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.lease import FOLDER, Held, take
 from harness.records.record import RECORD, SET
@@ -43,12 +43,6 @@ def _parser(program: str) -> Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
 def parse(arguments: Sequence[str], program: str = PROGRAM) -> Any:
     """The options of a command line. Raises UserError for what is wrong without a look at the files."""
     parser = _parser(program)
@@ -69,7 +63,9 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> Any:
     return options
 
 
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Write sets for other programs."""
     options = parse(arguments, program)
     left_out: list[str] = []
     sources = _named([each for path in options.sets for each in sources_of(path, options.range or "clip", left_out)])

@@ -6,11 +6,10 @@ python -m harness.figures results/local --images
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from benchmarks.errors import UserError, printable
-from harness.command_line import end, exit_status
+from harness.command_line import command, end
 from harness.report import folders_parser, read_folders
 from harness.reports import images, scaling
 from harness.reports.figures import write
@@ -20,13 +19,9 @@ __all__ = ["main", "write"]
 PROGRAM = "python -m harness.figures"
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """``python -m harness.figures FOLDER …``: exponents and figures from the records. Returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Draw the figures of folders, and fit exponents."""
     parser = folders_parser(program, "Draw the figures of folders, and fit exponents.")
     parser.add_argument(
         "--images", action="store_true", help="draw the images of the sets, and their learned labels, instead"

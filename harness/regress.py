@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from benchmarks.errors import UserError, choose
-from harness.command_line import Parser, end, exit_status, file_path, finite, new_file
+from harness.command_line import Parser, command, end, file_path, finite, new_file
 from harness.records.files import write_texts
 from harness.records.record import RECORD, Distilled, read, read_all
 from harness.reports.regression_formats import EXPORTS, FORMATS
@@ -44,13 +43,9 @@ def read_side(path: Path) -> list[Distilled]:
     return distilled
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """``python -m harness.regress BASELINE NEW``: print the comparison. Returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Print the comparison of two sets of records."""
     parser = Parser(
         prog=program,
         description="Compare two sets of records. Exit status 0: all that BASELINE measured was compared and nothing "

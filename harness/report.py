@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.errors import UserError, choose, printable
-from harness.command_line import Parser, end, exit_status, file_path, new_file
+from harness.command_line import Parser, command, end, file_path, new_file
 from harness.plan.planning import check_writable
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.records.files import write_texts
@@ -214,13 +214,9 @@ def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, lis
     return output, list(distilled.values()), list(lines)
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """``python -m harness.report FOLDER …``: make the tables again from the records. Returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Make the tables of folders again from their records."""
     parser = folders_parser(program, "Make the tables of folders again.")
     parser.add_argument(
         "--format",

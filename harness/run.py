@@ -26,7 +26,7 @@ from benchmarks import NETWORKS
 from benchmarks.data.names import LISTED
 from benchmarks.errors import UserError, printable
 from harness import evaluations, launch, progress, stopping
-from harness.command_line import Parser, end, exit_status, listed, long_parser
+from harness.command_line import Parser, command, end, listed, long_parser
 from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.listing import hyperparameters, listing
 from harness.plan.budgets import COST
@@ -79,22 +79,9 @@ def _parser(program: str) -> Parser:
     return parser
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    *,
-    launcher: Launcher | None = None,
-    program: str = PROGRAM,
-) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status.
-
-    ``launcher``: runs the jobs; None: the one that the command line names. ``program``: what the user calls this
-    command.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program, launcher))
-
-
-def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str, launcher: Launcher | None = None) -> int:
+    """Distil, measure, evaluate, report. ``launcher`` runs the jobs; None: the one that the command line names."""
     others, options = split(arguments, [*methods.names(), *evaluations.names(), *LAUNCHERS])
     parser = _parser(program)
     parsed = parser.parse(others)

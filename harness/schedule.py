@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.errors import UserError
 from benchmarks.files import replacing
-from harness.command_line import Parser, end, exit_status, file_path, finite, whole
+from harness.command_line import Parser, command, end, file_path, finite, whole
 from harness.limits import parse_seconds, show_bytes
 from harness.plan.request import integers, limit
 from harness.plan.schedule import Cells, faster, simulate
@@ -26,13 +26,9 @@ from harness.plan.schedule import Cells, faster, simulate
 PROGRAM = "python -m harness.schedule"
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """Simulate a run, or write what can be simulated; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Simulate a run, or write what can be simulated."""
     parser = Parser(
         prog=program,
         description="Simulate a grid of cells on many devices: hours, the share in which they work, what bounds them.",

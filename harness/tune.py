@@ -19,7 +19,7 @@ import methods
 from benchmarks.data.names import LISTED
 from benchmarks.errors import UserError
 from harness import launch
-from harness.command_line import end, exit_status, listed, long_parser
+from harness.command_line import command, end, listed, long_parser
 from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.plan.jobs import ACCURACY, Job
 from harness.plan.options import split
@@ -63,17 +63,9 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> TuneRequest:
     return TuneRequest(**fields)
 
 
-def main(arguments: Sequence[str] | None = None, *, launcher: Launcher | None = None, program: str = PROGRAM) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status.
-
-    ``launcher``: runs the jobs; None: the one that the command line names. ``program``: what the user calls this
-    command.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program, launcher))
-
-
-def _main(arguments: Sequence[str], program: str, launcher: Launcher | None) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str, launcher: Launcher | None = None) -> int:
+    """Try settings. ``launcher`` runs the jobs; None: the one that the command line names."""
     from harness.reports import tuning
 
     request = parse(arguments, program)

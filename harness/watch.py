@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.errors import UserError, printable
-from harness.command_line import Parser, end, exit_status, file_path
+from harness.command_line import Parser, command, end, file_path
 from harness.limits import show_bytes
 from harness.plan.request import DEFAULT_OUTPUT
 from harness.progress import PERIOD, Lines, say
@@ -83,13 +83,9 @@ def watch(folder: Path, sleep: Callable[[float], None] = time.sleep) -> None:
     say(f"no cell has run in {folder} for {BETWEEN_SECONDS:.0f} s")
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
-    """``python -m harness.watch FOLDER``. Returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments, program))
-
-
-def _main(arguments: Sequence[str], program: str) -> int:
+@command(PROGRAM)
+def main(arguments: Sequence[str], program: str) -> int:
+    """Show the cells that run in a folder."""
     parser = Parser(prog=program, description="Show the cells that run in a folder.", allow_abbrev=False)
     parser.add_argument(
         "folder", type=file_path, nargs="?", default=DEFAULT_OUTPUT, metavar="FOLDER", help="the --output of a run"

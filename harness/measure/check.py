@@ -8,7 +8,6 @@ far apart they are; the exit status is 1 if anything is off by more than 5 %.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks.errors import UserError
 from harness import devices
-from harness.command_line import Parser, end, exit_status
+from harness.command_line import Parser, command, end
 from harness.measure.clock import Clock
 from harness.measure.memory import MemoryMeter
 from harness.records.provenance import device_name
@@ -84,14 +83,10 @@ def rows(expected_seconds: float, seconds: float, memory: Memory) -> list[tuple[
     return duration + [(what, (KEPT + PASSING) / MIB, peak / MIB) for what, peak in peaks.items() if peak is not None]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line ``arguments`` (by default those of the process); returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: _main(arguments))
-
-
-def _main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m harness.measure.check", description="Check clock and meters.", allow_abbrev=False)
+@command("python -m harness.measure.check")
+def main(arguments: Sequence[str], program: str) -> int:
+    """Check clock and meters."""
+    parser = Parser(prog=program, description="Check clock and meters.", allow_abbrev=False)
     parser.add_argument("--device", default=devices.find(None), help=devices.NAMES)
     device: str = parser.parse(arguments).device
     devices.check_name(device)
