@@ -260,8 +260,8 @@ def check_config(name: str, method: type[Method]) -> None:
     parts = [part for part in config.__mro__ if dataclasses.is_dataclass(part)]
     silent = sorted(fields.difference(*map(_documented, parts)))
     _expect(not silent, name, f"Config says nothing about {', '.join(silent)}; write a string below each field")
-    unknown = sorted(method.BUDGETS.keys() - {"smoke", "quick", "cost", "forecast"})
-    _expect(not unknown, name, f"BUDGETS has {', '.join(unknown)}; expected smoke, quick, cost or forecast")
+    unknown = sorted(method.BUDGETS.keys() - {"smoke", "quick", "long", "cost", "forecast"})
+    _expect(not unknown, name, f"BUDGETS has {', '.join(unknown)}; expected smoke, quick, long, cost or forecast")
     for (dataset, ipc), changes in method.PAPER.items():
         _expect(dataset in DATASETS and ipc >= 1, name, f"PAPER has {(dataset, ipc)}; expected a data set and its ipc")
         config(**{key: value for key, value in changes.items() if key != "steps"})
@@ -270,7 +270,7 @@ def check_config(name: str, method: type[Method]) -> None:
     missing = sorted({"smoke", "quick"} - method.BUDGETS.keys())
     _expect(not missing, name, f"BUDGETS lacks {', '.join(missing)}; a method with steps says how many these take")
     for key, changes in [*method.PAPER.items(), *method.BUDGETS.items()]:
-        timed = key in ("cost", "forecast")
+        timed = key in ("long", "cost", "forecast")
         fitting = "steps" not in changes if timed else changes.get("steps", 0) >= 1
         wanted = "no steps: the time says how many" if timed else "steps, 1 or more"
         _expect(fitting, name, f"{key!r} has {changes.get('steps', 'no')} steps; expected {wanted}")

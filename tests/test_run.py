@@ -937,6 +937,7 @@ def test_hyper_parameters_are_resolved_in_order() -> None:
     assert lr(2, "smoke") == (0.2, 4)  # what the paper says, but not its steps
     assert lr(2, "quick") == (0.3, BUDGETS["quick"].steps)  # the budget has the last word before the command line
     assert lr(2, "quick", "--dummy.lr", "0.4") == (0.4, BUDGETS["quick"].steps)
+    assert lr(2, "long") == (0.3, None)  # as quick, for seconds
     assert lr(2, "paper") == (0.2, 9)
     with pytest.raises(UserError, match=r"no published setting for dummy on digits at ipc 1.*digits 2"):
         lr(1, "paper")
@@ -958,6 +959,7 @@ def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[D
     assert {budget: asked(budget=budget, ipcs=(2,)) for budget in BUDGETS} == {
         "smoke": (8, [(1, 20)]),
         "quick": (32, [(3, 1000)]),
+        "long": (128, [(3, None)]),
         "paper": (128, [(5, None)]),
         "cost": (32, []),
     }

@@ -355,9 +355,10 @@ def resolve(
             )
         changes = {**(published or {})}
         if budget != "paper":
-            changes = {**changes, "steps": BUDGETS[budget].steps, **method.BUDGETS.get(budget, {})}
+            named = budget if budget in method.BUDGETS else BUDGETS[budget].like or budget
+            changes |= {"steps": BUDGETS[budget].steps, **method.BUDGETS.get(named, {})}
         number = changes.pop("steps", None)
-        steps[name] = number if method.iterative else None
+        steps[name] = number if method.iterative and BUDGETS[budget].seconds is None else None
         defaults[name] = dataclasses.replace(method.Config(), **changes)
     configs = parse(defaults, options)
     return {name: (configs[name], steps[name]) for name in classes}

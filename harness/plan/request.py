@@ -296,7 +296,7 @@ class EvaluateRequest(Evaluating):
             if name is not None:
                 choose(kind, name, known)
         if self.budget == COST:
-            raise UserError("--budget cost evaluates nothing: take smoke, quick or paper")
+            raise UserError("--budget cost evaluates nothing: take smoke, quick, long or paper")
         _at_least(1, "width", self.width)
         _at_least(1, "factor", self.factor)
         _at_least(0, "seed", self.seed)

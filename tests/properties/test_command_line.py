@@ -80,7 +80,7 @@ USUAL: dict[str, st.SearchStrategy[str]] = {
     "--experiment": st.sampled_from([*EXPERIMENTS, "table9"]),
     "--evaluations": lists(st.sampled_from([*evaluations.names(), "acuracy"])),
     "--protocol": st.sampled_from(["native", "common", "frepo", "mtt", "kip"]),
-    "--budget": st.sampled_from(["smoke", "quick", "paper", "cost"]),
+    "--budget": st.sampled_from(["smoke", "quick", "long", "paper", "cost"]),
     "--device": st.sampled_from(["cpu", "cuda", "cuda:0", "cuda:99999999999999999999", "gpu"]),
     "--preprocess": st.sampled_from(["standardise", "zca_frepo", "zca_kornia", "none"]),
     "--label-space": st.sampled_from(["probability", "centred", "logits"]),
