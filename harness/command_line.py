@@ -122,10 +122,10 @@ def new_file(text: str) -> Path:
 
 
 def command(program: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Make the ``main`` of a command, which returns the exit status, of what the command does with its arguments.
+    """Decorate the work of a command: the result is its ``main``, which reports errors and returns the exit status.
 
-    That is given the arguments, by default those of the process, and what the user calls the command, by default
-    ``program``; ``main`` hands further keywords on.
+    The work gets the arguments (by default those of the process), the name by which the user called the command (by
+    default ``program``), and all further keywords of ``main``.
     """
 
     def made(work: Callable[..., int]) -> Callable[..., int]:

@@ -118,10 +118,10 @@ class Method(ABC):
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {}
     """(data set, ipc) → changes of ``Config`` that the paper makes there. No entry: no published setting."""
     BUDGETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """``smoke`` and ``quick`` → changes of ``Config`` under that budget. ``long``: likewise, for hours of one CPU core; by
-    default those of ``quick``. ``cost``: changes that shorten ``prepare`` and leave the cost of a step as it is; without
-    an entry a cost cell prepares everything. ``forecast``: changes for counting a step without computing it; by default
-    those of ``cost``."""
+    """``smoke`` and ``quick`` → changes of ``Config`` under that budget. ``long``: changes for hours of one CPU core,
+    without steps; by default those of ``quick``. ``cost``: changes that shorten ``prepare`` and leave the cost of a
+    step as it is; without an entry a cost cell prepares everything. ``forecast``: changes for counting a step without
+    computing it; by default those of ``cost``."""
     TUNE: ClassVar[Mapping[str, Range]] = {}
     """Field of ``Config`` → the values between which ``harness.tune`` looks for better ``quick`` settings, which lie
     within: step sizes first, at most four. No entry: there is nothing to tune."""

@@ -964,6 +964,8 @@ def test_budgets_fix_networks_width_and_evaluation(tmp_path: Path, dummy: type[D
         "cost": (32, []),
     }
     assert asked(networks_evaluated=2, evaluate_steps=7)[1] == [(2, 7)]
+    (job,) = plan(request(output=tmp_path, budget="long", seconds_include_prepare=True))
+    assert job.distillation.seconds == BUDGETS["long"].seconds and job.distillation.seconds_include_prepare
 
 
 def test_protocols_and_networks(tmp_path: Path) -> None:

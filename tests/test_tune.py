@@ -167,6 +167,7 @@ def test_a_choice_is_made_over_all_tasks(
         ("--methods random_real", "error: random_real: nothing to tune"),
         ("--methods dummy --dummy.lr 0.1", "error: dummy: nothing to tune"),
         ("--methods dummy --budget paper", "--budget paper has nothing to tune"),
+        ("--methods dummy --budget long", "--budget long has nothing to tune"),
         ("--methods dummy --trials 0", "--trials must be from 1 to 1000"),
         ("--methods dummy --check digist", "did you mean 'digits'"),
         ("--methods dummy --check folder:nowhere", "there is no folder"),

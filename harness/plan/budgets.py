@@ -21,13 +21,13 @@ class Budget:
     seconds: float | None = None
     """Steps are as many whole cycles as fit into this. None: a number of steps is fixed."""
     like: str | None = None
-    """Budget whose hyper-parameters a method takes that names none for this one."""
+    """Budget whose hyper-parameters hold for a method whose ``BUDGETS`` lacks this one. None: no other."""
 
 
 BUDGETS = {
     "smoke": Budget("seconds: the real path, numbers without meaning", (0,), 1, 20, 8, 5),
     "quick": Budget("minutes: shortened schedules", (0,), 3, 1000, 32, 200),
-    "long": Budget("two hours a method, as wide and evaluated as published", (0,), 3, None, None, None, 7200.0, "quick"),
+    "long": Budget("two hours of steps, width and evaluation as published", (0,), 3, None, None, None, 7200.0, "quick"),
     "paper": Budget("the published schedule", (0,), 5, None, None, None),
     "cost": Budget("time and memory of an iteration as published, no accuracy", (0,), 0, 0, 32, None, 20.0),
 }

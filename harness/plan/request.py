@@ -230,7 +230,8 @@ class Request(Evaluating):
             raise UserError(f"--seconds must be a positive number, not {self.seconds:g}")
         if self.seconds is not None and self.steps is not None:
             raise UserError("--steps and --seconds exclude each other: give one")
-        if self.seconds_include_prepare and self.seconds is None:
+        timed = self.seconds or (self.steps is None and BUDGETS[self.budget].seconds)
+        if self.seconds_include_prepare and not timed:
             raise UserError("--seconds-include-prepare means nothing without --seconds")
         if self.interleave and self.budget != COST:
             raise UserError("--interleave times steps alone: it needs --budget cost")

@@ -16,7 +16,7 @@ import methods
 from benchmarks.data.views import base_name
 from benchmarks.errors import UserError
 from harness.command_line import finite, whole
-from harness.plan.budgets import BUDGETS, COST
+from harness.plan.budgets import BUDGETS
 from harness.plan.jobs import Job, as_json, from_json
 from harness.plan.options import typed
 from harness.plan.planning import plan
@@ -56,7 +56,7 @@ class TuneRequest(Request):
             raise UserError(f"--trials must be from 1 to {MOST_TRIALS}, not {self.trials}")
         if self.scramble < 0:
             raise UserError(f"--scramble must be at least 0, not {self.scramble}")
-        if self.budget in (COST, "paper"):
+        if BUDGETS[self.budget].steps is None:
             raise UserError(f"--budget {self.budget} has nothing to tune: take a short budget, such as quick")
         if self.check:
             dataclasses.replace(self, datasets=self.check, check=())
