@@ -22,6 +22,7 @@ from harness.records.record import Distilled
 from harness.reports import images
 from harness.reports.reported import reported
 from harness.run import _answer, main
+from methods.frepo import FRePo
 from tests.builders import evaluated, in_process, made, quick
 from tests.dummies import dummy
 from tests.test_run import Pretending
@@ -206,7 +207,8 @@ def test_only_takes_the_methods_and_data_sets_that_it_names(only: tuple[str, ...
 
 
 def test_only_takes_the_parts_that_it_names() -> None:
-    assert {job.config["pool_size"] for job in planned("ablations", "pool-size", "published")} == {1, 5, 10, 20}
+    usual = FRePo.BUDGETS["quick"]["pool_size"]
+    assert {job.config["pool_size"] for job in planned("ablations", "pool-size", "published")} == {1, 5, usual, 20}
     (request,) = requests("figure5ab", {"forecast": True, "device": "cpu"}, ("5-steps", "dm"))
     assert request.methods == ("dm",) and request.options == {
         "continual_learning": ["--continual_learning.class_steps", "5", "--continual_learning.order", "0"]

@@ -236,7 +236,8 @@ def claims_table(groups: Sequence[Group]) -> Table:
         notes=(
             "Differences: accuracy in points with a 95 % interval (nested bootstrap), in pairs where both were trained "
             "by one recipe. An interval over networks alone is of a single distillation. From fewer than "
-            f"{FEWEST_PAIRS} values there is no interval and no verdict. n: values that the verdict rests on.",
+            f"{FEWEST_PAIRS} values there is no interval and no verdict. n: values of all "
+            "settings that are told of, undecided ones too.",
         ),
     )
 
