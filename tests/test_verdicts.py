@@ -150,6 +150,21 @@ def test_times_are_compared_where_all_was_measured_and_evaluated_alike(other: di
     assert (measured == "–") == bool(other)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"evaluation": {"protocol": "mtt", "steps": 10}}, {"evaluation": {"protocol": "common"}}, {"ipc": 10}),
+        *({"evaluation": {"protocol": "mtt", "width": 8}}, {"network": "convnet_doubling"}, {}),
+    ],
+    ids=str,
+)
+def test_times_are_compared_where_each_was_evaluated_as_its_paper_does(other: dict[str, Any]) -> None:
+    points = [(1.0, 0.2), (100.0, 0.4)]
+    ours = curve("frepo", points, network="convnet_doubling", evaluation={"protocol": "frepo"})
+    theirs = curve("mtt", points, **{"network": "convnet", "evaluation": {"protocol": "mtt"}, **other})
+    assert (verdict("Two orders of magnitude", [ours, theirs]).measured == "–") == bool(other)
+
+
 def test_costs_are_those_of_the_largest_width() -> None:
     records = [
         cost(method, seconds, peak * MIB, width=width)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocols import PROTOCOLS
 from harness.plan.jobs import ACCURACY
 from harness.records.record import Distilled, summarise
 from harness.reports import drawing
@@ -314,17 +313,12 @@ def _comparable(
 
 def _by_network(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     """The groups of every network; those on their protocol's own, where these are several, as ``OWN_NETWORKS``."""
-
-    def is_own(group: Group) -> bool:
-        protocol = PROTOCOLS.get(group.protocol)
-        return group.table[2] == "native" and protocol is not None and protocol.network == group.distillation["network"]
-
     names = sorted({group.distillation["network"] for group in groups})
     figures = [(name, [group for group in groups if group.distillation["network"] == name]) for name in names]
-    own = [group for group in groups if is_own(group)]
+    own = [group for group in groups if group.on_own_network]
     if len({group.distillation["network"] for group in own}) < 2:
         return figures
-    return [(name, same) for name, same in figures if not all(map(is_own, same))] + [(OWN_NETWORKS, own)]
+    return [(name, same) for name, same in figures if not all(g.on_own_network for g in same)] + [(OWN_NETWORKS, own)]
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:

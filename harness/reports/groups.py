@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.data.views import split
 from benchmarks.errors import UserError
+from benchmarks.protocols import PROTOCOLS
 from harness import evaluations
 from harness.plan.jobs import ACCURACY, WHOLE_DATA, as_json
 from harness.records.record import Decoder, Distilled, EvaluationRecord, Record
@@ -241,6 +242,12 @@ class Group:
             return methods.get(self.method).PROTOCOL
         except UserError:  # a method that is not installed here
             return asked
+
+    @property
+    def on_own_network(self) -> bool:
+        """Whether it was evaluated as its paper does, and distilled on the network of that protocol."""
+        protocol = PROTOCOLS.get(self.protocol)
+        return self.table[2] == "native" and protocol is not None and protocol.network == self.distillation["network"]
 
     # --- what was measured
 

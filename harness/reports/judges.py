@@ -16,7 +16,7 @@ from harness.plan.jobs import WHOLE_DATA
 from harness.plan.request import FLOOR
 from harness.reports.comparisons import by_seed
 from harness.reports.groups import OURS, Group, Result, config_of, plugin
-from harness.reports.ratios import base_of, seconds_ratio, size_ratio, time_to, time_to_share
+from harness.reports.ratios import OWN, base_of, seconds_ratio, size_ratio, time_to, time_to_share
 from harness.reports.render import short, times
 from harness.reports.statistics import FEWEST_PAIRS, Interval, compare, interval_of_difference
 
@@ -173,10 +173,13 @@ def learned_labels(groups: Sequence[Group]) -> Iterator[Finding]:
 
 
 def time_to_equal_accuracy(groups: Sequence[Group]) -> Iterator[Finding]:
-    """Seconds of MTT and of FRePo until the accuracy that MTT ends with."""
+    """Seconds of MTT and of FRePo until the accuracy that MTT ends with: evaluated alike, or each as its paper does."""
     for rival in groups:
-        base = base_of(rival, [group for group in groups if group.table == rival.table])
-        if rival.method != "mtt" or base is None or base.test != rival.test:
+        apart = (*OWN, "network") if rival.on_own_network else OWN
+        base = base_of(rival, [group for group in groups if group.on_own_network == rival.on_own_network], apart)
+        if rival.method != "mtt" or base is None:
+            continue
+        if base.test != rival.test and not (rival.on_own_network and _sizes(base) == _sizes(rival)):
             continue
         if len(rival.curve) > 1 and len(base.curve) > 1:
             target = statistics.fmean(rival.curve[-1].values)

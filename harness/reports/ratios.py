@@ -21,21 +21,22 @@ def reference(group: Group) -> str:
     return OURS if OURS in names else names[0]
 
 
-def base_of(group: Group, groups: Iterable[Group]) -> Group | None:
+def base_of(group: Group, groups: Iterable[Group], own: Sequence[str] = OWN) -> Group | None:
     """The one group of the ``reference`` among ``groups`` on the same device, data, network and width.
 
-    None where there is no such group, where there are several by the same meter, and where one of the two did not end
-    well.
+    ``own``: fields of the distillation in which the two may differ. None where there is no such group, where there are
+    several by the same meter, and where one of the two did not end well.
     """
-    same = [g for g in groups if g.method == reference(group) and g.ok and _setting(g) == _setting(group)]
+    setting = _setting(group, own)
+    same = [g for g in groups if g.method == reference(group) and g.ok and _setting(g, own) == setting]
     if len(same) > 1:
         same = [g for g in same if g.meters == group.meters]
     return same[0] if len(same) == 1 and group.ok else None
 
 
-def _setting(group: Group) -> tuple[Any, ...]:
-    """Settings that groups share whose costs are compared: all except the method and the method's own."""
-    shared = {k: v for k, v in {**group.circumstances, **group.distillation}.items() if k not in (*OWN, "seed")}
+def _setting(group: Group, own: Sequence[str]) -> tuple[Any, ...]:
+    """Settings that groups share whose costs are compared: all except the method and the method's ``own``."""
+    shared = {k: v for k, v in {**group.circumstances, **group.distillation}.items() if k not in (*own, "seed")}
     shared = {name: value for name, value in shared.items() if value is not None}
     return group.table, group.contest, json.dumps(shared, sort_keys=True)
 
