@@ -354,6 +354,13 @@ def test_another_setting_is_another_row_that_says_so_and_steps_by_time_are_none(
     assert column(text, "steps") == ["812–830"] and "setting" not in cells(text)[0]
 
 
+def test_a_network_of_another_size_than_the_one_that_distilled_is_named(tmp_path: Path) -> None:
+    records = [made(evaluation={"width": 128}), made(evaluation={"width": DISTILLATION["width"]}, seed=1)]
+    text = written(records, tmp_path)
+    assert sorted(column(text, "evaluated on")) == ["width 128", "–"] and "setting" not in cells(text)[0]
+    assert "evaluated on" not in cells(written(records[1:], tmp_path))[0]
+
+
 def test_meters_never_share_a_column(tmp_path: Path) -> None:
     text = written([made(meter="nvml", peak=900 * MIB), made(method="mtt", peak=150 * MIB, protocol="mtt")], tmp_path)
     assert column(text, "peak GPU memory, NVML (MiB)") == ["900", "–"]

@@ -21,7 +21,18 @@ from harness.plan.jobs import ACCURACY
 from harness.records.record import Distilled, summarise
 from harness.reports import drawing
 from harness.reports.drawing import STATUSES, Drawing, Level, Panel, Series
-from harness.reports.groups import METERS, NONE, OURS, Group, costs_only, grouped, parted, quartiles, variants
+from harness.reports.groups import (
+    EVALUATED,
+    METERS,
+    NONE,
+    OURS,
+    Group,
+    costs_only,
+    grouped,
+    parted,
+    quartiles,
+    variants,
+)
 from harness.reports.measures import Measure, measures
 from harness.reports.ratios import size_ratio
 from harness.reports.scaling import AGAINST, sweeps
@@ -244,7 +255,7 @@ def _evaluation_figure(
     first = next(group for group in groups if not group.ceiling)
     device, budget, kind, _ = first.table
     width = first.distillation["width"]
-    apart = ", ".join(f"{name} {value}" for name, value in _elsewhere(first).items())
+    apart = ", ".join(f"{name} {value}" for name, value in first.evaluated_on.items())
     recipes = ", ".join(sorted({f"{group.method}: {group.protocol}" for group in groups}))
     failed = [(group.method, status) for group in groups if not group.values for status, _ in group.statuses]
     names = [f"{method} ({status})" for method, status in failed if status != "ok"]
@@ -268,16 +279,10 @@ def _tested_alike(groups: Sequence[Group]) -> Iterator[tuple[_Key, str, list[Gro
     def recipe(group: Group) -> str | None:
         if not any(member.results for member in group.members):
             return None
-        trained = {k: v for k, v in group.recipe.items() if k not in ("protocol", "network", "width", "depth")}
-        return json.dumps([trained, _elsewhere(group)], sort_keys=True)
+        trained = {k: v for k, v in group.recipe.items() if k not in ("protocol", *EVALUATED)}
+        return json.dumps([trained, group.evaluated_on], sort_keys=True)
 
     yield from _comparable([group for group in groups if group.evaluated], ("width",), recipe)
-
-
-def _elsewhere(group: Group) -> dict[str, Any]:
-    """The size and kind of the evaluated network, where they are not those of the network that distilled."""
-    asked, recipe = group.distillation, group.recipe
-    return {k: recipe[k] for k in ("network", "width", "depth") if k in recipe and recipe[k] != asked[k]}
 
 
 def _comparable(

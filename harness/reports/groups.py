@@ -24,6 +24,8 @@ from harness.records.record import Decoder, Distilled, EvaluationRecord, Record
 if TYPE_CHECKING:
     from harness.evaluations.base import Evaluation
 
+EVALUATED = ("network", "width", "depth")
+"""What a recipe says of the evaluated networks."""
 METERS = {
     "nvml": ("device_bytes", "peak GPU memory, NVML (MiB)"),
     "torch": ("allocated_bytes", "peak GPU memory, allocated by torch (MiB)"),
@@ -179,6 +181,12 @@ class Group:
     @property
     def recipe(self) -> Mapping[str, Any]:
         return next((member.recipe for member in self.members if member.recipe), {})
+
+    @property
+    def evaluated_on(self) -> dict[str, Any]:
+        """Network, width and depth of the evaluated networks, where they are not those of the one that distilled."""
+        recipe = self.recipe
+        return {name: recipe[name] for name in EVALUATED if name in recipe and recipe[name] != self.distillation[name]}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from harness.plan.jobs import ACCURACY
 from harness.plan.request import FLOOR
 from harness.records.record import summarise
 from harness.reports.comparisons import interval_of, leaders
-from harness.reports.groups import LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
+from harness.reports.groups import EVALUATED, LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
 from harness.reports.measures import Measure, measures, with_marks
 from harness.reports.ratios import base_of, reference, seconds_ratio, size_ratio, time_to_share
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
@@ -143,10 +143,11 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
     def column(title: str, text: Callable[[Group], str]) -> tuple[str, list[str]]:
         return title, [text(group) for group in groups]
 
+    shown = [f"evaluation.{name}" for name in (*EVALUATED, *(["protocol"] if native else []))]
     columns: list[tuple[str, list[str]]] = [
         column("method", lambda group: group.method),
         *([column("recipe", lambda group: group.protocol)] if native else []),
-        ("setting", variants(groups, ("evaluation.protocol",) if native else ())),
+        ("setting", variants(groups, shown)),
         column("data set", lambda group: group.distillation["dataset"]),
         column("ipc", lambda group: group.ipc),
         column("stored pixels → decoded images", _decoder),
@@ -154,6 +155,7 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
         column("width", lambda group: str(group.distillation["width"])),
         column("parameters", lambda group: number(group.costs("parameters"), max, ",.0f")),
         column("steps", steps),
+        column("evaluated on", lambda group: ", ".join(f"{k} {v}" for k, v in group.evaluated_on.items()) or NONE),
         *(accuracies[:1]),
         *([column("95 % interval (%)", _interval)] if evaluated and intervals else []),
         *([column("n", _count), *accuracies[1:], *_scores(groups)] if evaluated else []),
