@@ -97,7 +97,7 @@ class FRePo(Optimised):
         # The published step sizes are made for 500 000 steps. Few real images, so that there is time for more steps:
         # the best of twelve trials on MNIST (docs/tuning.md).
         "quick": {"steps": 1500, "lr": 0.0059, "lr_online": 0.00105, "batch_size": 148, "pool_size": 12},
-        # As quick, but with smaller steps, because they are more. That matters little: 13 000 of 0.002 and of 0.0059
+        # As quick, with smaller steps, because there are more. That matters little: 13 000 of 0.002 and of 0.0059
         # on MNIST at width 32 gave 90.9 and 90.7 % (three networks each).
         "long": {"lr": 2e-3, "lr_online": 0.00105, "batch_size": 148, "pool_size": 12},
     }
