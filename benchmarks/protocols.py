@@ -42,8 +42,6 @@ class Recipe:
     augment: Literal["none", "dsa", "frepo", "flip_rotate"] = "none"
     learned_lr: bool = False
     """Take the step size that was learned with the set, if any, instead of ``lr``."""
-    ema: float | None = None
-    """Decay of a moving average of the parameters that replaces them at the end; None: the last ones are kept."""
 
     def steps(self, images: int) -> int:
         """Optimiser steps for a set of ``images``."""

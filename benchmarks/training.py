@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -106,7 +106,6 @@ def train_together(
     rate = float(lr.detach().mean()) if recipe.learned_lr and lr is not None else recipe.lr
     parameters = list(model.parameters())
     optimiser = _optimiser(recipe, parameters, rate)
-    average = None if recipe.ema is None else Average(parameters, recipe.ema)
 
     def differentiate(batch: Tensor, batch_targets: Tensor) -> None:
         """Gradients into the parameters, which follow their own network's loss alone: the loss is a mean over them."""
@@ -129,14 +128,8 @@ def train_together(
         else:
             descent(networks, backward)
         optimiser.step()
-        if average is not None:
-            average.update(parameters)
         if progress is not None:
             progress(step + 1, steps)
-    if average is not None:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, average.values(), strict=True):
-                parameter.copy_(value)
 
 
 class Row(nn.Module):
@@ -297,24 +290,6 @@ def half_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy, "mse": half_squared_error}
-
-
-class Average:
-    """Exponential moving average of tensors, started at 0 and corrected for it."""
-
-    def __init__(self, tensors: Iterable[Tensor], decay: float) -> None:
-        self.decay = decay
-        self.count = 0
-        self.hidden = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
-
-    @torch.no_grad()
-    def update(self, tensors: Iterable[Tensor]) -> None:
-        self.count += 1
-        for hidden, tensor in zip(self.hidden, tensors, strict=True):
-            hidden.lerp_(tensor, 1 - self.decay)
-
-    def values(self) -> list[Tensor]:
-        return [hidden / (1 - self.decay**self.count) for hidden in self.hidden]
 
 
 def _targets(labels: Tensor, label_space: str, loss: str, num_classes: int) -> Tensor:

@@ -154,3 +154,21 @@ class AdaBelief(_Moments):
 
     def _move(self, parameter: Tensor, mean: Tensor, root: Tensor, group: Mapping[str, Any]) -> None:
         parameter.sub_(group["lr"] * mean / root)
+
+
+class Average:
+    """Exponential moving average of tensors, started at 0 and corrected for it."""
+
+    def __init__(self, tensors: Iterable[Tensor], decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self.hidden = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
+
+    @torch.no_grad()
+    def update(self, tensors: Iterable[Tensor]) -> None:
+        self.count += 1
+        for hidden, tensor in zip(self.hidden, tensors, strict=True):
+            hidden.lerp_(tensor, 1 - self.decay)
+
+    def values(self) -> list[Tensor]:
+        return [hidden / (1 - self.decay**self.count) for hidden in self.hidden]

@@ -76,6 +76,7 @@ class DM(Matching):
             ("cifar10", (1, 10, 50)),
             ("cifar100", (1, 10, 50)),
             ("tiny_imagenet", (1, 10)),
+            ("cub200", (1, 10)),
         )
         for ipc in ipcs
     }

@@ -12,6 +12,8 @@ Differences from the official code (github.com/fengyzpku/Simple_Dataset_Distilla
   the test images, and of all checkpoints.
 - Whitening is FRePo's, which has the same ridge. Theirs removes mean and norm of every image before, which no picture
   can be made from again. Images without colour are standardised; theirs are in [0, 1].
+- The native evaluation balances its batches by the largest entry of each label, theirs by the class an image started
+  with. They differ where labels were learned and there are more than 100 images.
 - Windows of AT-BPTT and AT-BPTT++ are options (``methods/_windows.py``). Left out is the latter's approximation of the
   Hessian, which puts another direction in the place of the inner gradient: no evaluation trains a network so.
 

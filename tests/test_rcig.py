@@ -17,7 +17,7 @@ from benchmarks.networks import Network, NetworkSpec
 from benchmarks.networks.layers import Residual
 from benchmarks.protocols import PROTOCOLS
 from methods import _implicit, _tangents, rcig
-from methods._optim import AdaBelief
+from methods._optim import AdaBelief, Average
 from methods.rcig import RCIG, RCIGConfig
 from tests.test_frepo import make_task, same, tensors_in
 
@@ -279,17 +279,33 @@ def test_distilling_lowers_the_loss(solver: str) -> None:
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5  # a mean of 0.1
 
 
-def test_step_sizes_are_as_large_as_lets_the_objectives_fall() -> None:
+def test_step_sizes_are_as_large_as_lets_the_objectives_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     method = make(config={"solver": "faithful"})
+    objectives, tried = method._objectives, {0: [], 1: []}
+
+    def watched(network: Network, place: int) -> Tensor:
+        values = objectives(network, place)
+        tried[place].append((float(method.rates[place]), bool((values.diff() < 0).all())))
+        return values
+
+    monkeypatch.setattr(method, "_objectives", watched)
     method.prepare({})
-    assert all(rate > 1e-5 for rate in method.rates.tolist())
     for place, start in enumerate((1e-5, 5e-5)):
-        tried = float(torch.log(method.rates[place] / 0.7 / start) / torch.log(torch.tensor(1.2)))
-        assert tried == pytest.approx(round(tried), abs=1e-3)
+        rates, fell = zip(*tried[place], strict=True)
+        assert rates == pytest.approx([start * 1.2**trial for trial in range(len(rates))], rel=1e-5)
+        assert len(fell) > 1 and all(fell[:-1]) and not fell[-1]
+        assert float(method.rates[place]) == pytest.approx(rates[-1] * 1.2 * 0.7, rel=1e-5)
     given = make(config={"solver": "faithful", "lr_inner": 1e-3, "lr_hessian": 1e-2})
     given.prepare({})
     given.step()
     torch.testing.assert_close(given.rates, torch.tensor([1e-3, 1e-2]))
+
+
+def test_average_of_a_constant_is_the_constant() -> None:
+    average = Average([torch.ones(2)], 0.9)
+    for _ in range(3):
+        average.update([torch.ones(2)])
+        torch.testing.assert_close(average.values(), [torch.ones(2)])
 
 
 def test_the_inner_step_size_follows_what_inner_losses_do() -> None:

@@ -14,7 +14,6 @@ from benchmarks import NETWORKS, NORMS, PREPROCESSINGS, training
 from benchmarks.networks import Network, NetworkSpec, usual_norm
 from benchmarks.protocols import FREPO_RECIPE, PROTOCOLS, Recipe, soft_labels_recipe, vico_recipe
 from benchmarks.training import (
-    Average,
     Stack,
     accuracy,
     class_accuracies,
@@ -269,23 +268,6 @@ def test_the_learned_rate_is_taken_where_the_recipe_says_so(monkeypatch: pytest.
     assert learning_rates(monkeypatch, replace(PLAIN, learned_lr=True))[0] == pytest.approx(6 * [0.1])
 
 
-def test_moving_average_of_the_weights() -> None:
-    visited: list[Tensor] = []
-    trained = network()
-    fit(replace(PLAIN, ema=0.5), network=trained, progress=lambda done, total: visited.append(parameters(trained)))
-    weights = 0.5 ** torch.arange(6, 0, -1.0)
-    expected = (torch.stack(visited) * weights[:, None]).sum(0) / weights.sum()
-    torch.testing.assert_close(parameters(trained), expected)
-    torch.testing.assert_close(visited[-1], parameters(fit(PLAIN)))
-
-
-def test_average_of_a_constant_is_the_constant() -> None:
-    average = Average([torch.ones(2)], 0.9)
-    for _ in range(3):
-        average.update([torch.ones(2)])
-        torch.testing.assert_close(average.values(), [torch.ones(2)])
-
-
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_learns(name: str) -> None:
     protocol = PROTOCOLS[name]
@@ -299,11 +281,6 @@ def test_every_protocol_learns(name: str) -> None:
 
 
 # Several at a time
-
-RECIPES = {
-    **{name: protocol.recipe for name, protocol in PROTOCOLS.items()},
-    "averaged": replace(vico_recipe(), ema=0.5),
-}
 
 
 def enlarged(images: Tensor, spec: NetworkSpec) -> Tensor:
@@ -347,7 +324,7 @@ def alone_and_together(
 @pytest.mark.parametrize(
     ("name", "network", "norm"),
     [
-        *((name, *form) for name in RECIPES for form in CONVNETS),
+        *((name, *form) for name in PROTOCOLS for form in CONVNETS),
         *(("vico", *form) for form in FORMS if form not in CONVNETS),
     ],
 )
@@ -362,7 +339,7 @@ def test_networks_trained_together_are_those_trained_alone(name: str, network: A
     images = enlarged(examples(12)[0], spec)
     roundings = {torch.float64: 1e-10} | ({torch.float32: 1e-3} if (network, norm) in CONVNETS else {})
     for dtype, rounding in roundings.items():
-        alone, together = alone_and_together(spec, RECIPES[name], dtype)
+        alone, together = alone_and_together(spec, PROTOCOLS[name].recipe, dtype)
         for ours, theirs in zip(together, alone, strict=True):
             if dtype == torch.float64:
                 for value, expected in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
@@ -423,7 +400,7 @@ def test_random_choices_do_not_depend_on_how_many_are_made_together(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_no_step_waits_for_the_device(name: str, count: int) -> None:
     spec = NetworkSpec("convnet", 1, (8, 8), 3, width=4)
     images, labels = examples()
@@ -438,7 +415,7 @@ def test_no_step_waits_for_the_device(name: str, count: int) -> None:
             images,
             labels,
             "probability",
-            RECIPES[name],
+            PROTOCOLS[name].recipe,
             flip=True,
             generators=[generator(seed) for seed in range(count)],
             max_steps=4,

@@ -255,13 +255,12 @@ def _evaluation_figure(
     first = next(group for group in groups if not group.ceiling)
     device, budget, kind, _ = first.table
     width = first.distillation["width"]
-    apart = ", ".join(f"{name} {value}" for name, value in first.evaluated_on.items())
     recipes = ", ".join(sorted({f"{group.method}: {group.protocol}" for group in groups}))
     failed = [(group.method, status) for group in groups if not group.values for status, _ in group.statuses]
     names = [f"{method} ({status})" for method, status in failed if status != "ok"]
     footer = [
         f"{_task(first, network)}, width {width}",
-        *([f"Evaluated on {apart}"] if apart else []),
+        *([f"Evaluated on {first.evaluated_on}"] if first.evaluated_on else []),
         *measured_on(groups),
         *([f"Recipes: {recipes}"] if kind == "native" else []),
         words,

@@ -183,10 +183,10 @@ class Group:
         return next((member.recipe for member in self.members if member.recipe), {})
 
     @property
-    def evaluated_on(self) -> dict[str, Any]:
+    def evaluated_on(self) -> str:
         """Network, width and depth of the evaluated networks, where they are not those of the one that distilled."""
-        recipe = self.recipe
-        return {name: recipe[name] for name in EVALUATED if name in recipe and recipe[name] != self.distillation[name]}
+        own = ((name, self.recipe.get(name)) for name in EVALUATED)
+        return ", ".join(f"{name} {value}" for name, value in own if value not in (None, self.distillation[name]))
 
     @property
     def settings(self) -> dict[str, Any]:

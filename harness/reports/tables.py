@@ -155,7 +155,7 @@ def tabulated(groups: Sequence[Group], *, intervals: bool = False) -> Table:
         column("width", lambda group: str(group.distillation["width"])),
         column("parameters", lambda group: number(group.costs("parameters"), max, ",.0f")),
         column("steps", steps),
-        column("evaluated on", lambda group: ", ".join(f"{k} {v}" for k, v in group.evaluated_on.items()) or NONE),
+        column("evaluated on", lambda group: group.evaluated_on or NONE),
         *(accuracies[:1]),
         *([column("95 % interval (%)", _interval)] if evaluated and intervals else []),
         *([column("n", _count), *accuracies[1:], *_scores(groups)] if evaluated else []),

@@ -15,6 +15,7 @@ from benchmarks import augment, protocols, training
 from benchmarks.networks import FlaxNetwork, Network, NetworkSpec, layers
 from benchmarks.networks.convnet import ConvNetDoubling
 from benchmarks.networks.layers import BatchNorm
+from methods import _optim
 from tests.adapters import FORWARD32, KINK32, Adapter, Case, Mistake
 
 NORM = {"identity": "none", "batchnorm": "batch", "instancenorm": "instance"}
@@ -164,7 +165,7 @@ def frepo_eval_schedule_ema(case: Case) -> None:
     for decay in sorted({name.split(".hidden")[0] for name in case.names("out.ema") if ".hidden" in name}):
         names = case.names("in.ema.")
         values = [case[f"in.ema.{name}"] for name in names]
-        average = training.Average([value[0] for value in values], float(decay))
+        average = _optim.Average([value[0] for value in values], float(decay))
         hidden: list[list[Tensor]] = []
         corrected: list[list[Tensor]] = []
         for row in zip(*values, strict=True):
@@ -292,7 +293,7 @@ class GridWithCornersAligned:
         return F.affine_grid(theta, size, align_corners=True)
 
 
-def uncorrected(self: training.Average) -> list[Tensor]:
+def uncorrected(self: _optim.Average) -> list[Tensor]:
     return [hidden.clone() for hidden in self.hidden]
 
 
@@ -329,7 +330,7 @@ MISTAKES: list[Mistake] = [
     Mistake("no weight decay", EVALUATE, plant(protocols, "vico_recipe", vico_recipe_with(weight_decay=-5e-4))),
     Mistake("cosine down to 0", SCHEDULE, plant(training, "warmup_cosine", cosine_to_zero)),
     Mistake("first update of the warm-up not 0", SCHEDULE, plant(training, "warmup_cosine", warmup_from_one)),
-    Mistake("moving average not corrected", SCHEDULE, plant(training.Average, "values", uncorrected)),
+    Mistake("moving average not corrected", SCHEDULE, plant(_optim.Average, "values", uncorrected)),
     Mistake("corners aligned in the grid alone", DSA, plant(augment, "F", GridWithCornersAligned())),
     Mistake("contrast around the channel mean", DSA, plant(augment, "contrast", contrast_per_channel)),
     Mistake("saturation around the image mean", DSA, plant(augment, "saturation", saturation_of_image_mean)),
