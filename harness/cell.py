@@ -35,14 +35,14 @@ from harness.evaluations.base import Evaluation, Untrainable
 from harness.limits import MemoryIsFull, TimeIsUp, show_seconds, time_limit
 from harness.measure.clock import Clock
 from harness.measure.forecast import forecast_bytes
-from harness.measure.load import LoadMeter
+from harness.measure.load import LoadMeter, joined
 from harness.measure.memory import MemoryMeter
 from harness.plan.jobs import WHOLE_DATA, Job, from_json
-from harness.plan.pending import SAME_MACHINE, Ask, asks, begun, count, existing, reason_to_distil
+from harness.plan.pending import Ask, asks, begun, count, existing, reason_to_distil
 from harness.progress import Progress
 from harness.records import artifact, lease, record
 from harness.records.lease import LEASED
-from harness.records.provenance import provenance
+from harness.records.provenance import SAME_MACHINE, provenance
 from harness.records.record import (
     CHECKPOINT,
     EVENTS,
@@ -187,13 +187,12 @@ class _Cell:
             def filled(values: Mapping[str, Sequence[float]], missing: int | None) -> EvaluationRecord:
                 """``written`` with ``values`` added, and all that they cost."""
                 numbers, before = _checked(values, evaluation_class, written, missing), written["values"]
-                busy = *(written["busy"] or "").split("; "), self._shared(), load_meter.stop()
                 seconds = self.clock.read() - started + (written["cost"]["seconds"] or 0.0)
                 made: EvaluationRecord = {
                     **written,
                     "values": {name: [*before.get(name, []), *numbers.get(name, [])] for name in before | numbers},
                     "cost": {"seconds": seconds, **evaluation.cost},
-                    "busy": "; ".join(dict.fromkeys(filter(None, busy))) or None,
+                    "busy": joined(written["busy"], self._shared(), load_meter.stop()),
                 }
                 if by_class := [*written.get("class_accuracies", []), *evaluation.class_accuracies]:
                     made["class_accuracies"] = by_class

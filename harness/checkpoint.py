@@ -38,8 +38,6 @@ from methods.base import Method
 from methods.checks import imported
 
 KEPT = 2
-SAME_MACHINE = ("device", "threads", "torch")
-"""Provenance that must agree for a set to have the same bytes."""
 KEPT_FIELDS = ("resolved", "message", "steps", "cost", "snapshots", "segments")
 """Fields of the record that are continued."""
 

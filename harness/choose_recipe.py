@@ -18,7 +18,10 @@ import argparse
 import csv
 import dataclasses
 import functools
+import io
 import itertools
+import os
+import shlex
 import statistics
 import sys
 import time
@@ -260,7 +263,11 @@ def read(path: Path, width: int, held_out: int, fingerprints: Mapping[str, str])
     scores = {}
     try:
         with open(path, encoding="utf-8", newline="", opener=regular) as file:
-            rows = list(csv.DictReader(file))
+            text = file.read()
+        ended = text[: text.rfind("\n") + 1]
+        if ended != text:  # a full disk leaves a part of a line
+            os.truncate(path, len(ended.encode()))
+        rows = list(csv.DictReader(io.StringIO(ended)))
         for row in rows:
             if (row["width"], row["held_out"]) != (str(width), str(held_out)):
                 raise UserError(f"{path} has width {row['width']}, held out {row['held_out']}: name another --output")
@@ -282,6 +289,9 @@ def choose(bench: Bench, tasks: Sequence[Task], output: Path, command: str) -> t
     fingerprints = {str(task): bench.raw(task.dataset).fingerprint[:16] for task in tasks}
     scores = read(path, bench.width, bench.held_out, fingerprints)
     classes = {task.dataset: len(bench.raw(task.dataset).class_names) for task in tasks}
+    first = RUNGS[0].images
+    if not any(classes[task.dataset] * task.ipc <= first for task in tasks):
+        raise UserError(f"--datasets needs one with at most {first // min(IPCS)} classes, with which the choice begins")
     known = provenance(command, "cpu", "")
     about = f"Width {bench.width}, {bench.held_out} held-out images, {known['device']}, torch {known['torch']}."
     ways, tables, rankings = candidates(), [], list[list[Candidate]]()
@@ -315,7 +325,7 @@ def choose(bench: Bench, tasks: Sequence[Task], output: Path, command: str) -> t
 
 
 def _append(path: Path, row: Mapping[str, object]) -> None:
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if new:
@@ -348,7 +358,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     tasks = [Task(name, ipc) for name in options.datasets.split(",") for ipc in IPCS]
     if len(set(map(str, tasks))) < len(tasks):
         raise UserError("two of --datasets have the same name, by which scores are stored: rename a folder")
-    command = " ".join([*program.split(), *arguments])
+    command = shlex.join([*program.split(), *arguments])
     with only_runner(options.output, command):
         chosen, checked = choose(bench, tasks, options.output, command)
     print(f"chosen: {chosen}")

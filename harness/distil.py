@@ -24,17 +24,18 @@ from benchmarks.datasets import Benchmark
 from benchmarks.errors import UserError, printable
 from benchmarks.task import Task, generator_for
 from harness import alive, stopping
-from harness.checkpoint import SAME_MACHINE, Checkpoints, Position, Unsavable, method_digest
+from harness.checkpoint import Checkpoints, Position, Unsavable, method_digest
 from harness.limits import MemoryIsFull, memory_limit, show_bytes, unwatched
 from harness.measure.clock import Clock
 from harness.measure.counters import Uncounted, count
 from harness.measure.energy import EnergyMeter
 from harness.measure.interleave import interleaved
-from harness.measure.load import LoadMeter
+from harness.measure.load import LoadMeter, joined
 from harness.measure.memory import MemoryMeter, merged, release
 from harness.plan.jobs import Distillation, Job, as_json, from_json
 from harness.progress import Progress
 from harness.records import artifact, events
+from harness.records.provenance import SAME_MACHINE
 from harness.records.record import (
     EVENTS,
     PROTOCOL_VERSION,
@@ -282,6 +283,9 @@ class _Distilling:
             carried = {name: saved["cost"][name] for name in ("distill_seconds", "steps_per_sample")}
             saved = {**saved, "cost": {**self.record["cost"], **carried}}
             position.window_steps, position.window_seconds, position.joules = 0, 0.0, None
+        else:
+            kept = saved["cost"]["memory"]
+            kept["busy"] = joined(kept["busy"], self.record["cost"]["memory"]["busy"])
         segments = [segment for segment in saved["segments"] if segment["steps"]]
         self.record.update({**saved, "segments": segments})  # type: ignore[typeddict-item]
 
@@ -384,7 +388,7 @@ class _Distilling:
     def _save(self, method: Method) -> None:
         """Write a checkpoint; where that fails, a line says so and the steps go on."""
         cost = self.record["cost"]
-        memory: Memory = {**cost["memory"], "busy": _joined(cost["memory"]["busy"], self._others())}
+        memory: Memory = {**cost["memory"], "busy": joined(cost["memory"]["busy"], self._others())}
         saved: Record = {**self.record, "cost": {**cost, "memory": memory}}
         try:
             self.checkpoints.write(self.position, method, saved)
@@ -461,7 +465,7 @@ class _Distilling:
             yield
         finally:
             memory = self.record["cost"]["memory"]
-            memory["busy"] = _joined(memory["busy"], self._others())
+            memory["busy"] = joined(memory["busy"], self._others())
 
 
 def check_set(synthetic: object, where: str, job: Job, task: Task, *, initial: bool = False) -> None:
@@ -488,10 +492,6 @@ def _store_key(benchmark: Benchmark, distillation: Distillation) -> tuple[object
     fitted = benchmark.preprocess
     statistics = fitted.name, fitted.mean.tolist(), fitted.std.tolist()
     return benchmark.raw_fingerprint, statistics, benchmark.flip, benchmark.spec, distillation.dtype, distillation.tf32
-
-
-def _joined(*words: str | None) -> str | None:
-    return "; ".join(filter(None, words)) or None
 
 
 def say(line: str) -> None:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         written = [*scaling.write(distilled, output), *write(distilled, output)]
     if not written:
         missing = "sets" if parsed.images else "curves, and no iterations at several widths"
-        raise UserError(f"nothing in {output} to draw: no {missing}")
+        raise UserError(f"nothing in {', '.join(map(str, parsed.folders))} to draw: no {missing}")
     print("\n".join(printable(str(path)) for path in written))
     return 1 if damaged else 0
 

@@ -22,16 +22,17 @@ from harness.records.record import Distilled, read_all
 from harness.reports import paper_tables
 from harness.reports.accuracies import AccuracyTable, accuracy_table
 from harness.reports.comparisons import comparison_rows, comparison_tables
-from harness.reports.groups import Group, grouped
+from harness.reports.groups import Group, by_table, grouped
 from harness.reports.render import PAPER_HEAD, TEX_HEAD, Table, csv, latex, literal, markdown, screen
 from harness.reports.selection import Selection
 from harness.reports.tables import rows, tables
-from harness.reports.verdicts import claims_lines, claims_markdown, claims_rows, claims_table
+from harness.reports.verdicts import Verdict, claims_lines, claims_markdown, claims_rows, claims_table, verdicts
 
 PROGRAM = "python -m harness.report"
-FORMATS = ("markdown", "latex", "csv", "html")
 USUAL = ("markdown", "latex", "csv")
 """Formats that are written where none are named."""
+PAGE_FORMAT = "html"
+FORMATS = (*USUAL, PAGE_FORMAT)
 PAGE = "report.html"
 CLAIMS = "claims"
 ACCURACIES = "accuracies"
@@ -67,9 +68,11 @@ def write(
     if comparisons:
         made["comparisons"] = comparison_tables(groups), comparison_rows(groups)
     shown = [screen(table) for own, _ in made.values() for table in own]
+    contents = dict[str, str]()
     if claims:
-        shown.append(claims_lines(groups))
-    contents = _claims(groups, formats) if claims else {}
+        judged = verdicts(groups)
+        shown.append(claims_lines(judged))
+        contents |= _claims(judged, formats)
     if accuracies:
         papers = _accuracies(groups, list(map(selection.places, whole)))
         shown += [screen(paper.table) for paper in papers]
@@ -80,7 +83,7 @@ def write(
         contents |= {f"{ACCURACIES}{ending}": text for kind, (ending, text) in texts.items() if kind in formats}
     for name, (own, lines) in made.items():
         contents |= _files(name, own, lines, formats)
-    if "html" in formats:
+    if PAGE_FORMAT in formats:
         from harness.reports import html  # slow, and seldom asked for
 
         contents[PAGE] = html.page(distilled, damaged, intervals=intervals, comparisons=comparisons)
@@ -112,17 +115,17 @@ def write_experiment(
 
 def _accuracies(groups: Sequence[Group], places: Sequence[Sequence[int]]) -> list[AccuracyTable]:
     """The accuracies of each table; ``places``: the rows that are shown of each. Raises UserError for none."""
-    parts = [[group for group in groups if group.table == key] for key in sorted({group.table for group in groups})]
-    papers = [made for part, own in zip(parts, places, strict=True) if (made := accuracy_table(part, own))]
+    parts = zip(by_table(groups).values(), places, strict=True)
+    papers = [made for part, own in parts if (made := accuracy_table(part, own))]
     if not papers:
         raise UserError("--accuracies has nothing to show: no row that is shown has an accuracy")
     return papers
 
 
-def _claims(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
+def _claims(judged: Sequence[Verdict], formats: Sequence[str]) -> dict[str, str]:
     """The files of the claims, as `_files`."""
-    files = _files(CLAIMS, [claims_table(groups)], claims_rows(groups), formats)
-    return files | ({f"{CLAIMS}.md": claims_markdown(groups)} if "markdown" in formats else {})
+    files = _files(CLAIMS, [claims_table(judged)], claims_rows(judged), formats)
+    return files | ({f"{CLAIMS}.md": claims_markdown(judged)} if "markdown" in formats else {})
 
 
 def _files(
@@ -193,13 +196,11 @@ def formats_of(text: str) -> tuple[str, ...]:
 def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, list[Distilled], list[str]]:
     """The folder to write into, the distillations in those of ``options``, and a line for each damaged file.
 
-    The lines stand on standard error as well. Raises UserError for no folder, and for one that is not there.
+    The lines stand on standard error as well. Raises UserError for no folder, for one that is not there,
+    and where there are no records.
     """
     if not options.folders:
         raise UserError(f"no folder is given; for instance: {parser.prog} {DEFAULT_OUTPUT}")
-    output = options.output or options.folders[0]
-    if options.output is not None:
-        check_writable(options.output, "--output")
     for folder in options.folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
@@ -211,7 +212,11 @@ def read_folders(parser: Parser, options: argparse.Namespace) -> tuple[Path, lis
         lines |= dict.fromkeys(damaged)
     for line in lines:
         print(printable(line), file=sys.stderr)
-    return output, list(distilled.values()), list(lines)
+    if not distilled:
+        raise UserError(f"no records in {', '.join(map(str, options.folders))}")
+    if options.output is not None:
+        check_writable(options.output, "--output")
+    return options.output or options.folders[0], list(distilled.values()), list(lines)
 
 
 @command(PROGRAM)
@@ -253,6 +258,14 @@ def main(arguments: Sequence[str], program: str) -> int:
         raise UserError("--page shows whole tables: leave out --columns, --rows, --sort and --accuracies")
     if options.page is not None and "markdown" not in options.format:
         raise UserError("--page shows the tables in Markdown: name markdown in --format")
+    if options.page is not None and options.output is not None:
+        raise UserError("--page writes the tables of every FOLDER into it: leave out --output")
+    if options.experiment is not None:
+        for name in ("page", "intervals", "comparisons", "claims", "accuracies"):
+            if getattr(options, name):
+                raise UserError(f"--{name} means nothing for --experiment: leave it out")
+        if PAGE_FORMAT in options.format:
+            raise UserError(f"--experiment writes tables alone: leave {PAGE_FORMAT} out of --format")
     output, distilled, damaged = read_folders(parser, options)
     wanted = {name: getattr(options, name) for name in ("intervals", "comparisons", "claims", "accuracies")}
     if options.experiment is not None:
@@ -264,7 +277,7 @@ def main(arguments: Sequence[str], program: str) -> int:
             inside = [each for each in distilled if each.folder.resolve().is_relative_to(folder.resolve())]
             write(inside, folder, formats=options.format, **(wanted | {CLAIMS: False}))
         if options.claims:  # they rest on the records of all folders together
-            write_texts(_claims(grouped(distilled), options.format), options.page.parent, "the claims")
+            write_texts(_claims(verdicts(grouped(distilled)), options.format), options.page.parent, "the claims")
         write_texts({options.page.name: page(options.folders, options.page.parent)}, options.page.parent, "the page")
     return 1 if damaged else 0
 

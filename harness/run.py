@@ -29,14 +29,13 @@ from harness import evaluations, launch, progress, stopping
 from harness.command_line import Parser, command, end, listed, long_parser
 from harness.launch import LAUNCHERS, QUEUES, Launcher
 from harness.listing import hyperparameters, listing
-from harness.plan.budgets import COST
 from harness.plan.experiments import EXPERIMENTS, requests
 from harness.plan.jobs import Job
 from harness.plan.options import split
 from harness.plan.outlook import outlook
 from harness.plan.pending import all_asks, asks, count, existing, last_set, reason_to_distil
 from harness.plan.planning import check_writable, merged, plan
-from harness.plan.request import FLOOR, Request, add_flags, names, told
+from harness.plan.request import FLOOR, Request, add_flags, names, told, with_floor
 from harness.records import record
 from harness.records.files import only_runner, steps_in
 from harness.records.lease import FOLDER, Held, Lease, Lost, Watch, awaited, exchange_of, path_of, take
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str], program: str, launcher: Launcher | None = Non
     else:
         wanted = requests(parsed.experiment, fields, parsed.only or ())
     if not parsed.no_random:  # after what was typed has been checked
-        wanted = [_with_floor(request) for request in wanted]
+        wanted = [with_floor(request) for request in wanted]
     if parsed.forecast:
         from harness.measure import forecast
 
@@ -207,13 +206,6 @@ def _report(
         say(f"error: {error}")
         return False
     return True
-
-
-def _with_floor(request: Request) -> Request:
-    """``request`` with real images drawn at random among its methods, where accuracies are asked for."""
-    if FLOOR in request.methods or request.budget == COST:
-        return request
-    return dataclasses.replace(request, methods=(*request.methods, FLOOR))
 
 
 def _draw(distilled: Sequence[Distilled], folder: Path, *, images: bool) -> None:

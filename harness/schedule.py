@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import math
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import UserError
+from benchmarks.errors import UserError, choose
 from benchmarks.files import replacing
 from harness.command_line import Parser, command, end, file_path, finite, whole
 from harness.limits import parse_seconds, show_bytes
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     add("--checkpoint-every", type=time, default=300.0, metavar="TIME", help="the most that a cell loses then")
     add("--experiment", metavar="NAME", help="write CELLS.csv: the cells of this experiment")
     add("--measured", type=file_path, metavar="DIR", help="records that tell the rates of methods on networks")
-    add("--budget", default="paper", metavar="NAME", help="of the experiment")
+    add("--budget", metavar="NAME", help="of the experiment; by default paper, or its own where it has one")
     add("--seeds", type=integers, default=(0,), metavar="N,…", help="of the experiment")
     options = parser.parse(arguments)
     for name in ("devices", "per_device"):
@@ -89,8 +90,11 @@ def _hours(seconds: float) -> str:
 
 def read(path: Path) -> list[Cells]:
     """The rows of ``path``. Raises UserError where they cannot be understood, and where there is none."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table as CSV in UTF-8: {error}") from error
     if not rows:
         raise UserError(f"{path} has no rows")
     return [_row(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
@@ -101,7 +105,7 @@ def _row(row: Mapping[str | None, Any], place: str) -> Cells:
     if unknown := [name for name in row if name not in known]:
         raise UserError(f"{place}: no column is called {unknown[0]!r}; there are {', '.join(known)}")
     try:
-        return Cells(
+        made = Cells(
             name=row["name"],
             seconds=float(row["seconds"]),
             count=int(row.get("count") or 1),
@@ -111,6 +115,9 @@ def _row(row: Mapping[str | None, Any], place: str) -> Cells:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{place} cannot be understood: {error}") from error
+    if made.count < 1 or not 0 <= made.seconds < math.inf:
+        raise UserError(f"{place}: count must be at least 1, and seconds a number from 0")
+    return made
 
 
 def write(cells: Sequence[Cells], path: Path) -> None:
@@ -123,16 +130,19 @@ def write(cells: Sequence[Cells], path: Path) -> None:
             writer.writerow(fields | {"seconds": f"{each.seconds:.4g}", "alone": int(each.alone)})
 
 
-def _planned(experiment: str, budget: str, seeds: tuple[int, ...], measured: Path) -> list[Cells]:
+def _planned(experiment: str, budget: str | None, seeds: tuple[int, ...], measured: Path) -> list[Cells]:
     from harness.plan.durations import cells_of, rates_of
-    from harness.plan.experiments import requests
+    from harness.plan.experiments import EXPERIMENTS, requests
     from harness.plan.planning import merged, plan
-    from harness.plan.request import FLOOR
+    from harness.plan.request import with_floor
     from harness.records.record import read_all
 
     left_out: list[str] = []
-    told = {"budget": budget, "seeds": seeds, "forecast": True, "device": "cuda"}
-    wanted = [dataclasses.replace(request, methods=(*request.methods, FLOOR)) for request in requests(experiment, told)]
+    told = {"seeds": seeds, "forecast": True, "device": "cuda"}
+    parts = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)].parts
+    if budget is not None or not all("budget" in part.settings for part in parts):
+        told["budget"] = budget or "paper"
+    wanted = [with_floor(request) for request in requests(experiment, told)]
     jobs = merged(job for request in wanted for job in plan(request, left_out))
     for line in dict.fromkeys(left_out):
         print(f"left out: {line}", file=sys.stderr)
@@ -140,7 +150,4 @@ def _planned(experiment: str, budget: str, seeds: tuple[int, ...], measured: Pat
 
 
 if __name__ == "__main__":
-    from harness.startup import begin
-
-    begin()
     end(main())

@@ -21,6 +21,7 @@ from benchmarks.errors import UserError
 from harness import launch
 from harness.command_line import command, end, listed, long_parser
 from harness.launch import LAUNCHERS, QUEUES, Launcher
+from harness.listing import hyperparameters
 from harness.plan.jobs import ACCURACY, Job
 from harness.plan.options import split
 from harness.plan.outlook import outlook
@@ -53,6 +54,8 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> TuneRequest:
     parsed = parser.parse(others)
     if parsed.help:
         parser.print_help()
+        if parsed.methods and ALL not in parsed.methods:
+            print(f"\n{hyperparameters(parsed)}")
         sys.exit(0)
     for flag, value in (("--methods", parsed.methods), ("--dataset", parsed.datasets)):
         if value is None:

@@ -67,7 +67,7 @@ class DM(Matching):
 
     Config = DMConfig
     # The paper has one setting for 1 to 50 images per class of every data set. Listed are the sets with a published
-    # accuracy to compare with (FRePo's table 1).
+    # accuracy to compare with (FRePo's table 1); of CUB-200 nothing is said.
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {
         (dataset, ipc): {"steps": 20_000}
         for dataset, ipcs in (
@@ -76,7 +76,6 @@ class DM(Matching):
             ("cifar10", (1, 10, 50)),
             ("cifar100", (1, 10, 50)),
             ("tiny_imagenet", (1, 10)),
-            ("cub200", (1, 10)),
         )
         for ipc in ipcs
     }

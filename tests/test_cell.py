@@ -874,6 +874,7 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process was ended by SIGSEGV"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "the process was ended by SIGTERM"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGHUP)", "the process was ended by SIGHUP"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 3)", "the process was ended by signal 37"),
         ("raise SystemExit(3)", "the process ended with status 3; its messages are above"),
         ("pass", "the process ended without a record"),
     ],

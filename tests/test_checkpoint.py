@@ -316,6 +316,13 @@ def test_networks_that_were_tested_are_not_trained_again(
     assert len(tested) == 4 and answer["values"] == expected["values"] and answer["config"] == expected["config"]
 
 
+def test_other_cells_on_the_device_are_told_wherever_they_were(tmp_path: Path, dummy: type[Dummy]) -> None:
+    made = job(tmp_path, steps=8, seconds=None)
+    interrupt(dataclasses.replace(made, slots=2), 3)
+    busy = run(dataclasses.replace(made, slots=3)).record["cost"]["memory"]["busy"] or ""
+    assert [f"up to {others} other cell" in busy for others in (1, 2)] == [True, True]
+
+
 def test_peaks_and_energy_are_those_of_all_stretches() -> None:
     nothing = record.new("", {}, {}, {}, {})["cost"]["memory"]
     first: Memory = {**nothing, "meter": "torch", "allocated_bytes": 5, "reserved_bytes": 9, "busy": "a"}

@@ -70,6 +70,15 @@ def test_a_rung_takes_the_tasks_that_are_small_enough() -> None:
     assert [trial.draw for trial in made] == [0, 0, 1, 1], "a run that is stopped has whole draws"
 
 
+def test_the_choice_begins_with_few_classes(
+    raw: RawData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = dataclasses.replace(raw, class_names=tuple(map(str, range(11))))
+    monkeypatch.setattr(choose_recipe, "load_raw", lambda *arguments, **options: many)
+    assert main(["--datasets", "digits", "--output", str(tmp_path / "out")]) == 2
+    assert "--datasets needs one with at most 10 classes" in capsys.readouterr().err
+
+
 def test_each_round_is_smaller_and_the_last_has_five_draws() -> None:
     kept = [len(candidates()), *(rung.kept for rung in RUNGS)]
     assert kept == sorted(kept, reverse=True) and CHECK.steps is None
@@ -100,6 +109,8 @@ def test_scores_are_of_held_out_images_and_go_on(
     monkeypatch.setattr(Bench, "score", stopping)
     command = ["--datasets", "digits", "--output", str(tmp_path / "out"), "--width", "4", "--held-out", "50"]
     assert main(command) == 2
+    with (tmp_path / "out" / "scores.csv").open("a", encoding="utf-8") as file:
+        file.write("digits, ipc 10,vi")  # the disk was full
     done.insert(0, done[0])  # no longer five
     assert main(command) == 0
     trained = done[1:]

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from benchmarks.decoder import decode
 from benchmarks.preprocess import fit
 from harness import evaluate, run
 from harness.evaluations import training
+from harness.plan.jobs import Job
 from harness.records import artifact, record
 from harness.records.lease import path_of, take
 from harness.records.record import RECORD, SET
@@ -328,6 +329,20 @@ def test_a_published_set_stands_beside_the_distilled_ones(published: Path, capsy
     assert main(*ask, *options[:-1], 0.5) == 0
     accuracies = [each.evaluations[0]["values"]["accuracy"] for each in all_in(published / "out")]
     assert len(accuracies) == 2 and accuracies[0] != accuracies[1], "the learned step size is not used"
+
+
+def test_limits_hold_for_files_too(published: Path) -> None:
+    jobs = list[Job]()
+
+    def launch(asked: Iterable[Job]) -> Iterator[Job]:
+        for each in asked:
+            jobs.append(each)
+            yield from in_process([each])
+
+    limits = ("--cell-timeout", "2min", "--time-limit", "1h")
+    words = command(published, "--name", "released", "--preprocess", "zca_kornia", "--protocol", "mtt", *limits)
+    assert evaluate.main([str(word) for word in words], launcher=launch) == 0
+    assert [(job.cell_timeout_seconds, job.time_limit_seconds) for job in jobs] == [(120.0, 3600.0)]
 
 
 def test_another_recipe_is_another_question_of_the_same_set(

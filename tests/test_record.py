@@ -184,6 +184,15 @@ def test_what_no_evaluation_can_be_is_damage(tmp_path: Path, place: str, value: 
     is_damaged(answer_in(write(example(), tmp_path)), record.load_evaluation, place, value, problem)
 
 
+def test_values_that_are_no_series_of_the_networks_are_damage(tmp_path: Path) -> None:
+    config = {"networks": 2, "class_steps": 5}
+    values = {"continual_accuracy": [0.5] * 10}
+    folder = write(evaluated(example(), values, "continual_learning", config=config), tmp_path)
+    (path,) = folder.rglob("continual_learning-*.json")
+    assert record.load_evaluation(path)["values"] == values
+    is_damaged(path, record.load_evaluation, "config.networks", 50, "which config.networks does not divide")
+
+
 @pytest.mark.parametrize("depth", [200, 900])
 def test_deep_nesting_is_damage(tmp_path: Path, depth: int) -> None:
     """So deep that reading works, and that whoever works with it may run out of stack."""

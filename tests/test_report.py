@@ -474,7 +474,12 @@ def test_the_command_makes_the_tables_again_and_reads_every_folder_once(
         ([], "no folder is given"),
         (["a", "--b"], "unknown argument '--b'"),
         (["missing"], "no such folder"),
-        (["."], "no records in"),
+        (["."], "no records in ."),
+        ([".", "--output", "made"], "no records in ."),
+        ([".", "--page", "page.md", "--output", "made"], "--page writes the tables of every FOLDER into it"),
+        ([".", "--experiment", "table1", "--claims"], "--claims means nothing for --experiment"),
+        ([".", "--experiment", "table1", "--page", "page.md"], "--page means nothing for --experiment"),
+        ([".", "--experiment", "table1", "--format", "html"], "--experiment writes tables alone: leave html out"),
     ],
 )
 def test_a_bad_command_is_a_line_and_status_2(
@@ -483,7 +488,7 @@ def test_a_bad_command_is_a_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     assert report.main(arguments) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith(f"error: {said}") and shown.count("\n") == 1
+    assert shown.startswith(f"error: {said}") and shown.count("\n") == 1 and not (tmp_path / "made").exists()
 
 
 def test_reported_numbers_are_fractions_with_a_source() -> None:

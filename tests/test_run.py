@@ -1169,6 +1169,7 @@ def test_an_experiment_ends_with_figures_or_a_line_that_says_what_is_missing(
         ("--methods frepo --dataset digits --seconds 0", "--seconds must be a positive number"),
         ("--methods frepo --dataset digits --seconds 3 --steps 3", "exclude each other"),
         ("--methods frepo --dataset digits --budget cost --interleave --steps 3", "give --seconds instead of --steps"),
+        ("--methods frepo --dataset digits --budget cost --interleave --log tensorboard", "leave --log out"),
         ("--methods frepo --dataset digits --seconds-include-prepare", "means nothing without --seconds"),
         ("--methods frepo --dataset digits --networks-evaluated 0", "--networks-evaluated must be at least 1"),
         ("--methods frepo --dataset digits --evaluate-steps 0", "--evaluate-steps must be at least 1"),

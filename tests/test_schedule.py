@@ -13,10 +13,11 @@ from benchmarks.errors import UserError
 from harness import schedule
 from harness.measure.forecast import forecast
 from harness.plan import durations
+from harness.plan.budgets import BUDGETS, COST
 from harness.plan.planning import plan
 from harness.plan.request import Request
 from harness.plan.schedule import Cells, faster, simulate
-from tests.builders import cost
+from tests.builders import cost, saved
 
 MIXED = [Cells("long", 1, 5.0), Cells("middle", 1, 4.0), Cells("short", 3, 3.0)]
 
@@ -93,13 +94,17 @@ def test_a_file_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("name,seconds,speed\na,1,2\n", "no column is called 'speed'; there are name, count, seconds"),
         ("name,count\na,1\n", "row 1 cannot be understood"),
         ("name,seconds\na,soon\n", "row 1 cannot be understood"),
+        ("name,count,seconds\na,-3,1\n", "row 1: count must be at least 1, and seconds a number from 0"),
+        ("name,seconds\na,-10\n", "row 1: count must be at least 1, and seconds a number from 0"),
+        ("name,seconds\na,nan\n", "row 1: count must be at least 1, and seconds a number from 0"),
+        ("name,seconds\ncafé,1\n", "is no table as CSV in UTF-8"),
     ],
 )
 def test_a_file_that_cannot_be_read(
     text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cells.csv"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     assert schedule.main([str(path)]) == 2
     assert expected in capsys.readouterr().err
 
@@ -146,6 +151,21 @@ def test_flat_experts_take_two_passes_and_leave_the_snapshots_that_can_be_touche
     assert flat.name == f"flat {plain.name}, from epoch 0 to 4" == student.after
     assert flat.seconds == pytest.approx(2 * 100 / 50 * plain.seconds)
     assert flat.disk_bytes / plain.disk_bytes == pytest.approx(7 / 51)
+
+
+def test_cells_of_a_set_time_take_that_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs have no evaluation, and no random images stand beside them."""
+    records = [cost(method, 1.0) for method in ("frepo", "mtt", "dsa", "dm", "bptt")]
+    for each in records:
+        each.record["cost"]["flops_per_step"] = 1e9
+    saved(tmp_path / "records", *records)
+    monkeypatch.setattr(durations, "forecast_flops", lambda job: 7e9)
+    path = tmp_path / "cells.csv"
+    command = [str(path), "--experiment", "figure3_cost", "--measured", str(tmp_path / "records")]
+    assert schedule.main(command) == 0
+    cells = [each for each in schedule.read(path) if not each.name.startswith("experts")]
+    assert len(cells) == 5 * 6 and {each.seconds for each in cells} == {BUDGETS[COST].seconds}
+    assert all(each.alone for each in cells)
 
 
 @pytest.mark.parametrize(("method", "options"), [("dc", "--dc.outer-loop 2 --dc.inner-loop 3"), ("dm", "")])

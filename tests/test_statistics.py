@@ -210,6 +210,17 @@ def test_p_is_corrected_for_all_tests_of_the_table() -> None:
     assert [(c.p, c.smallest_p, c.verdict) for c in three] == [(3 / 32, 3 / 32, "better for these sets")] * 3
 
 
+def test_the_smallest_p_is_that_of_all_tests_at_their_smallest() -> None:
+    """With 6 seeds of one method and 10 of the two others, the least p that Holm leaves of 2/64 is twice that."""
+    values = {
+        name: {seed: (level + seed / 100,) for seed in range(count)}
+        for name, level, count in (("dm", 0.1, 6), ("frepo", 0.3, 10), ("mtt", 0.2, 10))
+    }
+    found = row_comparisons(grouped(rows(values)))
+    assert sorted(c.smallest_p or 0.0 for c in found) == [3 * 2 / 2**10, 2 * 2 / 2**6, 2 * 2 / 2**6]
+    assert all(c.p is not None and c.smallest_p is not None and c.p >= c.smallest_p for c in found)
+
+
 def test_bold_are_the_best_and_what_is_not_told_from_it() -> None:
     values = {
         "frepo": {0: (0.90, 0.92, 0.94, 0.91, 0.93)},

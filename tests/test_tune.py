@@ -192,6 +192,11 @@ def test_a_trial_is_a_cell(tuned: type[Dummy], tmp_path: Path, quick: None) -> N
     assert "digits@fold:0-of-5" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+def test_help_shows_the_hyper_parameters_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main(["--methods", "frepo", "--help"]) == 0
+    assert "--frepo.pool-size" in capsys.readouterr().out
+
+
 def test_all_methods_are_those_that_say_what_to_tune_and_help_does_not_import_torch() -> None:
     import methods
 

@@ -6,7 +6,7 @@ Listing names imports nothing, so that ``--help`` is quick.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -52,6 +52,18 @@ def config_problem(name: str, config: Mapping[str, Any]) -> str | None:
         kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in known.items()})
     except (ValueError, TypeError, AssertionError) as error:
         return f"config: {error}"
+    return None
+
+
+def values_problem(name: str, config: Mapping[str, Any], values: Mapping[str, Sequence[float]]) -> str | None:
+    """Why ``values`` cannot be the series that ``config`` of the evaluation ``name`` counts; as `config_problem`."""
+    try:
+        quantities = get(name).quantities
+    except UserError:
+        return None
+    for own, quantity in quantities.items():
+        if len(values.get(own, ())) % (config.get(quantity.repeats or "") or 1):
+            return f"values.{own} are {len(values[own])}, which config.{quantity.repeats} does not divide"
     return None
 
 

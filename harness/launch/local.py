@@ -255,7 +255,7 @@ class _Launch:
             for other in self._cells:
                 other.kills += 1
         elif code < 0:
-            failed = "error", f"the process was ended by {signal.Signals(-code).name}"
+            failed = "error", f"the process was ended by {_name(-code)}"
         elif code > 0:
             failed = "error", f"the process ended with status {code}; its messages are above"
         else:
@@ -339,3 +339,11 @@ def _out_of_memory_kills() -> int:
         except OSError:
             continue
     return count
+
+
+def _name(number: int) -> str:
+    """The name of a signal, which those for real time do not have."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -60,6 +60,11 @@ class LoadMeter:
         return f"other processes kept {others:.1f} of {cores} busy, beside {self._threads} of this one's threads"
 
 
+def joined(*words: str | None) -> str | None:
+    """What several have seen of other work on the device, with "; " between its parts, each told once."""
+    return "; ".join(dict.fromkeys(part for own in words if own for part in own.split("; "))) or None
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     try:

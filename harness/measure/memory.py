@@ -18,6 +18,7 @@ from typing import cast
 import torch
 
 from harness import devices
+from harness.measure.load import joined
 from harness.measure.nvml import Gpu
 from harness.records.record import Memory, Meter
 
@@ -189,8 +190,7 @@ class MemoryMeter:
 
 def merged(before: Memory, now: Memory) -> Memory:
     """Peaks of two stretches of the same steps: the larger of both, and none where one of them was not measured."""
-    words = "; ".join(filter(None, (before["busy"], now["busy"]))).split("; ")
-    both: dict[str, object] = {**now, "busy": "; ".join(dict.fromkeys(words)) or None}
+    both: dict[str, object] = {**now, "busy": joined(before["busy"], now["busy"])}
     if before["meter"] is None:  # the first stretch
         return cast(Memory, both)
     for name in ("allocated_bytes", "reserved_bytes", "device_bytes", "host_rss_bytes"):

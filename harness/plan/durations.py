@@ -94,7 +94,8 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
             Cells(after, config["num_premodel"], seen * _training(spec)[0] / rate, disk_bytes=8 * spec.parameters())
         ]
     size = RECORD_BYTES + (1 + job.curve_points) * job.set_bytes
-    return [*rows, Cells(name, len(same), operations / rate, after, of.cost_only, size)]
+    seconds = operations / rate + (of.seconds or 0.0)
+    return [*rows, Cells(name, len(same), seconds, after, of.cost_only, size)]
 
 
 def _stepping(job: Job) -> float:

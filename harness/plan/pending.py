@@ -15,11 +15,10 @@ from benchmarks.errors import UserError, printable
 from benchmarks.files import put_aside
 from harness.plan.jobs import ACCURACY, WHOLE_DATA, Job, Question
 from harness.records import record
+from harness.records.provenance import SAME_MACHINE
 from harness.records.record import CHECKPOINT, EVALUATIONS, FINAL, RECORD, AskedSet, EvaluationRecord, Record
 
 R = TypeVar("R", Record, EvaluationRecord)
-SAME_MACHINE = ("device", "threads", "torch")
-"""Provenance in which values must agree to be continued; others are computed anew."""
 
 
 @dataclass(frozen=True)

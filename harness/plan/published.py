@@ -161,6 +161,7 @@ def job_of(paths: Sequence[Path], request: EvaluateRequest, *, together: bool = 
         command=request.command,
         tf32=request.tf32,
         time_limit_seconds=request.time_limit,
+        cell_timeout_seconds=request.cell_timeout,
         force=request.force,
     )
     doubts = []

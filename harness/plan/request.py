@@ -235,6 +235,8 @@ class Request(Evaluating):
             raise UserError("--seconds-include-prepare means nothing without --seconds")
         if self.interleave and self.budget != COST:
             raise UserError("--interleave times steps alone: it needs --budget cost")
+        if self.interleave and self.log:
+            raise UserError("--interleave times steps and logs nothing: leave --log out")
         if self.interleave and self.steps is not None:
             raise UserError("--interleave takes steps for a time: give --seconds instead of --steps")
         if self.budget == COST:
@@ -260,6 +262,13 @@ EVALUATION_FIELDS = (
     "seconds_include_prepare",
 )
 """Fields that mean nothing where only costs are asked for."""
+
+
+def with_floor(request: Request) -> Request:
+    """``request`` with real images drawn at random among its methods, where accuracies are asked for."""
+    if FLOOR in request.methods or request.budget == COST:
+        return request
+    return dataclasses.replace(request, methods=(*request.methods, FLOOR))
 
 
 @dataclass(frozen=True, kw_only=True)

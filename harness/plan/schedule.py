@@ -1,6 +1,7 @@
 """How long a grid takes on many devices: greedy list scheduling of cells whose durations are known.
 
-Whenever a device is free, it takes the cell with the longest chain of work before it, among those that can begin.
+Whenever a device is free, it takes one of those that can begin: first cells that run alone, of these and of the
+others the one on which the longest chain of work still waits.
 """
 
 from __future__ import annotations

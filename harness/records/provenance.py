@@ -20,6 +20,8 @@ ENVIRONMENT = (
     *("NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
 )
 """Beginnings of the environment variables that can move a number: threads, kernels, allocators."""
+SAME_MACHINE = ("device", "threads", "torch")
+"""What must agree for a set to have the same bytes, and for values to be continued instead of computed anew."""
 
 
 def provenance(

@@ -504,7 +504,8 @@ def evaluation_problem(content: Any) -> str | None:
         return "status ok without values"
     from harness import evaluations  # whose own configurations are checked: that imports torch
 
-    return evaluations.config_problem(content["evaluation"], content["config"])
+    asked = content["evaluation"], content["config"]
+    return evaluations.config_problem(*asked) or evaluations.values_problem(*asked, content["values"])
 
 
 def _outline_problem(content: Any, kind: type[Any]) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.reports.groups import NONE, Group, variants
+from harness.reports.groups import NONE, Group, by_table, variants
 from harness.reports.render import Table, listed
 from harness.reports.statistics import FEWEST_PAIRS, FEWEST_SEEDS, LEVEL, Comparison, Interval, compare, holm, interval
 
@@ -67,12 +67,11 @@ def row_comparisons(groups: Sequence[Group]) -> list[RowComparison]:
         ways = [(one, other, compare(values[one], values[other])) for one, other in (pair, pair[::-1])]
         compared.append(next((way for way in ways if way[2] and way[2].difference >= 0), ways[0]))
     tested = [own for _, _, own in compared if own and own.seeds >= FEWEST_SEEDS]
-    corrected = iter(holm([own.p for own in tested]))
+    corrected, smallest = iter(holm([own.p for own in tested])), iter(holm([own.smallest_p for own in tested]))
     made = []
     for first, second, own in compared:
-        p = next(corrected) if own and own.seeds >= FEWEST_SEEDS else None
-        smallest = None if p is None or own is None else min(1.0, len(tested) * own.smallest_p)
-        made.append(RowComparison(first, second, own, p, smallest))
+        p, least = (next(corrected), next(smallest)) if own and own.seeds >= FEWEST_SEEDS else (None, None)
+        made.append(RowComparison(first, second, own, p, least))
     return made
 
 
@@ -115,8 +114,7 @@ def leaders(groups: Sequence[Group]) -> tuple[set[int], set[int]]:
 def comparison_tables(groups: Sequence[Group]) -> list[Table]:
     """A table of comparisons for each device, budget, kind of protocol and version; none where nothing compares."""
     tables = []
-    for key in sorted({group.table for group in groups}):
-        same = [group for group in groups if group.table == key]
+    for key, same in by_table(groups).items():
         if made := row_comparisons(same):
             tables.append(_table(key, same, made))
     return tables
@@ -131,8 +129,7 @@ COLUMNS = (
 def comparison_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The rows of ``comparisons.csv``: nothing rounded, differences as fractions."""
     found = []
-    for key in sorted({group.table for group in groups}):
-        same = [group for group in groups if group.table == key]
+    for key, same in by_table(groups).items():
         names = _names(same)
         for each in row_comparisons(same):
             own = each.comparison

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -479,6 +479,14 @@ def variants(groups: Sequence[Group], shown: Sequence[str] = ()) -> list[str]:
         ]
         texts.append(", ".join(parts) or NONE)
     return texts
+
+
+def by_table(groups: Iterable[Group]) -> dict[tuple[str, str, str, str], list[Group]]:
+    """``groups`` by the table they stand in, in the order of the tables."""
+    found = defaultdict[tuple[str, str, str, str], list[Group]](list)
+    for group in groups:
+        found[group.table].append(group)
+    return dict(sorted(found.items()))
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float] | None:

@@ -23,7 +23,7 @@ from harness.records.record import RECORD, Distilled, EvaluationRecord, summaris
 from harness.reports import figures, scaling, svg
 from harness.reports.comparisons import comparison_tables
 from harness.reports.drawing import ORDER
-from harness.reports.groups import NONE, Group, distinct, grouped
+from harness.reports.groups import NONE, Group, by_table, distinct, grouped
 from harness.reports.html_images import images
 from harness.reports.paper_tables import has_table, sheets
 from harness.reports.render import Table, leading, listed, percent
@@ -106,9 +106,7 @@ def tables(distilled: Sequence[Distilled], pairs: Sequence[Pair]) -> list[TableD
 
 def measured(groups: Sequence[Group], *, intervals: bool = False) -> list[Pair]:
     """The tables of what was measured, those with accuracies first, each with the groups of its rows."""
-    keys = sorted({group.table for group in groups})
-    parts = [[group for group in groups if group.table == key] for key in keys]
-    pairs = zip(parts, measured_tables(groups, intervals=intervals), strict=True)
+    pairs = zip(by_table(groups).values(), measured_tables(groups, intervals=intervals), strict=True)
     return sorted(pairs, key=lambda pair: not pair[0][0].evaluated)
 
 
@@ -258,8 +256,8 @@ def unmeasured(folders: Sequence[Distilled], groups: Sequence[Group], damaged: S
 def _holes(groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
     """(method, data set, ipc, device) that a table of accuracies lacks, where its method and its task have others."""
     holes = []
-    for key in sorted({group.table for group in groups}):
-        same = [g for g in groups if g.table == key and g.evaluated and not (g.ceiling or g.is_part)]
+    for key, own in by_table(groups).items():
+        same = [group for group in own if group.evaluated and not (group.ceiling or group.is_part)]
         there = {(group.method, group.distillation["dataset"], group.ipc) for group in same}
         tasks = dict.fromkeys((dataset, ipc) for _, dataset, ipc in sorted(there))
         names = sorted({FLOOR, *(method for method, _, _ in there)}) if there else []

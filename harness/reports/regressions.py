@@ -30,7 +30,7 @@ from benchmarks.errors import UserError
 from harness.plan.jobs import ACCURACY
 from harness.records.record import Distilled, EvaluationRecord, Record
 from harness.records.record import new as new_record
-from harness.reports.groups import IMMATERIAL, METERS, NONE, Group, Member, distinct, members, parted
+from harness.reports.groups import IMMATERIAL, METERS, NONE, Group, Member, distinct, members, parted, quartiles
 from harness.reports.render import listed, literal, mebibytes
 
 # scipy is imported where it is used: --help must not wait for it.
@@ -390,16 +390,10 @@ def _seconds(name: str, before: Group, after: Group, bounds: Bounds) -> Finding:
         remarks.append("runs not repeated")
     elif not apart:
         remarks.append("runs overlap")
-    numbers = Number(a, *_quartiles(old), len(runs[0])), Number(b, *_quartiles(new), len(runs[1]))
+    (a1, a3), (b1, b3) = (quartiles(samples) or (None, None) for samples in (old, new))
+    numbers = Number(a, a1, a3, len(runs[0])), Number(b, b1, b3, len(runs[1]))
     texts = f"{a:.3g} s", f"{b:.3g} s", ", ".join(remarks)
     return Finding(verdict, name, quantity, *texts, unit="s", numbers=numbers, p=p)
-
-
-def _quartiles(samples: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(samples) < 2:
-        return None, None
-    first, _, third = statistics.quantiles(samples, method="inclusive")
-    return first, third
 
 
 def blocks(run: Sequence[float], count: int = BLOCKS) -> list[float]:

@@ -18,7 +18,18 @@ from harness.plan.jobs import ACCURACY
 from harness.plan.request import FLOOR
 from harness.records.record import summarise
 from harness.reports.comparisons import interval_of, leaders
-from harness.reports.groups import EVALUATED, LISTED, METERS, NONE, Group, Member, circumstances, quartiles, variants
+from harness.reports.groups import (
+    EVALUATED,
+    LISTED,
+    METERS,
+    NONE,
+    Group,
+    Member,
+    by_table,
+    circumstances,
+    quartiles,
+    variants,
+)
 from harness.reports.measures import Measure, measures, with_marks
 from harness.reports.ratios import base_of, reference, seconds_ratio, size_ratio, time_to_share
 from harness.reports.render import Table, listed, mebibytes, number, percent, short, span, times
@@ -32,8 +43,7 @@ PEAKS = ("device_bytes", "allocated_bytes", "reserved_bytes", "host_rss_bytes")
 
 def tables(groups: Sequence[Group], *, intervals: bool = False) -> list[Table]:
     """One table for each device, budget, kind of protocol and version of it; ``intervals``: with those of accuracy."""
-    keys = sorted({group.table for group in groups})
-    return [tabulated([group for group in groups if group.table == key], intervals=intervals) for key in keys]
+    return [tabulated(same, intervals=intervals) for same in by_table(groups).values()]
 
 
 def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -224,9 +224,8 @@ CLAIMS = (
 )
 
 
-def claims_table(groups: Sequence[Group]) -> Table:
+def claims_table(judged: Sequence[Verdict]) -> Table:
     """All claims with their verdicts."""
-    judged = verdicts(groups)
     return Table(
         caption="Claims of Zhou, Nezhadarya and Ba (FRePo, NeurIPS 2022), abstract and sections 4 and 5, and what was "
         "measured here. A verdict is about the device, data, budget and width beside it; it is about the paper's "
@@ -243,22 +242,22 @@ def claims_table(groups: Sequence[Group]) -> Table:
     )
 
 
-def claims_lines(groups: Sequence[Group]) -> str:
+def claims_lines(judged: Sequence[Verdict]) -> str:
     """The same for a terminal, a paragraph each."""
     lines = []
-    for each in verdicts(groups):
+    for each in judged:
         line = f"{each.word.upper()}: {each.claimed} ({each.where}). {_measured(each)}".rstrip()
         lines.append(textwrap.fill(printable(line), 100))
     return "\n\n".join(lines)
 
 
-def claims_markdown(groups: Sequence[Group]) -> str:
+def claims_markdown(judged: Sequence[Verdict]) -> str:
     """The same as Markdown, a point each: no table is wide enough for them."""
     lines = []
-    for each in verdicts(groups):
+    for each in judged:
         measured = _measured(each) or f"It is decided by: {each.decided_by}."
         lines.append(f"- **{literal(each.claimed)}** ({each.where}): *{each.word}*. {literal(measured)}")
-    table = claims_table(groups)
+    table = claims_table(judged)
     return "\n\n".join([literal(table.caption), "\n".join(lines), *map(literal, table.notes)]) + "\n"
 
 
@@ -267,6 +266,6 @@ def _measured(verdict: Verdict) -> str:
     return "" if verdict.n == NONE else f"{verdict.measured}. On {verdict.on}; n = {verdict.n}."
 
 
-def claims_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def claims_rows(judged: Sequence[Verdict]) -> list[dict[str, Any]]:
     """The rows of ``claims.csv``."""
-    return [vars(verdict) for verdict in verdicts(groups)]
+    return [vars(verdict) for verdict in judged]
