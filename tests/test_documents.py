@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 import methods
 from harness import evaluate, export, launch, run, schedule, tune
 from harness.__main__ import COMMANDS
+from harness.command_line import Parser
 from harness.launch import Launcher
 from harness.plan.budgets import BUDGETS, WIDTH
 from harness.plan.options import parse
@@ -75,8 +78,17 @@ def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
         named = COMMANDS[arguments[0]]
         program, arguments = ".venv/bin/python", ["-m", named.module, *named.arguments, *arguments[1:]]
     assert program in ("python", ".venv/bin/python")
-    reading = ("data", "report", "figures", "regress", "schedule", "watch")
-    if arguments[1] in {f"harness.{name}" for name in reading} | {"pytest"}:
+    if arguments[1] == "pytest":
+        return
+    if arguments[1] in {f"harness.{name}" for name in ("data", "report", "figures", "regress", "schedule", "watch")}:
+        parsed = Parser.parse
+
+        def read(parser: Parser, words: Sequence[str]) -> None:
+            raise Parsed(parsed(parser, words))
+
+        monkeypatch.setattr(Parser, "parse", read)
+        with pytest.raises(Parsed):
+            importlib.import_module(arguments[1]).main(arguments[2:])
         return
     if arguments[1] == "harness.export":
         export.parse(arguments[2:])
