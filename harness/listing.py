@@ -24,11 +24,8 @@ from harness.plan.request import Request
 def hyperparameters(parsed: argparse.Namespace) -> str:
     """The hyper-parameters as they stand for the first data set, ipc and budget asked for; options of evaluations."""
     dataset, ipc = (parsed.datasets or ("digits",))[0], (parsed.ipcs or (1,))[0]
-    budget, names, asked = (
-        parsed.budget or Request.budget,
-        parsed.methods or (),
-        getattr(parsed, "evaluations", ()) or (),
-    )
+    budget, names = parsed.budget or Request.budget, parsed.methods or ()
+    asked = getattr(parsed, "evaluations", None) or ()  # `harness.tune` asks for none by name
     request = Request(methods=names, datasets=(dataset,), ipcs=(ipc,), budget=budget, evaluations=asked or None)
     resolved = resolve({name: methods.get(name) for name in names}, dataset, ipc, budget, {})
     configs = {name: config for name, (config, _) in resolved.items()}

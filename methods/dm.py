@@ -67,7 +67,7 @@ class DM(Matching):
 
     Config = DMConfig
     # The paper has one setting for 1 to 50 images per class of every data set. Listed are the sets with a published
-    # accuracy to compare with (FRePo's table 1); of CUB-200 nothing is said.
+    # accuracy to compare with (FRePo's table 1), except for CUB-200, on which no settings are told.
     PAPER: ClassVar[Mapping[tuple[str, int], Mapping[str, Any]]] = {
         (dataset, ipc): {"steps": 20_000}
         for dataset, ipcs in (

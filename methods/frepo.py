@@ -47,8 +47,8 @@ class FRePoConfig:
     """λ: ridge of the kernel regression, in units of the mean eigenvalue of the Gram matrix."""
     use_flip: bool = True
     """Append the mirrored synthetic images before the kernel, where a mirrored image still belongs to its class. The
-    paper does not on Fashion-MNIST and ImageNet at 64², nor on CIFAR-100 and Tiny ImageNet with more than one image per
-    class."""
+    paper does not do so on Fashion-MNIST and ImageNet at 64², nor on CIFAR-100 and Tiny ImageNet with more than one
+    image per class."""
     learn_label: bool = True
     """Learn the labels as well as the images."""
     scale_label: bool = True

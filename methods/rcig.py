@@ -14,8 +14,8 @@ Differences from the official code (JAX, github.com/yolky/RCIG, commit a9fb1fa),
   sets for which the official code takes only some of them have no published settings here.
 - The native evaluation trains networks as FRePo's does, with RCIG's step size, length and batch: on the stored images
   alone, with a loss summed over classes, colours changed on grey images too, and batches cut from shuffled epochs.
-  Theirs trains on the mirrored images as well, where they were distilled so, with its mean over classes, without colour
-  on MNIST and Fashion-MNIST, and each batch is drawn anew.
+  Theirs trains on the mirrored images as well where these were distilled, takes the mean over classes, leaves the
+  colours of MNIST and Fashion-MNIST as they are, and draws each batch anew.
 Any network serves; ReLUs that are modules become softplus while distilling. The paper's network has no norm.
 """
 
@@ -66,8 +66,8 @@ class RCIGConfig:
     softplus: float = 60.0
     """β of log(1 + exp(βx))/β in place of ReLU while distilling; 0: ReLU."""
     use_flip: bool = True
-    """Append the mirrored synthetic images, where a mirrored image still belongs to its class. The paper does not on
-    Fashion-MNIST."""
+    """Append the mirrored synthetic images, where a mirrored image still belongs to its class. The paper does not
+    do so on Fashion-MNIST."""
     ema: float = 0.99
     """Decay of the moving average of images and labels, which is the result."""
     solver: Literal["exact", "faithful"] = "exact"

@@ -69,8 +69,8 @@ def _rows(same: Sequence[Job], rates: Rates) -> list[Cells]:
     """The row of jobs that differ in the seed, and before it the row of their experts, if they have any."""
     job = same[0]
     of, rate, operations = job.distillation, _rate(job, rates), _evaluating(job)
-    if methods.get(of.method).iterative:
-        operations += _stepping(job) * (of.steps or 0)
+    if of.steps and methods.get(of.method).iterative:
+        operations += _stepping(job) * of.steps
     name, after = f"{of.method} on {of.dataset}, ipc {of.ipc}, width {of.width}", ""
     rows = []
     if "num_experts" in job.config:
